@@ -1,0 +1,39 @@
+"""The intermediate representation: symbolic tensors, instructions, programs, parameters, open sizes."""
+
+from tapeprop.ir.dims import Dim, Shape, Size, UndecidedError
+from tapeprop.ir.parameter import Parameter
+from tapeprop.ir.tensor import (
+    Constant,
+    Gradient,
+    Input,
+    Instruction,
+    Program,
+    Region,
+    Span,
+    Store,
+    Tensor,
+    reachable,
+)
+from tapeprop.ir.trace import Trace, at_node, current, recording
+
+__all__ = [
+    "Constant",
+    "Dim",
+    "Gradient",
+    "Input",
+    "Instruction",
+    "Parameter",
+    "Program",
+    "Region",
+    "Shape",
+    "Size",
+    "Span",
+    "Store",
+    "Tensor",
+    "Trace",
+    "UndecidedError",
+    "at_node",
+    "current",
+    "reachable",
+    "recording",
+]
