@@ -1,0 +1,1 @@
+"""The compiler: gradient, passes, memory plan, encoding, verification. Pure functions from IR to IR to tape."""

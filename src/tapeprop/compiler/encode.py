@@ -1,0 +1,140 @@
+"""Encoding: a plan becomes portable rows, which can be printed, verified, compared and bound to addresses.
+
+A barrier stands after a row where a later row of the same stretch touches what an earlier one wrote (or writes what it read), unless
+all of them cut their work alike, so that every worker meets only its own part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from tapeprop.compiler.plan import ALIGNMENT, Place, Plan, Step
+from tapeprop.errors import CompileError, GraphError
+from tapeprop.ir.kernels import Kernel
+from tapeprop.ops.op import ITEM_BYTES, Launch, Ref
+
+GROUP_LIMIT = 48  # rows without a barrier between them: keeps the search for conflicts linear in the tape
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The bytes that an operand or result occupies."""
+
+    place: Place
+    nbytes: int
+
+    def meets(self, other: Extent) -> bool:
+        """Whether the two share a byte."""
+        a, b = self.place, other.place
+        return a.buffer == b.buffer and a.offset < b.offset + other.nbytes and b.offset < a.offset + self.nbytes
+
+
+@dataclass
+class Row:
+    """One portable row: what runs, on what, where.
+
+    fields: the words from word 4 on; a Place stands for an address. reads, writes: the extents, in the order of operands and results.
+    """
+
+    step: Step
+    kernel: Kernel
+    fields: tuple[int | Place, ...]
+    reads: tuple[Extent, ...]
+    writes: tuple[Extent, ...]
+    partition: tuple | None
+    barrier: bool = True
+
+
+@dataclass
+class Tape:
+    """The rows of a plan.
+
+    spans: {name: (first row, one past the last)}. scratch_bytes: per worker, the most that a row wants. arena: name and bytes of the
+    buffer that the plan shares out.
+    """
+
+    rows: list[Row]
+    spans: dict[str, tuple[int, int]]
+    scratch_bytes: int
+    arena: str
+    arena_bytes: int
+    plan: Plan = field(repr=False)
+
+
+def encode(plan: Plan, span_names: Iterable[str], arena: str = "arena") -> Tape:
+    """The portable rows of a plan. GraphError, naming the node, where an op refuses the concrete sizes."""
+    rows: list[Row] = []
+    spans = {name: [len(plan.steps), 0] for name in span_names}
+    scratch_bytes = 0
+    for step in plan.steps:
+        instruction = step.instruction
+        if instruction.op.alias:
+            continue
+        launched = _launch(step)
+        if launched.scratch:
+            count, dtype = launched.scratch
+            scratch_bytes = max(scratch_bytes, -(-count * ITEM_BYTES[dtype] // ALIGNMENT) * ALIGNMENT)
+        operands = [plan.places[t] for t in instruction.operands]
+        results = [plan.places[t] for t in instruction.results]
+        fields = tuple(_field(item, operands, results) for item in launched.fields)
+        row = Row(
+            step,
+            launched.kernel,
+            fields,
+            tuple(Extent(p, t.nbytes) for p, t in zip(operands, step.call.operands, strict=True)),
+            tuple(Extent(p, t.nbytes) for p, t in zip(results, step.call.results, strict=True)),
+            launched.partition,
+        )
+        bounds = spans[step.span]
+        bounds[0], bounds[1] = min(bounds[0], len(rows)), len(rows) + 1
+        rows.append(row)
+    _set_barriers(rows, {last - 1 for first, last in spans.values() if last})
+    found = {name: (first, last) if last else (0, 0) for name, (first, last) in spans.items()}
+    return Tape(rows, found, scratch_bytes, arena, plan.arena_bytes, plan)
+
+
+def _launch(step: Step) -> Launch:
+    try:
+        return step.instruction.op.cpu(step.call)
+    except CompileError:
+        raise
+    except GraphError as error:
+        node = step.instruction.node
+        if node and node not in str(error):
+            raise type(error)(f"node {node!r}: {error}") from None
+        raise
+
+
+def _field(item: int | Ref, operands: list[Place], results: list[Place]) -> int | Place:
+    if isinstance(item, Ref):
+        if item.kind == "scratch":
+            return Place("scratch", 0)
+        return (operands if item.kind == "operand" else results)[item.index]
+    return item
+
+
+def _set_barriers(rows: list[Row], span_ends: set[int]) -> None:
+    """A barrier before each row that conflicts with a row since the last barrier, and at the end of every span."""
+    group: list[Row] = []
+    for i, row in enumerate(rows):
+        if len(group) >= GROUP_LIMIT or any(_conflict(earlier, row) for earlier in group):
+            rows[i - 1].barrier = True
+            group = []
+        row.barrier = i in span_ends
+        if row.barrier:
+            group = []
+        else:
+            group.append(row)
+
+
+def _conflict(earlier: Row, later: Row) -> bool:
+    alike = earlier.partition is not None and earlier.partition == later.partition
+    for written, touched in (
+        *((w, t) for w in earlier.writes for t in (*later.reads, *later.writes)),
+        *((w, r) for w in later.writes for r in earlier.reads),
+    ):
+        # cut alike, two rows meet no one else's part, provided that what they share lies at one place in both
+        if written.meets(touched) and not (alike and written == touched):
+            return True
+    return False

@@ -1,0 +1,57 @@
+"""The verifier: proves of a tape, without running it, that every row stays inside its buffers and destroys nothing that is still needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tapeprop.compiler.encode import Extent, Tape
+from tapeprop.errors import CompileError
+from tapeprop.ir import Tensor
+
+
+def verify(tape: Tape, buffer_bytes: Mapping[str, int]) -> None:
+    """CompileError naming the row where an extent leaves its buffer, or a row writes over a value that a later row reads.
+
+    buffer_bytes: {buffer: its size}.
+    """
+    _check_ranges(tape, buffer_bytes)
+    _check_values(tape)
+
+
+def _check_ranges(tape: Tape, buffer_bytes: Mapping[str, int]) -> None:
+    for number, row in enumerate(tape.rows):
+        for extent in (*row.reads, *row.writes):
+            size = buffer_bytes.get(extent.place.buffer)
+            if size is None or extent.place.offset < 0 or extent.place.offset + extent.nbytes > size:
+                raise CompileError(
+                    f"row {number} ({row.step.instruction.op.name}, node {row.step.instruction.node!r}): "
+                    f"{extent.place.buffer}[{extent.place.offset} : {extent.place.offset + extent.nbytes}] leaves a buffer of "
+                    f"{size} bytes; this is a bug of the planner"
+                )
+
+
+def _check_values(tape: Tape) -> None:
+    """Follows which tensor owns each extent: a read must find its own tensor, whole."""
+    owner: dict[str, list[tuple[Extent, Tensor]]] = {}
+    roots: dict[Tensor, Tensor] = {}
+    for step in tape.plan.steps:
+        if step.instruction.op.alias:
+            operand = step.instruction.operands[0]
+            roots[step.instruction.results[0]] = roots.get(operand, operand)
+    for number, row in enumerate(tape.rows):
+        instruction = row.step.instruction
+        for operand, extent in zip(instruction.operands, row.reads, strict=True):
+            root = roots.get(operand, operand)
+            if root.producer is None or extent.place.buffer != tape.arena:
+                continue  # leaves and stores live in storage that outlasts the tape
+            if not any(tensor is root and held.meets(extent) for held, tensor in owner.get(tape.arena, ())):
+                raise CompileError(
+                    f"row {number} ({instruction.op.name}, node {instruction.node!r}): an operand was overwritten before this "
+                    "row reads it; this is a bug of the planner"
+                )
+        for result, extent in zip(instruction.results, row.writes, strict=True):
+            held = owner.setdefault(extent.place.buffer, [])
+            held[:] = [item for item in held if not item[0].meets(extent)]
+            held.append((extent, result))
+
+
