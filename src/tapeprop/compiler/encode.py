@@ -66,22 +66,16 @@ def encode(plan: Plan, span_names: Iterable[str], arena: str = "arena") -> Tape:
     """The portable rows of a plan. GraphError, naming the node, where an op refuses the concrete sizes."""
     rows: list[Row] = []
     spans = {name: [len(plan.steps), 0] for name in span_names}
-    scratch_bytes = 0
-    for step in plan.steps:
+    launches = [(step, _launch(step)) for step in plan.steps if not step.instruction.op.alias]
+    scratch_bytes = max((_scratch_bytes(launched) for _, launched in launches), default=0)
+    for step, launched in launches:
         instruction = step.instruction
-        if instruction.op.alias:
-            continue
-        launched = _launch(step)
-        if launched.scratch:
-            count, dtype = launched.scratch
-            scratch_bytes = max(scratch_bytes, -(-count * ITEM_BYTES[dtype] // ALIGNMENT) * ALIGNMENT)
         operands = [plan.places[t] for t in instruction.operands]
         results = [plan.places[t] for t in instruction.results]
-        fields = tuple(_field(item, operands, results) for item in launched.fields)
         row = Row(
             step,
             launched.kernel,
-            fields,
+            tuple(_field(item, operands, results, scratch_bytes) for item in launched.fields),
             tuple(Extent(p, t.nbytes) for p, t in zip(operands, step.call.operands, strict=True)),
             tuple(Extent(p, t.nbytes) for p, t in zip(results, step.call.results, strict=True)),
             launched.partition,
@@ -106,12 +100,21 @@ def _launch(step: Step) -> Launch:
         raise
 
 
-def _field(item: int | Ref, operands: list[Place], results: list[Place]) -> int | Place:
-    if isinstance(item, Ref):
-        if item.kind == "scratch":
-            return Place("scratch", 0)
-        return (operands if item.kind == "operand" else results)[item.index]
-    return item
+def _scratch_bytes(launched: Launch) -> int:
+    if launched.scratch is None:
+        return 0
+    count, dtype = launched.scratch
+    return -(-count * ITEM_BYTES[dtype] // ALIGNMENT) * ALIGNMENT
+
+
+def _field(item: int | Ref, operands: list[Place], results: list[Place], scratch_bytes: int) -> int | Place:
+    if not isinstance(item, Ref):
+        return item
+    if item.kind == "scratch":
+        return Place("scratch", 0)
+    if item.kind == "stride":
+        return scratch_bytes // item.index
+    return (operands if item.kind == "operand" else results)[item.index]
 
 
 def _set_barriers(rows: list[Row], span_ends: set[int]) -> None:

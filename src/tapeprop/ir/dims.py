@@ -159,7 +159,25 @@ def at_least(a: Size, bound: int) -> bool:
         return a >= bound
     if bound <= 1 and len(a.terms) == 1 and a.terms[0][1] > 0:
         return True
+    least = _least(a)
+    if least is not None and least >= bound:
+        return True
     raise UndecidedError(f"{a} >= {bound}")
+
+
+def _least(size: Size) -> int | None:
+    """The value where every symbol is 1, if no other choice gives a smaller one; else None."""
+    total = 0
+    for monomial, factor in _terms(size):
+        if monomial and factor < 0:
+            return None
+        for atom in monomial:
+            inner = 1 if atom[0] == "symbol" else _least(atom[1])
+            if inner is None:
+                return None
+            factor *= inner if atom[0] == "symbol" else inner // atom[2]
+        total += factor
+    return total
 
 
 def product(sizes: Iterable[Size]) -> Size:

@@ -1,7 +1,7 @@
-"""The name of a kernel: which builder makes it, with which parameters. Pure data, so a plan can be kept, compared and sent.
+"""The name of a kernel: which builder makes it, with which parameters. Pure data: kept, compared and sent at will.
 
-A kernel is machine code `void kernel(int64 row address, int64 worker, int64 workers)`. What stands here only says how to
-get it; `tapeprop.runtime.linker.load` turns names into addresses, from the cache on disk where it can.
+A kernel is machine code `void kernel(int64 row address, int64 worker, int64 workers)`. What stands here only says how
+to get it; `tapeprop.runtime.linker.load` turns names into addresses, from the cache on disk where it can.
 
 Words of a tape row (int64): 0 the kernel's address, 1 whether a barrier follows, 2 the address of the control block,
 3 the row's number, from 4 on (`FIRST_FIELD`) the kernel's own fields.
@@ -29,7 +29,8 @@ def _check_literal(value: object, place: str) -> None:
             _check_literal(item, place)
     elif type(value) not in _LITERALS:
         raise TypeError(
-            f"{place}: expected str, int, float, bool, None or a tuple of these, got {type(value).__name__} {value!r:.60}; "
+            f"{place}: expected str, int, float, bool, None or a tuple of these, "
+            f"got {type(value).__name__} {value!r:.60}; "
             "convert it (a NumPy integer with int(), a list with tuple())"
         )
 

@@ -83,7 +83,9 @@ class Parameter:
             raise DTypeError(f"{self.name}: expected real numbers, got dtype {given.dtype}; convert the array first")
         if given.shape != self.shape:
             raise ShapeError(f"{self.name}: expected shape {self.shape}, got {given.shape}")
-        if self.storage is None:
-            self.value[...] = given
-        else:
+        if self.storage is not None:
             self.storage.write(given)
+        elif self._own is None:  # nothing is drawn that would be overwritten at once
+            self._own = np.array(given, dtype=self.dtype or np.float64, order="C")
+        else:
+            self._own[...] = given

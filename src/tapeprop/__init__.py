@@ -1,0 +1,26 @@
+"""Neural networks as graphs of layers, lowered to a flat instruction tape that compiled kernels run."""
+
+from tapeprop import callbacks, datasets, errors, initializers, layers, losses, ops, optimizers, schedules
+from tapeprop.graph.merge import MergeMode
+from tapeprop.graph.node import LayerNode, SequentialNode
+from tapeprop.model import LayerGraph, gradcheck
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LayerGraph",
+    "LayerNode",
+    "MergeMode",
+    "SequentialNode",
+    "__version__",
+    "callbacks",
+    "datasets",
+    "errors",
+    "gradcheck",
+    "initializers",
+    "layers",
+    "losses",
+    "ops",
+    "optimizers",
+    "schedules",
+]

@@ -1,0 +1,69 @@
+"""`tapeprop summary`: the nodes of a network, their shapes and weights, and its instruction tape."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tapeprop.cli.output import add_json, print_json
+
+
+def add(commands: Any) -> None:
+    """Adds the command to the parser."""
+    command = commands.add_parser(
+        "summary",
+        help="show the nodes of a network",
+        description="Shows the nodes of the demo's network, or of a graph saved with graph.save().",
+    )
+    command.add_argument("graph", help='"digits", or the path of a saved graph')
+    command.add_argument("--input-shape", type=_shape, metavar="N,C,H,W", help="shape of the input, as 32,1,8,8")
+    command.add_argument("--tape", action="store_true", help="list the instructions as well")
+    add_json(command)
+    command.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the summary."""
+    graph, shape = _load(args.graph, args.input_shape)
+    weights, biases = graph.param_size
+    if args.json:
+        report = {
+            "nodes": [str(name) for name in graph.labels.values()],
+            "weights": weights,
+            "biases": biases,
+            "layers": graph.layer_count,
+        }
+        if shape is not None:
+            report |= {"input_shape": shape, "output_shape": graph.out_shape(shape)}
+        if args.tape:
+            report["tape"] = [dict(row) for row in graph.build(shape).tape]
+        print_json(report)
+        return 0
+    print(graph.summary(shape))
+    if args.tape:
+        print()
+        print(graph.build(shape).tape)
+    return 0
+
+
+def _load(name: str, shape: tuple[int, ...] | None) -> tuple[Any, tuple[int, ...] | None]:
+    if name == "digits":
+        from tapeprop.cli.digits import digits_network
+
+        return digits_network(), shape or (32, 1, 8, 8)
+    if not Path(name).is_file():
+        raise FileNotFoundError(f'{name!r} is neither "digits" nor a file')
+    import tapeprop
+
+    return tapeprop.load(name), shape
+
+
+def _shape(value: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(size) for size in value.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers with commas between, received {value!r}") from None
+    if min(shape) < 1:
+        raise argparse.ArgumentTypeError(f"expected sizes of at least 1, received {value!r}")
+    return shape

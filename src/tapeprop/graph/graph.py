@@ -1,0 +1,334 @@
+"""`CompiledGraph`: a graph that is built and runs forward, backward and update. `tapeprop.LayerGraph` adds training to it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tapeprop.errors import DeviceError, GraphError, NotBuiltError, ShapeError, StateError
+from tapeprop.graph.base import GraphStructure
+from tapeprop.graph.node import LayerNode, configured
+from tapeprop.ir import Parameter
+from tapeprop.layers.edits import edits
+from tapeprop.runtime.listing import Listing
+from tapeprop.runtime.network import CacheInfo, Network, Options, as_input, check_not_empty
+from tapeprop.runtime.state import pack
+from tapeprop.runtime.training import FitSession, Trainer, zero_gradients
+from tapeprop.runtime.update import OptimizerState, set_lr
+
+DTYPES = ("float32", "float64")
+Where = Callable[[str, Parameter], bool]
+
+
+class CompiledGraph(GraphStructure):
+    """A graph with a compiler: build(), forward(), backward(), update(). One thread runs it at a time; others wait."""
+
+    def __init__(self, graph=None, root=None, term=None, *, seed: int | None = None):
+        self._network: Network | None = None
+        self._trainer: Trainer | None = None
+        self._options = Options()
+        self._built_version = -1
+        self._optimizers = OptimizerState()
+        self._rules: list[tuple[Where | None, Any]] = []
+        self._synchronised: tuple[int, int] = (-1, -1)
+        self._frozen: tuple[int, frozenset[Parameter]] = (-1, frozenset())
+        self._random = Parameter((2,), self._random_start, trainable=False, dtype="int64", name="random state")
+        self._running = threading.RLock()
+        super().__init__(graph, root, term, seed=seed)
+
+    def _random_start(self) -> np.ndarray:
+        sequence = np.random.SeedSequence(self.seed)
+        return np.array([int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)), 0], dtype=np.int64)
+
+    def _new(self, **options: Any) -> CompiledGraph:
+        return CompiledGraph(**options)
+
+    # ---- build
+
+    def build(
+        self,
+        input_shape: Any = None,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        workers: int | None = None,
+        clip_norm: float | None = None,
+        auto_batch_norm: bool = False,
+        allow_dead: bool = False,
+        debug_nan: bool = False,
+        math_mode: str = "fp32",
+    ) -> CompiledGraph:
+        """Validates the graph, draws and packs its parameters and readies it to run; gives the graph itself.
+
+        input_shape: with the batch, None for an open size; a list of shapes for several roots. Where it is None shapes are checked at
+        the first forward(). Other batch sizes are accepted later. dtype: "float32" or "float64", of inputs, weights and results.
+        workers: threads; by default the usable CPUs. clip_norm: gradients are scaled to at most this global norm at each update.
+        allow_dead: nodes that lead to no term are left out instead of refused. debug_nan: raise NumericsError at the first
+        instruction that makes a NaN or an infinity (slow). Rebuilding after an edit keeps the weights and optimizer
+        state of the nodes that stay.
+
+        CycleError, DisconnectedError, ShapeError, MergeError, DuplicateNameError and other GraphErrors name the nodes; the graph is then
+        as it was.
+        """
+        _check_options(dtype, device, workers, clip_norm, math_mode)
+        if auto_batch_norm:
+            raise GraphError(
+                "build: auto_batch_norm=True is not offered yet; put BatchNorm2D(channels) nodes into the graph yourself"
+            )
+        with self._exclusive("build()"):
+            before = self._allow_dead
+            self._allow_dead = allow_dead
+            try:
+                self.check()
+                if input_shape is not None:
+                    self._check_shapes(input_shape)
+                self.seed_layers()
+                options = Options(dtype, workers, clip_norm, debug_nan)
+                pack([self._random, *(parameter for _, parameter in self.named_parameters())], dtype)
+            except BaseException:
+                self._allow_dead = before
+                raise
+            self._input_shape = input_shape
+            self._options = options
+            self._network = Network(self.trace_all, options, self._random, self._frozen_parameters)
+            self._trainer = Trainer(self._network, self._optimizers)
+            self._built_version = self.version
+        return self
+
+    def _check_shapes(self, input_shape: Any) -> None:
+        from tapeprop.ir import UndecidedError
+
+        try:
+            self.trace_open(input_shape, training=True)
+        except UndecidedError:
+            return  # what depends on open sizes is checked when they are known
+
+    @property
+    def built_(self) -> bool:  # type: ignore[override]
+        """Whether the graph is built and has not been edited since."""
+        return self._network is not None and self._built_version == self.version
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of inputs, weights and results."""
+        return self._options.dtype
+
+    def _compiled(self, what: str) -> tuple[Network, Trainer]:
+        if self._network is None or self._trainer is None:
+            raise NotBuiltError(f"{what}: the graph is not built; call build() first")
+        if self._built_version != self.version:
+            raise NotBuiltError(f"{what}: the graph was edited after build(); call build() again, weights are kept")
+        return self._network, self._trainer
+
+    def _exclusive(self, what: str) -> threading.RLock:
+        """The lock that lets one call at a time in: a second thread waits."""
+        return self._running
+
+    def _frozen_parameters(self) -> frozenset[Parameter]:
+        now = edits()
+        if self._frozen[0] != now:
+            self._frozen = now, frozenset(self.frozen_parameters())
+        return self._frozen[1]
+
+    # ---- running
+
+    def forward(self, X: Any, is_train: bool = False) -> Any:
+        """The output for X: a fresh array, or a list of them where `term` is a list.
+
+        X: an array, or a list or dict by node name for several roots; real numbers, cast to the graph's dtype. is_train: batch norm and
+        dropout behave as in training, here and in the backward() that follows.
+        """
+        network, _ = self._compiled("forward()")
+        arrays = self._inputs(X)
+        with self._exclusive("forward()"):
+            return self.present_outputs(network.forward(arrays, bool(is_train)))
+
+    def __call__(self, X: Any, is_train: bool = False) -> Any:  # type: ignore[override]
+        """forward(X, is_train); on a Tensor, the graph as a layer."""
+        from tapeprop.ir import Tensor
+
+        return self.trace(X) if isinstance(X, Tensor) else self.forward(X, is_train)
+
+    def infer(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """One array per term in evaluation mode, nothing kept for backward; arrays: one per root, of the graph's dtype."""
+        network, _ = self._compiled("predict()")
+        with self._exclusive("predict()"):
+            return network.predict(list(arrays))
+
+    def _inputs(self, X: Any) -> list[np.ndarray]:
+        named = self.labels
+        given = zip(self.roots, self.arrange_inputs(X, "X"), strict=True)
+        arrays = [as_input(x, self.dtype, f"node {named[root]!r}: input") for root, x in given]
+        for root, array in zip(self.roots, arrays, strict=True):
+            check_not_empty(array, f"node {named[root]!r}: input")
+        return arrays
+
+    def backward(self, d_out: Any = None) -> Any:
+        """The gradient of the inputs, given that of the outputs of the last forward(); None means ones.
+
+        d_out: an array, or a list or dict by node name, None where no gradient comes from an output. Gradients of parameters are added to
+        those not yet consumed by update() or dropped by zero_grad(). StateError without a matching forward().
+        """
+        network, _ = self._compiled("backward()")
+        with self._exclusive("backward()"):
+            kinds = network.outputs_of_last_forward("backward()")
+            named = self.labels
+            if d_out is None:
+                seeds: list[np.ndarray | None] = [np.ones(shape, dtype) for shape, dtype in kinds]
+            else:
+                seeds = []
+                for term, value, (shape, dtype) in zip(self.terms, self.arrange_outputs(d_out), kinds, strict=True):
+                    if value is None:
+                        seeds.append(None)
+                        continue
+                    array = as_input(value, dtype, f"node {named[term]!r}: d_out")
+                    if array.shape != shape:
+                        raise ShapeError(
+                            f"node {named[term]!r}: expected d_out of the output's shape {shape}, got {array.shape}"
+                        )
+                    seeds.append(array)
+            return self.present_inputs(network.backward(seeds))
+
+    # ---- optimizers
+
+    def set_optimizer(self, optimizer: Any, where: Where | None = None, **params: Any) -> None:
+        """The optimizer of all parameters whose node has none of its own; a new one starts with fresh state.
+
+        where: (name, parameter) -> bool, the parameters it is for; of several calls the latest that fits counts. params override
+        its settings. None takes it away.
+        """
+        made = configured(optimizer, params)
+        if where is None:
+            self._rules = [rule for rule in self._rules if rule[0] is not None]
+            self._optimizer = made
+        elif made is not None:
+            self._rules.append((where, made))
+        self._synchronised = (-1, -1)
+
+    def _synchronise_optimizers(self) -> None:
+        """Lets the optimizer state follow what nodes and set_optimizer() say now."""
+        now = (edits(), self.version)
+        if self._synchronised == now:
+            return
+        names = {parameter: name for name, parameter in self.named_parameters()}
+        wanted: dict[int, tuple[Any, list[Parameter]]] = {}
+        seen: set[Parameter] = set()
+        for parameter, optimizer in self.assigned_optimizers(None):
+            if parameter in seen or not parameter.trainable:
+                continue
+            seen.add(parameter)
+            if optimizer is None or optimizer is self._optimizer:
+                fitting = [rule for where, rule in self._rules if where and where(names[parameter], parameter)]
+                optimizer = fitting[-1] if fitting else self._optimizer
+            if optimizer is not None:
+                wanted.setdefault(id(optimizer), (optimizer, []))[1].append(parameter)
+        self._optimizers.assign(list(wanted.values()))
+        self._synchronised = now
+
+    @property
+    def lr(self) -> float:
+        """The learning rate in force: the graph's own optimizer's, or else that of the first node that has one."""
+        self._synchronise_optimizers()
+        units = self._optimizers.units
+        if not units:
+            raise StateError("lr: no optimizer yet; call set_optimizer(SGD(lr=0.01)) first")
+        own = [unit for unit in units if unit.rule is self._optimizer]
+        return (own or units)[0].scalar("lr")
+
+    def update_lr(self, lr: float) -> None:
+        """Sets the learning rate of every optimizer of the graph. ValueError unless finite and >= 0."""
+        self._synchronise_optimizers()
+        set_lr(self._optimizers.units, lr)
+
+    def update(self) -> None:
+        """Lets the optimizers advance the parameters whose gradients are not yet consumed. StateError without an optimizer."""
+        _, trainer = self._compiled("update()")
+        with self._exclusive("update()"):
+            self._synchronise_optimizers()
+            trainer.update()
+
+    def zero_grad(self) -> None:
+        """Drops all gradients."""
+        self._compiled("zero_grad()")
+        with self._exclusive("zero_grad()"):
+            zero_gradients([p for _, p in self.named_parameters() if p.trainable])
+
+    # ---- what training runs on
+
+    def fit_session(
+        self, arrays, labels, losses, weights, batch_size: int, *, accuracy: bool = False, accumulate: int = 1
+    ) -> FitSession:
+        """Many steps per native call over whole arrays: see `runtime.training.FitSession`."""
+        _, trainer = self._compiled("fit()")
+        self._synchronise_optimizers()
+        return trainer.fit_session(arrays, labels, losses, weights, batch_size, accuracy, accumulate)
+
+    def native_step(self, arrays, labels, losses, weights) -> float:
+        """One training step on arrays and labels that are checked already; the total loss."""
+        _, trainer = self._compiled("train_step()")
+        with self._exclusive("train_step()"):
+            self._synchronise_optimizers()
+            return trainer.train_step(arrays, labels, losses, weights)
+
+    def output_shapes(self, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """The shape of each output for inputs of these shapes. ShapeError."""
+        network, _ = self._compiled("the graph")
+        return network.output_shapes(tuple(shapes))
+
+    # ---- looking inside
+
+    def watch(self, *nodes: LayerNode) -> None:
+        """From the next forward() on, value(node) and gradient(node) can be read. Each call names all nodes; none ends it."""
+        network, _ = self._compiled("watch()")
+        for node in nodes:
+            self._expect(node, "watch")
+        network.watch(nodes)
+
+    def value(self, node: LayerNode) -> np.ndarray:
+        """A copy of a watched node's result after the last forward(). StateError where it is not watched."""
+        network, _ = self._compiled("value()")
+        self._expect_watched(node, network, "value()")
+        return network.value(node)
+
+    def gradient(self, node: LayerNode) -> np.ndarray:
+        """A copy of the gradient of a watched node's result after the last backward(); zeros where none reached it."""
+        network, _ = self._compiled("gradient()")
+        self._expect_watched(node, network, "gradient()")
+        return network.gradient(node)
+
+    def _expect_watched(self, node: LayerNode, network: Network, what: str) -> None:
+        self._expect(node, what)
+        if node not in network.watching:
+            raise StateError(f"{what}: node {self.labels[node]!r} is not watched; call watch(node) and forward() first")
+
+    @property
+    def tape(self) -> Listing:
+        """The instructions of forward and backward in training, with shapes and places; print it.
+
+        For the sizes of the last forward(), else those that build() was given; open ones are shown as N, H, W.
+        """
+        network, _ = self._compiled("tape")
+        return network.listing(self._input_shape and self.open_shapes(self._input_shape))
+
+    def cache_info(self) -> CacheInfo:
+        """How often forward() found its plan (hits), had to make one (misses), and how many plans are kept (size)."""
+        network, _ = self._compiled("cache_info()")
+        return network.cache_info()
+
+
+def _check_options(dtype: str, device: str, workers: int | None, clip_norm: float | None, math_mode: str) -> None:
+    if dtype not in DTYPES:
+        raise GraphError(f"build: expected dtype 'float32' or 'float64', got {dtype!r}")
+    if device == "cuda":
+        raise DeviceError("build: device='cuda' is not offered by this version; use device='cpu'")
+    if device != "cpu":
+        raise DeviceError(f"build: expected device 'cpu', got {device!r}")
+    if workers is not None and (not isinstance(workers, int | np.integer) or isinstance(workers, bool) or workers < 1):
+        raise GraphError(f"build: expected workers >= 1 or None, got {workers!r}")
+    if clip_norm is not None and not (isinstance(clip_norm, int | float) and np.isfinite(clip_norm) and clip_norm > 0):
+        raise GraphError(f"build: expected clip_norm > 0 or None, got {clip_norm!r}")
+    if math_mode != "fp32":
+        raise GraphError(f"build: math_mode {math_mode!r} is for CUDA devices; expected 'fp32'")

@@ -1,0 +1,37 @@
+"""Layers: named parameters and `trace(x) -> Tensor`. Arrays are NCHW, weights in PyTorch's layouts."""
+
+from tapeprop.layers import initializers
+from tapeprop.layers.activation import Activation
+from tapeprop.layers.container import Lambda, Sequential
+from tapeprop.layers.conv import Conv2D
+from tapeprop.layers.dense import Dense
+from tapeprop.layers.dropout import Dropout, Dropout1D, Dropout2D, Dropout3D
+from tapeprop.layers.layer import Layer, tracing
+from tapeprop.layers.norm import BatchNorm1D, BatchNorm2D, BatchNorm3D
+from tapeprop.layers.pool import AvgPool2D, GlobalAvgPool2D, MaxPool2D, Pool2D
+from tapeprop.layers.shape import Flatten, Identity, Reshape
+
+__all__ = [
+    "Activation",
+    "AvgPool2D",
+    "BatchNorm1D",
+    "BatchNorm2D",
+    "BatchNorm3D",
+    "Conv2D",
+    "Dense",
+    "Dropout",
+    "Dropout1D",
+    "Dropout2D",
+    "Dropout3D",
+    "Flatten",
+    "GlobalAvgPool2D",
+    "Identity",
+    "Lambda",
+    "Layer",
+    "MaxPool2D",
+    "Pool2D",
+    "Reshape",
+    "Sequential",
+    "initializers",
+    "tracing",
+]

@@ -1,0 +1,50 @@
+"""The fully connected layer."""
+
+from __future__ import annotations
+
+from tapeprop import ops
+from tapeprop.ir import Tensor
+from tapeprop.ir.dims import product, same, text
+from tapeprop.layers import arguments
+from tapeprop.layers.initializers import Initializer
+from tapeprop.layers.layer import Layer, misfit
+
+
+class Dense(Layer):
+    """y = x W^T + b: (N, in_features) -> (N, out_features).
+
+    weight: (out_features, in_features); bias: (out_features,), zeros at first, or None. GraphError for arguments out of
+    range; ShapeError, in trace, for an x that is not (N, in_features).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        initializer: str | Initializer = "he",
+        random_state: int | None = None,
+    ):
+        self.in_features = arguments.whole("Dense", "in_features", in_features)
+        self.out_features = arguments.whole("Dense", "out_features", out_features)
+        self.initializer = initializer
+        self.random_state = arguments.seed("Dense", "random_state", random_state)
+        self.weight = self.parameter((self.out_features, self.in_features), initializer, name="weight")
+        self.bias = self.parameter((self.out_features,), name="bias") if bias else None
+
+    def trace(self, x: Tensor) -> Tensor:
+        """x: (N, in_features). Gives (N, out_features)."""
+        if x.ndim != 2 or not same(x.shape[1], self.in_features):
+            raise misfit(
+                f"Dense expects (N, in_features={self.in_features}), got {text(x.shape)}: {self._remedy(x)}",
+            )
+        return ops.dense(x, self.weight, self.bias)
+
+    def _remedy(self, x: Tensor) -> str:
+        if x.ndim < 2:
+            return "add a batch axis to the input"
+        features = product(x.shape[1:])
+        remedy = "put Flatten() before it" if x.ndim > 2 else ""
+        if features != self.in_features:
+            remedy += (" and " if remedy else "") + f"set in_features={features}"
+        return remedy

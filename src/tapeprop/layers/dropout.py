@@ -1,0 +1,69 @@
+"""Dropout, of elements and of whole channels."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from tapeprop import ops
+from tapeprop.ir import Parameter, Tensor
+from tapeprop.ir.dims import text
+from tapeprop.layers import arguments
+from tapeprop.layers.layer import Layer, misfit, tracing
+from tapeprop.ops.op import record
+
+
+class Dropout(Layer):
+    """In training, each element becomes 0 with probability `dropout_rate` and is scaled by 1 / (1 - rate) otherwise.
+
+    Outside of training, x itself (Srivastava et al. 2014, in the inverted form). Every training call has a new mask,
+    and its backward the same. The sequence of masks follows from the graph's seed; with `random_state` from that alone,
+    whatever else the graph draws. GraphError unless 0 <= dropout_rate <= 1.
+    """
+
+    #: The axes along which all elements share one draw.
+    shared_axes: ClassVar[tuple[int, ...]] = ()
+
+    def __init__(self, dropout_rate: float = 0.5, random_state: int | None = None):
+        name = type(self).__name__
+        self.dropout_rate = arguments.fraction(name, "dropout_rate", dropout_rate)
+        self.random_state = arguments.seed(name, "random_state", random_state)
+        #: (seed, calls so far), where the layer has a seed of its own.
+        self.counter: Parameter | None = None
+        if self.random_state is not None:
+            first = np.array([self.random_state, 0], np.int64)
+            self.counter = Parameter((2,), first, trainable=False, dtype="int64", name=f"{name}.counter")
+
+    def trace(self, x: Tensor) -> Tensor:
+        """x: (N, ...), (N, C, ...) of the layer's rank where channels are dropped. Gives the same shape."""
+        rate = arguments.fraction(type(self).__name__, "dropout_rate", self.dropout_rate)
+        if self.shared_axes and x.ndim != len(self.shared_axes) + 2:
+            raise misfit(
+                f"{type(self).__name__} expects rank {len(self.shared_axes) + 2}, got {text(x.shape)}: "
+                "use the Dropout of that rank"
+            )
+        trace = tracing()
+        if self.counter is None or not trace.training or rate == 0:
+            return ops.dropout(x, rate, self.shared_axes)
+        (counter,) = record("next_random", [trace.latest(self.counter)])
+        trace.store(self.counter, counter)
+        return record("dropout", [x, counter], {"rate": rate, "site": 0, "shared_axes": self.shared_axes})[0]
+
+
+class Dropout1D(Dropout):
+    """Dropout of whole channels of (N, C, L) (Tompson et al. 2015)."""
+
+    shared_axes: ClassVar = (2,)
+
+
+class Dropout2D(Dropout):
+    """Dropout of whole channels of (N, C, H, W) (Tompson et al. 2015)."""
+
+    shared_axes: ClassVar = (2, 3)
+
+
+class Dropout3D(Dropout):
+    """Dropout of whole channels of (N, C, D, H, W) (Tompson et al. 2015)."""
+
+    shared_axes: ClassVar = (2, 3, 4)

@@ -1,0 +1,97 @@
+"""`LayerGraph`, the public class: a compiled graph with training, prediction and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tapeprop.graph.graph import CompiledGraph
+from tapeprop.training import evaluate as evaluation
+from tapeprop.training.fit import fit
+from tapeprop.training.history import History
+from tapeprop.training.model import Model
+from tapeprop.training.step import step_labels
+
+
+class LayerGraph(CompiledGraph):
+    """A network as a directed acyclic graph of `LayerNode`s: build() it, then run and train it.
+
+    graph: {node: [next nodes]}, copied. root, term: a node, or a list of nodes for several inputs or outputs. seed: makes initial
+    weights, dropout and the order of samples repeatable.
+
+        a, b = LayerNode(Dense(4, 8)), LayerNode(Dense(8, 3))
+        graph = LayerGraph({a: [b], b: []}, root=a, term=b).build()
+        y = graph(np.zeros((2, 4)))
+
+    A graph is itself a layer; it can be subclassed (`init_nodes`). One thread runs it at a time, others wait.
+    """
+
+    def _new(self, **options: Any) -> LayerGraph:
+        return LayerGraph(**options)
+
+    def train_step(self, X: Any, y: Any, loss: Any, loss_weights: Any = None) -> float:
+        """zero_grad, forward, loss, backward, clip and update in one native call; the (weighted) loss before the update.
+
+        y, loss, loss_weights: one, or a list or dict by node name for several outputs (None: an output without a loss). Labels are
+        checked first: LabelError, and nothing is trained.
+        """
+        self._compiled("train_step()")
+        arrays = self._inputs(X)
+        model = Model(self)
+        objective = evaluation.objective_of(model.outputs, loss, loss_weights)
+        labels = step_labels(model, objective, y, self.output_shapes([a.shape for a in arrays]))
+        return self.native_step(arrays, labels, objective.losses, objective.weights)
+
+    def fit(self, X: Any, y: Any, *, loss: Any, **options: Any) -> History:
+        """Trains on whole arrays: see `tapeprop.training.fit.fit` for the options."""
+        self._compiled("fit()")
+        return fit(self, X, y, loss=loss, **options)
+
+    def predict(self, X: Any, batch_size: int = 256) -> Any:
+        """The output for X in evaluation mode, batch by batch: fresh arrays, one per term where `term` is a list."""
+        self._compiled("predict()")
+        return evaluation.predict(self, X, batch_size)
+
+    def evaluate(self, X: Any, y: Any, *, loss: Any, metrics: Sequence[Any] = ("accuracy",), **options: Any) -> dict[str, float]:
+        """{"loss": ..., metric: ...} over whole arrays in evaluation mode."""
+        self._compiled("evaluate()")
+        return evaluation.evaluate(self, X, y, loss=loss, metrics=metrics, **options)
+
+
+def gradcheck(graph: LayerGraph, X: Any, *, eps: float = 1e-6, samples: int = 64, seed: int = 0) -> float:
+    """The largest relative error between backward() and central differences, over inputs and parameters.
+
+    graph: built with dtype float64, and deterministic (no dropout). eps: the step. samples: elements tried per array, drawn by `seed`.
+    The error of an element is |backward - difference| / max(1, |difference|). Gradients are dropped afterwards.
+    """
+    rng = np.random.default_rng(seed)
+    listed = isinstance(graph.root, list)
+    inputs = [np.array(x, dtype=graph.dtype) for x in graph.arrange_inputs(X, "X")]
+
+    def outputs() -> list[np.ndarray]:
+        found = graph.forward(inputs if listed else inputs[0], False)
+        return found if isinstance(graph.term, list) else [found]
+
+    seeds = [rng.standard_normal(y.shape) for y in outputs()]
+    graph.zero_grad()
+    found = graph.backward(seeds if isinstance(graph.term, list) else seeds[0])
+    pairs = list(zip(inputs, found if listed else [found], strict=True))
+    frozen = graph._frozen_parameters()
+    pairs += [
+        (p.value, p.grad.copy()) for _, p in graph.named_parameters() if p.trainable and p not in frozen
+    ]
+    worst = 0.0
+    for values, gradient in pairs:
+        for place in rng.choice(values.size, size=min(values.size, samples), replace=False):
+            index = np.unravel_index(place, values.shape)
+            before, sides = values[index], []
+            for step in (eps, -eps):
+                values[index] = before + step
+                sides.append(sum(float((s * y).sum()) for s, y in zip(seeds, outputs(), strict=True)))
+            values[index] = before
+            difference = (sides[0] - sides[1]) / (2 * eps)
+            worst = max(worst, abs(float(gradient[index]) - difference) / max(1.0, abs(difference)))
+    graph.zero_grad()
+    return worst

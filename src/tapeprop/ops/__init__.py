@@ -1,0 +1,61 @@
+"""The op catalogue: functions on symbolic tensors, which layers call and in which any formula can be written.
+
+Every module of this package that registers ops is found by itself: adding an op is adding a file. Its public functions (`__all__`)
+are functions of this package. Arithmetic operators of `Tensor` are installed here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any
+
+from tapeprop.ir import Tensor
+from tapeprop.ops.op import Op, Sample, as_tensor, record, register, registry
+
+#: Modules of the package that hold no ops of their own.
+_SUPPORT = {"op", "scalar", "expression", "primitives", "formulas"}
+
+
+def _import_all() -> list[str]:
+    names: list[str] = []
+    for found in pkgutil.iter_modules(__path__):
+        if found.name in _SUPPORT:
+            continue
+        module = importlib.import_module(f"{__name__}.{found.name}")
+        for name in getattr(module, "__all__", ()):
+            globals()[name] = getattr(module, name, None)
+            names.append(name)
+    return names
+
+
+_found = _import_all()
+globals()["where"] = globals()["select"]  # NumPy's name
+
+
+def __getattr__(name: str) -> Any:
+    raise AttributeError(f"tapeprop.ops has no op {name!r}; dir(tapeprop.ops) lists them")
+
+
+def _install_operators() -> None:
+    """x + y, 2 * x, x @ y, x[1:3] and so on record ops."""
+    ops: dict[str, Any] = globals()
+
+    def binary(name: str, op: str) -> None:
+        function = ops[op]
+        setattr(Tensor, f"__{name}__", lambda self, other: function(self, other))
+        setattr(Tensor, f"__r{name}__", lambda self, other: function(other, self))
+
+    pairs = {"add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide", "pow": "power", "matmul": "matmul"}
+    for name, op in pairs.items():
+        binary(name, op)
+    for name, op in {"lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal"}.items():
+        setattr(Tensor, f"__{name}__", lambda self, other, function=ops[op]: function(self, other))
+    Tensor.__neg__ = lambda self: ops["negate"](self)  # type: ignore[attr-defined]
+    Tensor.__abs__ = lambda self: ops["abs"](self)  # type: ignore[attr-defined]
+    Tensor.__getitem__ = lambda self, key: ops["index"](self, key)  # type: ignore[attr-defined]
+
+
+_install_operators()
+
+__all__ = ["Op", "Sample", "Tensor", "as_tensor", "record", "register", "registry", "where", *_found]  # noqa: PLE0604

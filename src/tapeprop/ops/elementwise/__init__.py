@@ -1,0 +1,341 @@
+"""Elementwise ops: one op whose attribute is the formula itself.
+
+`add`, `tanh`, `gelu` ... are scalar expressions from `tapeprop.ops.formulas`; a derivative is another expression, a fused chain is a
+composition of expressions, an optimizer's rule is one with several results. All of them are instructions of the op "elementwise",
+computed by one kernel generator (`cpu.loop`). Operands broadcast as in NumPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tapeprop.errors import DTypeError, ShapeError
+from tapeprop.ir import Instruction, Parameter, Shape, Tensor
+from tapeprop.ir.dims import broadcast, text
+from tapeprop.ir.kernels import Kernel
+from tapeprop.ops import scalar
+from tapeprop.ops.expression import cost, derivative, evaluate
+from tapeprop.ops.formulas import FORMULAS, Formula
+from tapeprop.ops.op import ITEM_BYTES, Call, Launch, Op, Ref, Sample, as_tensor, record, register
+from tapeprop.ops.scalar import Scalar, constant, encode, input_scalar, inputs_of, substitute
+
+Operand = Tensor | Parameter | np.ndarray | float | int
+FLOATS = ("float32", "float64")
+LANES = {"float32": 16, "float64": 8}
+
+
+@register
+class Elementwise(Op):
+    """results[k] = expressions[k](operands), element by element.
+
+    attributes: expressions, a tuple of Scalars over inputs numbered as the operands; label, what the tape shows; dtype of the
+    arithmetic and of the results; formula: None, or where the instruction is one of the table (name, attributes, slots), a slot
+    being an operand's number or a constant. A float64 operand of one element beside float32 arithmetic is rounded once: a hyper-parameter.
+    """
+
+    name = "elementwise"
+    onnx = tuple(formula.onnx for formula in FORMULAS.values() if formula.onnx)
+
+    def infer(self, operands, attributes):
+        try:
+            shape = broadcast(*(x.shape for x in operands))
+        except ValueError:
+            shapes = " and ".join(text(x.shape) for x in operands)
+            raise ShapeError(
+                f"{attributes['label']}: expected shapes that broadcast as in NumPy, got {shapes}; reshape one operand"
+            ) from None
+        return [(shape, attributes["dtype"])] * len(attributes["expressions"])
+
+    def inplace_pairs(self, call: Instruction):
+        """A result may take the memory of any operand of its shape: each element is read before it is written."""
+        shape, dtype = call.results[0].shape, call.attributes["dtype"]
+        fitting = [k for k, x in enumerate(call.operands) if x.shape == shape and x.dtype == dtype]
+        return tuple((j, k) for j in range(len(call.results)) for k in fitting)
+
+    def vjp(self, call, gradients, wanted):
+        found: list[Tensor | None] = []
+        for i, (operand, want) in enumerate(zip(call.operands, wanted, strict=True)):
+            parts = [
+                part
+                for j, g in enumerate(gradients)
+                if want and g is not None
+                for part in [_gradient(call, i, j, g)]
+                if part is not None
+            ]
+            if not parts:
+                found.append(None)
+                continue
+            from tapeprop.ops.reduce import sum_to
+
+            found.append(sum_to(sum_of(*parts), operand.shape))
+        return found
+
+    def reference(self, call: Call, *arrays: np.ndarray):
+        kind = np.dtype(call["dtype"])
+        shape = call.results[0].shape
+        values = evaluate(call["expressions"], [np.asarray(a).astype(kind) for a in arrays], kind)
+        return [np.broadcast_to(np.asarray(v, dtype=kind), shape).copy() for v in values]
+
+    def cpu(self, call: Call) -> Launch:
+        return _launch(call)
+
+    def flops(self, call: Call) -> int:
+        return cost(call["expressions"]) * call.results[0].size
+
+    def samples(self):
+        return [sample for formula in FORMULAS.values() for sample in _samples(formula)]
+
+
+def _gradient(call: Instruction, i: int, j: int, g: Tensor) -> Tensor | None:
+    """What result j sends to operand i: g * d expression_j / d input_i, of the results' shape; None where that is zero."""
+    root, count = call.attributes["expressions"][j], len(call.operands)
+    if i not in inputs_of([root]):
+        return None
+    output, flowing = input_scalar(count), input_scalar(count + 1)
+    if call.attributes["formula"]:
+        slope = _formula_slope(call.attributes["formula"], i, root, output, flowing)
+    else:
+        slope = derivative(root, i, flowing)
+    if root.args:  # the result stands for the forward expression where the derivative contains it: nothing is computed twice
+        slope = substitute(slope, {root: output})
+    if slope is flowing:
+        return g
+    if not inputs_of([slope]):
+        return None
+    operands = [*call.operands, call.results[j], g]
+    used = inputs_of([slope])
+    renumbered = substitute(slope, {old: input_scalar(new) for new, old in enumerate(used)})
+    return _record([renumbered], [operands[k] for k in used], f"{call.attributes['label']}'", call.attributes["dtype"])[0]
+
+
+def _formula_slope(formula: tuple, i: int, root: Scalar, output: Scalar, flowing: Scalar) -> Scalar:
+    """`flowing` times the derivative of a formula of the table by operand i: through the output where that saves the operand."""
+    name, attributes, slots = formula
+    rule, count = FORMULAS[name], len(slots)
+    through_output = rule.from_output(**dict(attributes))
+    if through_output is not None:
+        return substitute(through_output, {0: flowing, 1: output})
+    places: dict[int | Scalar, Scalar | float] = {
+        k: input_scalar(slot) if isinstance(slot, int) else slot for k, slot in enumerate(slots)
+    }
+    return substitute(rule.vjp(slots.index(i), count, **dict(attributes)), {**places, count: flowing})
+
+
+def _record(
+    expressions: Sequence[Scalar], operands: Sequence[Any], label: str, dtype: str, formula: tuple | None = None
+) -> tuple[Tensor, ...]:
+    attributes = {"expressions": tuple(expressions), "label": label, "dtype": dtype, "formula": formula}
+    return record("elementwise", operands, attributes)
+
+
+# ---- recording
+
+
+def compute(
+    function: Callable[..., Scalar | Sequence[Scalar]],
+    *operands: Operand,
+    label: str = "formula",
+    dtype: str | None = None,
+    formula: tuple | None = None,
+) -> tuple[Tensor, ...]:
+    """The results of a function of scalars, applied to each element of the broadcast operands.
+
+    function: takes one `tapeprop.ops.scalar.Scalar` per operand and gives one or several. Python numbers become constants of the
+    expression. dtype: of the results; that of the operands by default. DTypeError, ShapeError.
+    """
+    tensors: list[Tensor] = []
+    slots: list[int | float] = []
+    for operand in operands:
+        if isinstance(operand, int | float | np.integer | np.floating) and (tensors or len(slots) + 1 < len(operands)):
+            slots.append(float(operand))
+        else:
+            slots.append(len(tensors))
+            tensors.append(as_tensor(operand))
+    found = function(*(input_scalar(slot) if isinstance(slot, int) else constant(slot) for slot in slots))
+    roots = [found] if isinstance(found, Scalar) else list(found)
+    named = (*formula, tuple(slots)) if formula else None
+    return _record(roots, tensors, label, dtype or _dtype(label, tensors), named)
+
+
+def _dtype(label: str, tensors: Sequence[Tensor]) -> str:
+    found = {x.dtype for x in tensors}
+    if len(found) != 1 or not found <= set(FLOATS):
+        raise DTypeError(
+            f"{label}: expected operands of one floating dtype, got {', '.join(sorted(found))}; cast one of them"
+        )
+    return found.pop()
+
+
+def apply(name: str, *operands: Operand, **attributes: Any) -> Tensor:
+    """The formula `name` of the table on tensors."""
+    formula = FORMULAS[name]
+    known = formula.complete(attributes)
+    return compute(
+        lambda *scalars: formula.function(*scalars, **known),
+        *operands,
+        label=name,
+        formula=(name, tuple(sorted(known.items()))),
+    )[0]
+
+
+def _public(formula: Formula) -> Callable[..., Tensor]:
+    def function(*operands: Operand, **attributes: Any) -> Tensor:
+        if formula.arity is None:
+            if len(operands) == 1:
+                return as_tensor(operands[0])
+            if not operands:
+                raise TypeError(f"{formula.name}() takes at least one operand")
+        elif not formula.arity <= len(operands) <= formula.arity + len(formula.attributes):
+            raise TypeError(f"{formula.name}() takes {formula.arity} operands, got {len(operands)}")
+        else:  # attributes may come by position, in the table's order: leaky_relu(x, 0.1)
+            extra = dict(zip(formula.attributes, operands[formula.arity :], strict=False))
+            operands, attributes = operands[: formula.arity], {**extra, **attributes}
+        return apply(formula.name, *operands, **attributes)
+
+    function.__name__ = function.__qualname__ = formula.name
+    function.__doc__ = f"{formula.doc}\n\nElement by element; operands broadcast as in NumPy."
+    return function
+
+
+_functions = {name: _public(formula) for name, formula in FORMULAS.items()}
+globals().update(_functions)
+add, sum_of = _functions["add"], _functions["sum_of"]
+
+
+def _comparison(name: str, compare: Callable[[Scalar, Scalar], Scalar]) -> Callable[[Operand, Operand], Tensor]:
+    def function(x: Operand, y: Operand) -> Tensor:
+        return compute(lambda a, b: scalar.where(compare(a, b), 1.0, 0.0), x, y, label=name)[0]
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"1.0 where x is {name.replace('_', ' ')} y, else 0.0 (so for NaN). Its gradient is zero."
+    return function
+
+
+comparisons = {
+    "less": _comparison("less", scalar.less),
+    "less_equal": _comparison("less_equal", scalar.less_equal),
+    "greater": _comparison("greater", lambda a, b: scalar.less(b, a)),
+    "greater_equal": _comparison("greater_equal", lambda a, b: scalar.less_equal(b, a)),
+    "equal": _comparison("equal", scalar.equal),
+}
+globals().update(comparisons)
+
+
+def add_if_pending(gradient: Tensor, standing: Tensor, pending: Tensor) -> Tensor:
+    """standing + gradient where pending is not 0, else gradient: how backward() treats a parameter's gradient buffer."""
+    return compute(
+        lambda g, s, p: scalar.where(scalar.equal(p, 0.0), g, s + g), gradient, standing, pending, label="add_if_pending"
+    )[0]
+
+
+__all__ = ["add_if_pending", "compute", *_functions, *comparisons]  # noqa: PLE0604
+
+
+# ---- the kernel launch
+
+
+def _strides(shape: tuple[int, ...], target: tuple[int, ...]) -> list[int]:
+    """Element strides of a contiguous operand as it is broadcast to `target`; 0 along broadcast axes."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step if size != 1 else 0)
+        step *= size
+    return [0] * (len(target) - len(shape)) + strides[::-1]
+
+
+def collapse(shape: tuple[int, ...], strides: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
+    """(sizes, strides per operand) with axes of size 1 dropped and neighbours merged where every operand runs through them evenly."""
+    sizes: list[int] = []
+    merged: list[list[int]] = [[] for _ in strides]
+    for axis, size in enumerate(shape):
+        if size == 1:
+            continue
+        here = [s[axis] for s in strides]
+        if sizes and all(m[-1] == h * size for m, h in zip(merged, here, strict=True)):
+            sizes[-1] *= size
+            for m, h in zip(merged, here, strict=True):
+                m[-1] = h
+        else:
+            sizes.append(size)
+            for m, h in zip(merged, here, strict=True):
+                m.append(h)
+    if not sizes:
+        return [1], [[1 if i == len(strides) - 1 else 0] for i in range(len(strides))]
+    return sizes, merged
+
+
+def _launch(call: Call) -> Launch:
+    dtype, shape = call["dtype"], call.results[0].shape
+    arrays = [*call.operands, *call.results]
+    sizes, strides = collapse(shape, [_strides(a.shape, shape) for a in arrays])
+    classes = []
+    for array, steps in zip(arrays, strides, strict=True):
+        if array.dtype != dtype:
+            if array.dtype != "float64" or array.size != 1:
+                raise DTypeError(f"{call['label']}: expected {dtype} operands, got {array.dtype}; cast it")
+            classes.append("scalar64")
+        else:
+            classes.append({0: "uniform", 1: "vector"}.get(steps[-1], "strided"))
+    if len(sizes) == 1 and sizes[0] == 1:
+        classes = ["scalar64" if c == "scalar64" else "vector" for c in classes]
+    *outer, inner = sizes
+    count = len(call.operands)
+    kernel = Kernel.of(
+        "tapeprop.ops.elementwise.cpu:loop",
+        expressions=encode(call["expressions"]),
+        inputs=count,
+        outputs=len(call.results),
+        dtype=dtype,
+        classes=tuple(classes),
+        outer=len(outer),
+    )
+    outer_count = 1
+    for n in outer:
+        outer_count *= n
+    fields: list[int | Ref] = [inner, outer_count, *outer]
+    for k, (kind, steps) in enumerate(zip(classes, strides, strict=True)):
+        fields.append(Ref("operand", k) if k < count else Ref("result", k - count))
+        fields += steps[:-1]
+        if kind == "strided":
+            fields.append(steps[-1])
+    return Launch(kernel, tuple(fields), ("elementwise", *sizes, ITEM_BYTES[dtype]))
+
+
+# ---- samples for the generated tests
+
+
+def _draw(formula: Formula, shapes: Sequence[Shape], random: np.random.Generator) -> list[np.ndarray]:
+    """Operands from the formula's domain, none too near to a kink for a central difference."""
+    count = len(shapes)
+    domain = formula.domain if isinstance(formula.domain[0], tuple) else [formula.domain] * count
+    while True:
+        arrays = [random.uniform(low, high, shape) for (low, high), shape in zip(domain, shapes, strict=True)]  # type: ignore[misc]
+        if formula.kinks is None:
+            return arrays
+        near = formula.kinks(*np.broadcast_arrays(*arrays), distance=1e-4, **formula.attributes)
+        if not np.any(near):
+            return arrays
+
+
+def _samples(formula: Formula) -> list[Sample]:
+    count = formula.arity or 3
+    shapes: list[list[Shape]] = [[(3, 17)] * count]
+    if count > 1:
+        shapes.append([(2, 3, 1, 5), (3, 4, 1), *[(1,)] * (count - 2)])
+    attributes = tuple(sorted(formula.attributes.items()))
+    return [
+        Sample(
+            lambda r, s=s: _draw(formula, s, r),
+            {
+                "expressions": (formula.expression(count),),
+                "label": formula.name,
+                "dtype": "float64",
+                "formula": (formula.name, attributes, tuple(range(count))),
+            },
+            gradient=tuple(range(count)),
+        )
+        for s in shapes
+    ]

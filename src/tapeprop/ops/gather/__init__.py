@@ -1,0 +1,379 @@
+"""Rows of a table by index, what is scattered back to them, and the counters and totals that a training tape keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tapeprop.errors import DTypeError, ShapeError
+from tapeprop.ir import Size, Tensor
+from tapeprop.ir.dims import at_least, product, same, text
+from tapeprop.ops.op import (
+    Call,
+    Launch,
+    Op,
+    Ref,
+    Sample,
+    as_tensor,
+    check_rank,
+    failure,
+    launch,
+    operand,
+    record,
+    register,
+    same_dtype,
+)
+from tapeprop.ops.shape import refuse_empty
+
+__all__ = ["accumulate", "advance", "count_correct", "scatter_rows", "take", "take_rows"]
+
+HERE = "tapeprop.ops.gather.cpu"
+INDEX_OUT_OF_RANGE = failure(
+    2, "index", "an index is negative or not below the number of rows of the table; check the indices"
+)
+CURSOR_OUT_OF_RANGE = failure(
+    3, "index", "the batch at the cursor does not lie within the indices; set the cursor back, or use a smaller batch"
+)
+
+
+def _check_table(name: str, table: Tensor) -> None:
+    if table.ndim == 0:
+        raise ShapeError(f"{name}: expected a table with an axis of rows, got shape ()")
+
+
+def _check_integers(name: str, what: str, x: Tensor) -> None:
+    if x.dtype != "int64":
+        raise DTypeError(f"{name}: expected {what} of dtype int64, got {x.dtype}")
+
+
+def _split(shape: tuple[int, ...], at: int) -> tuple[int, int]:
+    """The elements before and from axis `at` of a concrete shape."""
+    return int(np.prod(shape[:at], dtype=np.int64)), int(np.prod(shape[at:], dtype=np.int64))
+
+
+# ---- batches
+
+
+@register
+class TakeRows(Op):
+    """y[i] = table[indices[cursor + i]] for 0 <= i < batch: the gathering of a batch inside the tape.
+
+    Operands: table (R, *row) of any dtype, indices (M,) int64, cursor (1,) int64. An index that is no row, and a batch
+    that ends past M, stop the run.
+    """
+
+    name = "take_rows"
+
+    def infer(self, operands, attributes):
+        table, indices, cursor = operands
+        refuse_empty("take_rows", table.shape, indices.shape)
+        _check_table("take_rows", table)
+        for what, x in (("indices", indices), ("a cursor", cursor)):
+            _check_integers("take_rows", what, x)
+            check_rank("take_rows", x, 1, "(M,)" if x is indices else "(1,)")
+        if not same(cursor.shape[0], 1):
+            raise ShapeError(f"take_rows: expected a cursor of shape (1,), got {text(cursor.shape)}")
+        if not at_least(attributes["batch"], 1):
+            raise ShapeError(f"take_rows: expected a batch of at least 1, got {attributes['batch']}")
+        return [((attributes["batch"], *table.shape[1:]), table.dtype)]
+
+    def vjp(self, call, gradients, wanted):
+        return [None, None, None]  # data and its order: not differentiated
+
+    def reference(self, call: Call, *arrays: np.ndarray) -> Sequence[np.ndarray]:
+        table, indices, cursor = arrays
+        return [table[indices[cursor[0] : cursor[0] + call["batch"]]]]
+
+    def cpu(self, call: Call) -> Launch:
+        table, y = call.operands[0], call.results[0]
+        arrays = [
+            (Ref("result"), _split(y.shape, 1)),
+            (Ref("operand", 0), _split(table.shape, 1)),
+            operand(1, call),
+            operand(2, call),
+        ]
+        return launch(f"{HERE}:take_rows", call, arrays, dtype=table.dtype)
+
+    def flops(self, call: Call) -> int:
+        return 0
+
+    def traffic(self, call: Call) -> int:
+        return 2 * call.results[0].nbytes + 8 * call["batch"]
+
+    def samples(self):
+        def case(rows, row, batch, start):
+            def make(r):
+                return [r.standard_normal((rows, *row)), r.integers(0, rows, 2 * batch), np.array([start])]
+
+            return Sample(make, {"batch": batch}, gradient=())
+
+        return [case(20, (3, 5), 4, 2), case(9, (), 7, 0), case(5, (33,), 1, 1)]
+
+
+def take_rows(table: Any, indices: Any, cursor: Any, batch: Size) -> Tensor:
+    """(batch, *row): the rows indices[cursor], indices[cursor + 1], ... of a table (R, *row). Not differentiated.
+
+    indices: (M,) int64; cursor: (1,) int64. A run stops with an error where an index or the cursor is out of range.
+    """
+    return record("take_rows", [table, indices, cursor], {"batch": batch})[0]
+
+
+# ---- embedding
+
+
+@register
+class Take(Op):
+    """y[i, ...] = table[indices[i, ...]]: an embedding. Operands: table (R, *row), indices of any shape, int64."""
+
+    name = "take"
+    onnx = ("Gather",)
+
+    def infer(self, operands, attributes):
+        table, indices = operands
+        refuse_empty("take", table.shape, indices.shape)
+        _check_table("take", table)
+        _check_integers("take", "indices", indices)
+        return [((*indices.shape, *table.shape[1:]), table.dtype)]
+
+    def vjp(self, call, gradients, wanted):
+        (g,), (table, indices) = gradients, call.operands
+        return [None if g is None else scatter_rows(g, indices, table.shape[0]), None]
+
+    def reference(self, call: Call, *arrays: np.ndarray) -> Sequence[np.ndarray]:
+        table, indices = arrays
+        return [table[indices]]
+
+    def cpu(self, call: Call) -> Launch:
+        table, indices = call.operands
+        arrays = [
+            (Ref("result"), _split(call.results[0].shape, len(indices.shape))),
+            (Ref("operand", 0), _split(table.shape, 1)),
+            (Ref("operand", 1), (indices.size,)),
+        ]
+        return launch(f"{HERE}:take", call, arrays, dtype=table.dtype)
+
+    def flops(self, call: Call) -> int:
+        return 0
+
+    def traffic(self, call: Call) -> int:
+        return 2 * call.results[0].nbytes + call.operands[1].nbytes
+
+    def samples(self):
+        return [
+            Sample(lambda r: [r.standard_normal((7, 5)), r.integers(0, 7, (2, 3))]),
+            Sample(lambda r: [r.standard_normal((1, 2, 3)), r.integers(0, 1, (4,))]),
+            Sample(lambda r: [r.standard_normal((50,)), r.integers(0, 50, ())]),
+        ]
+
+
+def take(x: Any, indices: Any) -> Tensor:
+    """Rows of x (R, *row) by indices of any shape, int64: (*indices.shape, *row).
+
+    Indices run from 0 to R - 1; a run with another one stops with an error.
+    """
+    return record("take", [x, indices])[0]
+
+
+@register
+class ScatterRows(Op):
+    """y[j] = sum of x[i] over the i with indices[i] = j, added in the order of i: the gradient of `take`.
+
+    Operands: x (*I, *row) floating, indices (*I) int64; result (rows, *row). Each row of the result is one worker's.
+    """
+
+    name = "scatter_rows"
+
+    def infer(self, operands, attributes):
+        x, indices = operands
+        refuse_empty("scatter_rows", x.shape, (attributes["rows"],))
+        same_dtype("scatter_rows", [x])
+        _check_integers("scatter_rows", "indices", indices)
+        if x.ndim < indices.ndim or not all(map(same, x.shape, indices.shape)):
+            raise ShapeError(
+                f"scatter_rows: expected values that begin with the axes of the indices, {text(indices.shape)}, "
+                f"got {text(x.shape)}"
+            )
+        return [((attributes["rows"], *x.shape[indices.ndim :]), x.dtype)]
+
+    def vjp(self, call, gradients, wanted):
+        (g,), (_, indices) = gradients, call.operands
+        return [None if g is None else take(g, indices), None]
+
+    def reference(self, call: Call, *arrays: np.ndarray) -> Sequence[np.ndarray]:
+        x, indices = arrays
+        y = np.zeros(call.results[0].shape, x.dtype)
+        np.add.at(y, indices, x)
+        return [y]
+
+    def cpu(self, call: Call) -> Launch:
+        x, indices = call.operands
+        arrays = [
+            (Ref("result"), _split(call.results[0].shape, 1)),
+            (Ref("operand", 0), _split(x.shape, len(indices.shape))),
+            (Ref("operand", 1), (indices.size,)),
+        ]
+        return launch(f"{HERE}:scatter_rows", call, arrays, dtype=x.dtype)
+
+    def flops(self, call: Call) -> int:
+        return call.operands[0].size
+
+    def samples(self):
+        return [
+            Sample(lambda r: [r.standard_normal((2, 30, 5)), r.integers(0, 7, (2, 30))], {"rows": 7}, depth=60),
+            Sample(lambda r: [r.standard_normal((4,)), r.integers(0, 1, (4,))], {"rows": 1}, depth=4),
+            Sample(lambda r: [r.standard_normal((3, 2)), r.integers(0, 40, (3,))], {"rows": 40}, depth=3),
+        ]
+
+
+def scatter_rows(x: Any, indices: Any, rows: Size) -> Tensor:
+    """(rows, *row): the values x (*I, *row) added up at the rows that indices (*I) int64 name, zero elsewhere."""
+    return record("scatter_rows", [x, indices], {"rows": rows})[0]
+
+
+# ---- counters and totals
+
+
+@register
+class Advance(Op):
+    """cursor + step, for a cursor (1,) int64."""
+
+    name = "advance"
+    inplace = ((0, 0),)
+
+    def infer(self, operands, attributes):
+        (cursor,) = operands
+        _check_integers("advance", "a cursor", cursor)
+        return [(cursor.shape, "int64")]
+
+    def reference(self, call: Call, *arrays: np.ndarray) -> Sequence[np.ndarray]:
+        return [arrays[0] + call["step"]]
+
+    def cpu(self, call: Call) -> Launch:
+        n = call.results[0].size
+        arrays = [(Ref("result"), (n,)), (Ref("operand"), (n,))]
+        return launch(f"{HERE}:advance", call, arrays, [call["step"]])
+
+    def samples(self):
+        return [
+            Sample(lambda r: [r.integers(0, 99, (1,))], {"step": 32}, gradient=()),
+            Sample(lambda r: [r.integers(0, 99, (3,))], {"step": -1}, gradient=()),
+        ]
+
+
+def advance(cursor: Any, step: Size = 1) -> Tensor:
+    """cursor + step: cursor an int64 tensor, step an int or an open size."""
+    return record("advance", [cursor], {"step": step})[0]
+
+
+@register
+class CountCorrect(Op):
+    """() float64: in how many rows the first largest logit stands at the label. A NaN counts as the largest.
+
+    Operands: logits (N, C), labels (N,) int64 or one-hot (N, C) floating (the first largest entry is the label).
+    """
+
+    name = "count_correct"
+
+    def infer(self, operands, attributes):
+        logits, labels = operands
+        refuse_empty("count_correct", logits.shape)
+        check_rank("count_correct", logits, 2, "(N, C)")
+        same_dtype("count_correct", [logits])
+        if labels.dtype == "int64":
+            check_rank("count_correct", labels, 1, "(N,)")
+        else:
+            same_dtype("count_correct", operands)
+            check_rank("count_correct", labels, 2, "(N, C)")
+        if not all(map(same, labels.shape, logits.shape)):
+            raise ShapeError(
+                f"count_correct: expected labels for logits {text(logits.shape)}, got labels {text(labels.shape)}"
+            )
+        return [((), "float64")]
+
+    def vjp(self, call, gradients, wanted):
+        return [None, None]  # constant but for jumps
+
+    def reference(self, call: Call, *arrays: np.ndarray) -> Sequence[np.ndarray]:
+        logits, labels = arrays
+        expected = labels.argmax(axis=1) if labels.ndim == 2 else labels
+        return [np.asarray(np.count_nonzero(logits.argmax(axis=1) == expected), np.float64)]
+
+    def cpu(self, call: Call) -> Launch:
+        arrays = [(Ref("result"), (1,)), operand(0, call), operand(1, call)]
+        one_hot = len(call.operands[1].shape) == 2
+        return launch(f"{HERE}:count_correct", call, arrays, dtype=call.operands[0].dtype, one_hot=one_hot)
+
+    def flops(self, call: Call) -> int:
+        return call.operands[0].size
+
+    def samples(self):
+        return [
+            Sample(lambda r: [r.standard_normal((33, 4)), r.integers(0, 4, (33,))], gradient=()),
+            Sample(lambda r: [r.standard_normal((33, 4)), np.eye(4)[r.integers(0, 4, 33)]], gradient=()),
+            Sample(lambda r: [r.standard_normal((1, 1)), np.zeros(1, np.int64)], gradient=()),
+        ]
+
+
+def count_correct(logits: Any, labels: Any) -> Tensor:
+    """() float64: the number of rows of logits (N, C) whose first largest entry is the label.
+
+    labels: (N,) int64 or one-hot (N, C). ShapeError, DTypeError.
+    """
+    return record("count_correct", [logits, labels])[0]
+
+
+@register
+class Accumulate(Op):
+    """total + weight * value in float64. total: (1,) float64; value: () or (1,); weight: an int, or operand 2."""
+
+    name = "accumulate"
+    fixed_float64 = (0,)
+    inplace = ((0, 0),)
+
+    def infer(self, operands, attributes):
+        total = operands[0]
+        if total.dtype != "float64":
+            raise DTypeError(f"accumulate: expected a total of dtype float64, got {total.dtype}")
+        for x in operands:
+            same_dtype("accumulate", [x])
+            if not same(product(x.shape), 1) or (x is total and x.ndim != 1):
+                shapes = ", ".join(text(x.shape) for x in operands)
+                raise ShapeError(f"accumulate: expected a total (1,) and single numbers, got {shapes}")
+        return [((1,), "float64")]
+
+    def reference(self, call: Call, *arrays: np.ndarray) -> Sequence[np.ndarray]:
+        total, value, *rest = (array.astype(np.float64).reshape(1) for array in arrays)
+        return [total + (rest[0] if rest else call["weight"]) * value]
+
+    def cpu(self, call: Call) -> Launch:
+        arrays = [(Ref("result"), (1,)), *((Ref("operand", i), (1,)) for i in range(len(call.operands)))]
+        _, value, *weights = (x.dtype for x in call.operands)
+        integers = [] if weights else [call["weight"]]
+        return launch(f"{HERE}:accumulate", call, arrays, integers, dtype=value, weight=weights[0] if weights else None)
+
+    def flops(self, call: Call) -> int:
+        return 2
+
+    def samples(self):
+        def make(*shapes):
+            return lambda r: [r.standard_normal(shape) for shape in shapes]
+
+        return [
+            Sample(make((1,), ()), {"weight": 32}, gradient=()),
+            Sample(make((1,), (1,)), {"weight": 1}, gradient=()),
+            Sample(make((1,), (), ()), {"weight": None}, gradient=()),
+        ]
+
+
+def accumulate(total: Any, value: Any, weight: Any = 1) -> Tensor:
+    """(1,) float64: total + weight * value, for total (1,) float64, value () or (1,), and a weight.
+
+    weight: a whole number, an open size, or a floating scalar tensor. Not differentiated.
+    """
+    if isinstance(weight, float) and weight.is_integer():
+        weight = int(weight)
+    if isinstance(weight, Tensor | float):
+        return record("accumulate", [total, value, as_tensor(weight)], {"weight": None})[0]
+    return record("accumulate", [total, value], {"weight": weight})[0]

@@ -1,0 +1,131 @@
+"""The CPU kernel of matrix products: one for every transposition, with or without a bias, for all leading axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tapeprop.errors import ShapeError
+from tapeprop.ops.op import Call, Launch, Ref, launch
+from tapeprop.targets.cpu.kernel import NumbaKernel
+from tapeprop.targets.cpu.tiles import microtile
+
+BATCH_AXES = 4  # runs of leading axes that the kernel walks; neighbours that broadcast alike count as one
+ROW_BLOCK = 72  # rows of the result that one worker does at a time
+TERMS = 256  # of a sum before its next block is added to it
+
+
+def product_launch(call: Call, transpose_a: bool, transpose_b: bool, bias: int | None = None) -> Launch:
+    """The row of op(a) op(b), plus operand `bias`, of shape (columns,), where one is named."""
+    a, b, c = call.operands[0], call.operands[1], call.results[0]
+    (m, n), k = c.shape[-2:], a.shape[-2 if transpose_a else -1]
+    axes = _batch_axes(c.shape[:-2], a.shape, b.shape)
+    if len(axes) == 1 and axes[0][2] == 0 and axes[0][1] == a.shape[-1] * a.shape[-2] and not transpose_a:
+        m, axes = m * axes[0][0], []  # one matrix b for all of a's: their rows form one matrix
+    axes = [(1, 0, 0)] * (BATCH_AXES - len(axes)) + axes
+    sizes = microtile(c.dtype)
+    width = 2 * sizes["lanes"]
+    blocks = -(-m // ROW_BLOCK)
+    scratch = width * k if transpose_b else width
+    arrays = [
+        (Ref("operand", 0), (a.size,)),
+        (Ref("operand", 1), (b.size,)),
+        (Ref("operand", 1 if bias is None else bias), (call.operands[1 if bias is None else bias].size,)),
+        (Ref("result"), (c.size,)),
+        (Ref("scratch"), (1, scratch)),
+    ]
+    integers = [
+        *(size for size, _, _ in axes),
+        *(step for _, step, _ in axes),
+        *(step for _, _, step in axes),
+        m,
+        n,
+        k,
+        *((1, m) if transpose_a else (k, 1)),
+        int(transpose_b),
+        -1 if bias is None else 0,
+        -(-m // blocks),
+        max(1, (k + TERMS // 2) // TERMS),
+    ]
+    return launch(f"{__name__}:product", call, arrays, integers, scratch=(scratch, c.dtype), dtype=c.dtype, **sizes)
+
+
+def _batch_axes(leading: Sequence[int], a: Sequence[int], b: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(size, step in a, step in b) of each run of leading axes, steps in elements, 0 where the operand is broadcast."""
+    steps = {0: a[-1] * a[-2], 1: b[-1] * b[-2]}
+    axes: list[tuple[int, int, int]] = []
+    for axis in range(1, len(leading) + 1):
+        size, found = leading[-axis], []
+        for which, shape in enumerate((a, b)):
+            own = shape[-2 - axis] if len(shape) >= axis + 2 else 1
+            found.append(steps[which] if own > 1 else 0)
+            steps[which] *= own
+        if size == 1:
+            continue
+        if axes and all(bool(old) == bool(new) for old, new in zip(axes[0][1:], found)):
+            axes[0] = (axes[0][0] * size, *axes[0][1:])
+        else:
+            axes.insert(0, (size, found[0], found[1]))
+    if len(axes) > BATCH_AXES:
+        raise ShapeError(
+            f"matmul: expected at most {BATCH_AXES} runs of leading axes that broadcast alike, got {len(axes)} for "
+            f"{tuple(a)} and {tuple(b)}; expand an operand first"
+        )
+    return axes
+
+
+def product(dtype: str, lanes: int, height: int) -> NumbaKernel:
+    """c = op(a) op(b) + bias over a batch of matrices; everything flat.
+
+    A grain is a block of rows of one panel of columns. A transposed b is laid out anew panel by panel, in the worker's scratch.
+    """
+    from tapeprop.targets.cpu.gemm import ROWS, STRIDED, gemm_panel, transpose_panel
+
+    width, strided, rows_kind = 2 * lanes, STRIDED, ROWS
+
+    def body(
+        a, b, bias, c, scratch, n0, n1, n2, n3, a0, a1, a2, a3, b0, b1, b2, b3,
+        m, n, k, a_m, a_k, transposed, bias_m, block, splits, worker, workers,
+    ):  # fmt: skip
+        packed = scratch[worker]
+        panels = (n + width - 1) // width
+        blocks = (m + block - 1) // block
+        grains = n0 * n1 * n2 * n3 * panels * blocks
+        last = -1
+        for grain in range(grains * worker // workers, grains * (worker + 1) // workers):
+            panel = grain // blocks
+            matrix = panel // panels
+            i, j = (grain - panel * blocks) * block, (panel - matrix * panels) * width
+            i3, rest = matrix % n3, matrix // n3
+            i2, rest = rest % n2, rest // n2
+            i1, i0 = rest % n1, rest // n1
+            a_start = i0 * a0 + i1 * a1 + i2 * a2 + i3 * a3 + i * a_m
+            b_start = i0 * b0 + i1 * b1 + i2 * b2 + i3 * b3
+            c_start = matrix * m * n + i * n + j
+            rows, columns = min(block, m - i), min(width, n - j)
+            right, b_k = b, n
+            if transposed:
+                if panel != last:
+                    source = b_start + j * k
+                    transpose_panel(lanes, b, source, k, min(lanes, columns), k, packed, 0, width)
+                    if columns > lanes:
+                        transpose_panel(lanes, b, source + lanes * k, k, columns - lanes, k, packed, lanes, width)
+                    last = panel
+                right, b_start, b_k = packed, 0, width
+            else:
+                b_start += j
+            for split in range(splits):
+                first = k * split // splits
+                terms = k * (split + 1) // splits - first
+                addend, addend_start, addend_m = bias, j, bias_m
+                if split > 0:
+                    addend, addend_start, addend_m = c, c_start, n
+                gemm_panel(
+                    lanes, height, strided, rows_kind, rows, columns, terms,
+                    a, a_start + first * a_k, a_m, a_k, right, b_start + first * b_k, b_k, a, 0, 0,
+                    addend, addend_start, addend_m, c, c_start, n, 0, columns, columns, 0,
+                )  # fmt: skip
+
+    arrays = [(name, dtype, 1) for name in ("a", "b", "bias", "c")]
+    sizes = [f"{name}{axis}" for name in "nab" for axis in range(BATCH_AXES)]
+    integers = (*sizes, "m", "n", "k", "a_m", "a_k", "transposed", "bias_m", "block", "splits")
+    return NumbaKernel(body, [*arrays, ("scratch", dtype, 2)], integers)

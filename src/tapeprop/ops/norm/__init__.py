@@ -1,0 +1,273 @@
+"""Batch normalisation (Ioffe and Szegedy 2015): in training with the batch's own statistics, in inference with
+running ones.
+
+`momentum` is the fraction of the old running value that is KEPT, and the running variance is the biased one (divided
+by the number of values, not that less one), as in Keras and ONNX. The batch's mean and variance are summed in float64
+about each chunk's own mean and merged by Chan, Golub and LeVeque (1979): a sum of squares less the square of the sum
+would cancel.
+
+The gradient, with x^ = (x - mean) / std over the M values of a channel: dbeta = sum dy, dgamma = sum dy x^, and
+dx = gamma / std (dy - dbeta / M - x^ dgamma / M).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tapeprop.errors import GraphError, ShapeError
+from tapeprop.ir import Shape, Tensor, UndecidedError
+from tapeprop.ir.dims import product, same, text
+from tapeprop.ops import elementwise
+from tapeprop.ops.op import (
+    Call,
+    Launch,
+    Op,
+    Ref,
+    Sample,
+    as_tensor,
+    launch,
+    record,
+    register,
+    result,
+    same_dtype,
+)
+from tapeprop.ops.op import operand as operand_of
+from tapeprop.ops.shape import reshape
+
+__all__ = ["batch_norm", "batch_norm_inference"]
+
+HERE = "tapeprop.ops.norm.cpu"
+
+
+def _expect_channels(name: str, x: Tensor, vectors: dict[str, Tensor]) -> None:
+    """ShapeError unless x is (N, C, ...) and each vector (C,)."""
+    if x.ndim < 2:
+        raise ShapeError(f"{name}: expected x of shape (N, C) or (N, C, ...), got {text(x.shape)}")
+    for what, vector in vectors.items():
+        if vector.ndim != 1 or not same(vector.shape[0], x.shape[1]):
+            raise ShapeError(
+                f"{name}: expected {what} of shape {text((x.shape[1],))}, one value for each channel of x {text(x.shape)}, "
+                f"got {text(vector.shape)}"
+            )
+
+
+def _expect_several_values(shape: Shape) -> None:
+    """ShapeError where a channel is known to have a single value; open sizes are checked again with those of the
+    call.
+    """
+    try:
+        single = same(product((shape[0], *shape[2:])), 1)
+    except UndecidedError:
+        return
+    if single:
+        raise ShapeError(
+            f"batch_norm: one value per channel in training, shape {text(shape)}: its variance is 0 and its gradient nothing; "
+            "expected at least two, use a larger batch"
+        )
+
+
+def _view(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(N, C, spatial)."""
+    return shape[0], shape[1], int(np.prod(shape[2:], dtype=np.int64))
+
+
+def _along(x: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """(C,) made to broadcast along the channels of x."""
+    return vector.reshape(-1, *[1] * (x.ndim - 2))
+
+
+def _through_statistics(call: Instruction, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """Gradients of (x, running_mean, running_var) given those of (batch_mean, inverse_std, new_running_mean, new_running_var).
+
+    Nobody trains through these, so plain ops will do.
+    """
+    x, (_, mean, inverse_std, _, _) = call.operands[0], call.results
+    to_mean, to_inverse, to_new_mean, to_new_var = gradients
+    kept = call.attributes["momentum"]
+    means = [g for g in (to_mean, None if to_new_mean is None else to_new_mean * (1 - kept)) if g is not None]
+    variances = [g for g in (None if to_new_var is None else to_new_var * (1 - kept),) if g is not None]
+    if to_inverse is not None:
+        variances.append(to_inverse * inverse_std * inverse_std * inverse_std * -0.5)
+    parts = [reshape(elementwise.sum_of(*means), _column(x))] if means else []
+    if variances:
+        slope = reshape(elementwise.sum_of(*variances) * 2.0, _column(x))
+        parts.append((x - reshape(mean, _column(x))) * slope)
+    count = product((x.shape[0], *x.shape[2:]))
+    if not isinstance(count, int):
+        raise UndecidedError(f"the value of {count}")
+    through = elementwise.sum_of(*parts) / float(count) + elementwise.multiply(x, 0.0) if parts else None
+    return through, *(None if g is None else g * kept for g in (to_new_mean, to_new_var))
+
+
+def _column(x: Tensor) -> Shape:
+    """The shape in which (C,) broadcasts along the channels of x."""
+    return x.shape[1], *[1] * (x.ndim - 2)
+
+
+@register
+class BatchNorm(Op):
+    """(x (N, C, ...), gamma, beta, running_mean, running_var (C,)) -> (y like x, and (C,): batch_mean, inverse_std,
+    new_running_mean, new_running_var).
+
+    y = (x - batch_mean) inverse_std gamma + beta; inverse_std = 1 / sqrt(batch variance + epsilon). The two running
+    values are state effects: whoever records the op stores them.
+    """
+
+    name = "batch_norm"
+    inplace = ((0, 0), (3, 3), (4, 4))
+    onnx = ("BatchNormalization",)
+
+    def infer(self, operands, attributes):
+        x, gamma, beta, mean, var = operands
+        _expect_channels(self.name, x, {"gamma": gamma, "beta": beta, "running_mean": mean, "running_var": var})
+        _expect_several_values(x.shape)
+        dtype = same_dtype(self.name, operands)
+        return [(x.shape, dtype), *[((x.shape[1],), dtype)] * 4]
+
+    def vjp(self, call, gradients, wanted):
+        x, gamma = call.operands[:2]
+        _, mean, inverse_std = call.results[:3]
+        found: list[Tensor | None] = [None] * 5
+        if gradients[0] is not None:
+            found[:3] = record("batch_norm_grad", [gradients[0], x, gamma, mean, inverse_std])
+        if any(g is not None for g in gradients[1:]):
+            through, *found[3:] = _through_statistics(call, gradients[1:])
+            if through is not None:
+                found[0] = through if found[0] is None else found[0] + through
+        return found
+
+    def reference(self, call: Call, *arrays: np.ndarray):
+        x, gamma, beta, running_mean, running_var = arrays
+        _expect_several_values(x.shape)
+        axes = (0, *range(2, x.ndim))
+        wide = x.astype(np.float64)
+        mean, var = wide.mean(axes), wide.var(axes)
+        inverse_std = 1 / np.sqrt(var + call["epsilon"])
+        y = (wide - _along(x, mean)) * _along(x, inverse_std * gamma) + _along(x, beta)
+        kept = call["momentum"]
+        new_mean, new_var = kept * running_mean + (1 - kept) * mean, kept * running_var + (1 - kept) * var
+        return [a.astype(x.dtype) for a in (y, mean, inverse_std, new_mean, new_var)]
+
+    def cpu(self, call: Call) -> Launch:
+        shape = call.operands[0].shape
+        _expect_several_values(shape)
+        view = _view(shape)
+        arrays = [(Ref("operand", 0), view), *(operand_of(i, call) for i in range(1, 5))]
+        arrays += [(Ref("result", 0), view), *(result(i, call) for i in range(1, 5))]
+        return _launch("batch_norm", call, arrays, (float_bits(call["momentum"]), float_bits(call["epsilon"])))
+
+    def flops(self, call: Call) -> int:
+        return 8 * call.operands[0].size
+
+    def samples(self):
+        return [
+            Sample(
+                lambda r, s=shape: [
+                    *_operands(r, s, 1),
+                    r.standard_normal(s[1]),
+                    r.standard_normal(s[1]),
+                    r.uniform(0.5, 2, s[1]),
+                ],
+                {"momentum": momentum, "epsilon": epsilon},
+                depth=shape[0] * int(np.prod(shape[2:])),
+                gradient=(0, 1, 2),
+            )
+            for shape, momentum, epsilon in [
+                ((2, 3, 4, 5), 0.9, 1e-5),
+                ((6, 5), 0.75, 1e-3),
+                ((70, 33), 0.9, 1e-5),
+                ((1, 2, 7), 0.0, 1e-5),
+                ((2, 1, 1), 1.0, 1e-2),
+                ((3, 2, 45, 37), 0.9, 1e-5),
+            ]
+        ]
+
+
+@register
+class BatchNormGrad(Op):
+    """(dy, x (N, C, ...), gamma, batch_mean, inverse_std (C,)) -> (dx like x, dgamma (C,), dbeta (C,))."""
+
+    name = "batch_norm_grad"
+    inplace = ((0, 0), (0, 1))
+
+    def infer(self, operands, attributes):
+        dy, x, gamma, mean, inverse_std = operands
+        _expect_channels(self.name, x, {"gamma": gamma, "batch_mean": mean, "inverse_std": inverse_std})
+        if dy.ndim != x.ndim or not all(same(a, b) for a, b in zip(dy.shape, x.shape)):
+            raise ShapeError(f"{self.name}: expected dy of x's shape {text(x.shape)}, got {text(dy.shape)}")
+        dtype = same_dtype(self.name, operands)
+        return [(x.shape, dtype), ((x.shape[1],), dtype), ((x.shape[1],), dtype)]
+
+    def vjp(self, call, gradients, wanted):
+        raise GraphError(
+            "batch_norm in training has no second derivative; write the normalisation with mean() and sqrt() to get one"
+        )
+
+    def reference(self, call: Call, *arrays: np.ndarray):
+        dy, x, gamma, mean, inverse_std = (a.astype(np.float64) for a in arrays)
+        axes = (0, *range(2, x.ndim))
+        normal = (x - _along(x, mean)) * _along(x, inverse_std)
+        dgamma, dbeta = (dy * normal).sum(axes), dy.sum(axes)
+        values = x.size // x.shape[1]
+        dx = dy - _along(x, dbeta / values) - normal * _along(x, dgamma / values)
+        return [a.astype(arrays[0].dtype) for a in (dx * _along(x, gamma * inverse_std), dgamma, dbeta)]
+
+    def cpu(self, call: Call) -> Launch:
+        view = _view(call.operands[0].shape)
+        arrays = [(Ref("operand", 0), view), (Ref("operand", 1), view), *(operand_of(i, call) for i in range(2, 5))]
+        arrays += [(Ref("result", 0), view), result(1, call), result(2, call)]
+        return _launch("batch_norm_grad", call, arrays, ())
+
+    def flops(self, call: Call) -> int:
+        return 10 * call.operands[0].size
+
+    def samples(self):
+        return [
+            Sample(
+                lambda r, s=shape: [
+                    r.standard_normal(s),
+                    *_operands(r, s, 1)[:2],
+                    r.standard_normal(s[1]),
+                    r.uniform(0.5, 2, s[1]),
+                ],
+                depth=shape[0] * int(np.prod(shape[2:])),
+                gradient=(),
+            )
+            for shape in [(2, 3, 4, 5), (6, 5), (70, 33), (1, 2, 7), (2, 1, 1), (3, 2, 45, 37)]
+        ]
+
+
+def _operands(r: np.random.Generator, shape: tuple[int, ...], spread: float) -> list[np.ndarray]:
+    """x, gamma, beta."""
+    return [r.standard_normal(shape) * spread, r.uniform(0.5, 2, shape[1]), r.standard_normal(shape[1])]
+
+
+def batch_norm(
+    x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: Any, momentum: float = 0.9, epsilon: float = 1e-5
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Normalises each channel of x (N, C, ...) by the batch's mean and variance; the other operands are (C,), of one
+    floating dtype.
+
+    Gives (y, batch_mean, inverse_std, new_running_mean, new_running_var). momentum: the fraction of the running
+    values that is kept. ShapeError where a channel has one value only.
+    """
+    operands = [as_tensor(a) for a in (x, gamma, beta, running_mean, running_var)]
+    y, mean, inverse_std, new_mean, new_var = record(
+        "batch_norm", operands, {"momentum": float(momentum), "epsilon": float(epsilon)}
+    )
+    return y, mean, inverse_std, new_mean, new_var
+
+
+def batch_norm_inference(x: Any, gamma: Any, beta: Any, mean: Any, var: Any, epsilon: float = 1e-5) -> Tensor:
+    """(x - mean) gamma / sqrt(var + epsilon) + beta, of the shape and dtype of x (N, C, ...); the other operands are
+    (C,).
+
+    The mean is taken off first: folded into beta it would cancel where it is large beside the deviation.
+    """
+    x, gamma, beta, mean, var = (as_tensor(a) for a in (x, gamma, beta, mean, var))
+    _expect_channels("batch_norm", x, {"gamma": gamma, "beta": beta, "mean": mean, "var": var})
+    scale = gamma / elementwise.sqrt(var + float(epsilon))
+    mean, scale, beta = (reshape(a, (a.shape[0], *[1] * (x.ndim - 2))) for a in (mean, scale, beta))
+    return (x - mean) * scale + beta

@@ -1,0 +1,399 @@
+"""Ops that move or rename elements without arithmetic: reshape, transpose, expand, copy, cast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tapeprop.errors import DTypeError, ShapeError
+from tapeprop.ir import Dim, Shape, Size, Tensor, UndecidedError
+from tapeprop.ir.dims import product, same, text
+from tapeprop.ops.op import Call, Launch, Op, Ref, Sample, as_tensor, launch, record, register
+from tapeprop.ops.shape.strides import contiguous, copy_launch
+
+__all__ = [
+    "cast",
+    "copy",
+    "expand",
+    "flatten",
+    "identity",
+    "reshape",
+    "stop_gradient",
+    "transpose",
+]
+
+
+def normalise_axes(name: str, axes: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
+    """Axes as a sorted tuple of 0 <= axis < rank; None gives all. ShapeError where one is absent or comes twice."""
+    if axes is None:
+        return tuple(range(rank))
+    given = (axes,) if isinstance(axes, int | np.integer) else tuple(axes)
+    found = sorted(int(axis) + rank if axis < 0 else int(axis) for axis in given)
+    if any(not 0 <= axis < rank for axis in found):
+        raise ShapeError(f"{name}: expected axes from {-rank} to {rank - 1} for a tensor of rank {rank}, got {given}")
+    if len(set(found)) != len(found):
+        raise ShapeError(f"{name}: expected each axis once, got {given}")
+    return tuple(found)
+
+
+def refuse_empty(name: str, *shapes: Shape) -> None:
+    """ShapeError where a shape has an axis of size 0."""
+    for shape in shapes:
+        if any(isinstance(size, int) and size < 1 for size in shape):
+            raise ShapeError(
+                f"{name}: expected sizes >= 1, got shape {text(tuple(shape))}; an array without elements has no use"
+            )
+
+
+def drawn(*shapes: tuple[int, ...]) -> Callable[[np.random.Generator], list[np.ndarray]]:
+    """What makes the operands of a sample: normal numbers of the shapes."""
+    return lambda random: [np.asarray(random.standard_normal(shape)) for shape in shapes]
+
+
+# ---- reshape
+
+
+def resolve(source: Shape, shape: Sequence[Size]) -> Shape:
+    """`shape` with its one -1 replaced by what the elements of `source` leave for it.
+
+    ShapeError where the numbers of elements differ or leave a rest; UndecidedError where that is open.
+    """
+    total, known = product(source), product(size for size in shape if not _is_free(size))
+    free = [axis for axis, size in enumerate(shape) if _is_free(size)]
+    what = f"reshape: expected a shape of {total} elements, those of {text(tuple(source))}, got {text(tuple(shape))}"
+    if len(free) > 1 or any(isinstance(size, int) and size < 1 and not _is_free(size) for size in shape):
+        raise ShapeError(f"{what}; use sizes >= 1 and at most one -1")
+    if not free:
+        if not same(total, known):
+            raise ShapeError(what)
+        return tuple(shape)
+    if not isinstance(total, Dim) and isinstance(known, Dim):
+        raise UndecidedError(f"{total} // {known}")
+    whole: Size = total // known  # type: ignore[operator]
+    if not same(whole * known, total):
+        raise ShapeError(f"{what}; the sizes beside -1 must divide it")
+    return (*shape[: free[0]], whole, *shape[free[0] + 1 :])
+
+
+def _is_free(size: Size) -> bool:
+    return isinstance(size, int) and size == -1
+
+
+@register
+class Reshape(Op):
+    """The same elements in the same order under another shape: no memory moves."""
+
+    name = "reshape"
+    alias = True
+    onnx = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+
+    def infer(self, operands, attributes):
+        (x,) = operands
+        return [(resolve(x.shape, attributes["shape"]), x.dtype)]
+
+    def vjp(self, call, gradients, wanted):
+        (g,) = gradients
+        return [None if g is None else reshape(g, call.operands[0].shape)]
+
+    def reference(self, call: Call, *arrays: np.ndarray) -> Sequence[np.ndarray]:
+        return [arrays[0].reshape(call.results[0].shape)]
+
+    def samples(self):
+        return [
+            Sample(drawn((2, 3, 4)), {"shape": (2, 12)}),
+            Sample(drawn((1, 1)), {"shape": ()}),
+        ]
+
+
+def reshape(x: Any, shape: int | Sequence[Size]) -> Tensor:
+    """The elements of x, in row-major order, under another shape.
+
+    shape: sizes, open ones included; one may be -1, to be computed. ShapeError where the numbers of elements differ.
+    """
+    x = as_tensor(x)
+    wanted = tuple(_as_size(size) for size in ((shape,) if isinstance(shape, int | np.integer) else shape))
+    found = resolve(x.shape, wanted)
+    if found == x.shape:
+        return x
+    return record("reshape", [x], {"shape": found})[0]
+
+
+def _as_size(size: Any) -> Size:
+    return int(size) if isinstance(size, np.integer) else size
+
+
+def flatten(x: Any) -> Tensor:
+    """(N, ...) -> (N, product of the rest). ShapeError for a scalar."""
+    x = as_tensor(x)
+    if x.ndim == 0:
+        raise ShapeError("flatten: expected a tensor with a batch axis, got shape (); use reshape(x, (1, 1))")
+    return reshape(x, (x.shape[0], product(x.shape[1:])))
+
+
+# ---- copies and casts
+
+
+@register
+class StopGradient(Op):
+    """The operand itself, to which no gradient flows."""
+
+    name = "stop_gradient"
+    alias = True
+
+    def infer(self, operands, attributes):
+        (x,) = operands
+        return [(x.shape, x.dtype)]
+
+    def vjp(self, call, gradients, wanted):
+        return [None]
+
+    def reference(self, call: Call, *arrays: np.ndarray) -> Sequence[np.ndarray]:
+        return [arrays[0]]
+
+    def samples(self):
+        return [Sample(drawn((2, 3)), gradient=())]
+
+
+def stop_gradient(x: Any) -> Tensor:
+    """x, as a constant to differentiation: its gradient is zero."""
+    return record("stop_gradient", [x])[0]
+
+
+@register
+class Copy(Op):
+    """The operand at a place of its own."""
+
+    name = "copy"
+    onnx = ("Identity",)
+
+    def infer(self, operands, attributes):
+        (x,) = operands
+        refuse_empty("copy", x.shape)
+        return [(x.shape, x.dtype)]
+
+    def vjp(self, call, gradients, wanted):
+        return [gradients[0]]
+
+    def reference(self, call: Call, *arrays: np.ndarray) -> Sequence[np.ndarray]:
+        return [arrays[0].copy()]
+
+    def cpu(self, call: Call) -> Launch:
+        n = call.results[0].size
+        arrays = [(Ref("result"), (n,)), (Ref("operand"), (n,))]
+        return launch("tapeprop.ops.shape.cpu:copy", call, arrays, dtype=call.operands[0].dtype)
+
+    def flops(self, call: Call) -> int:
+        return 0
+
+    def samples(self):
+        return [
+            Sample(drawn((3, 67))),
+            Sample(drawn(())),
+            Sample(lambda r: [r.integers(-9, 9, (5,))], gradient=()),
+        ]
+
+
+def copy(x: Any) -> Tensor:
+    """x at a place of its own: what is read from it cannot change with x."""
+    return record("copy", [x])[0]
+
+
+def identity(x: Any) -> Tensor:
+    """x itself; nothing is recorded."""
+    return as_tensor(x)
+
+
+@register
+class Cast(Op):
+    """The operand's numbers in another floating dtype, rounded to nearest."""
+
+    name = "cast"
+    onnx = ("Cast",)
+
+    def infer(self, operands, attributes):
+        (x,) = operands
+        refuse_empty("cast", x.shape)
+        if attributes["dtype"] not in ("float32", "float64"):
+            raise DTypeError(f"cast: expected float32 or float64 to cast to, got {attributes['dtype']}")
+        return [(x.shape, attributes["dtype"])]
+
+    def vjp(self, call, gradients, wanted):
+        (g,), (x,) = gradients, call.operands
+        return [None if g is None or x.dtype not in ("float32", "float64") else cast(g, x.dtype)]
+
+    def reference(self, call: Call, *arrays: np.ndarray) -> Sequence[np.ndarray]:
+        with np.errstate(over="ignore"):  # a large float64 becomes an infinite float32
+            return [arrays[0].astype(call.results[0].dtype)]
+
+    def cpu(self, call: Call) -> Launch:
+        (x,), (y,) = call.operands, call.results
+        arrays = [(Ref("result"), (y.size,)), (Ref("operand"), (x.size,))]
+        return launch("tapeprop.ops.shape.cpu:cast", call, arrays, dtype=x.dtype, to=y.dtype)
+
+    def samples(self):
+        return [
+            Sample(drawn((3, 35)), {"dtype": "float64"}),
+            Sample(drawn((70,)), {"dtype": "float64"}),
+            Sample(lambda r: [r.integers(-9, 9, (5,))], {"dtype": "float64"}, gradient=()),
+        ]
+
+
+def cast(x: Any, dtype: str) -> Tensor:
+    """x in the dtype "float32" or "float64"; x itself where it has it. Integers may be cast, without a gradient."""
+    x = as_tensor(x)
+    return x if x.dtype == dtype else record("cast", [x], {"dtype": dtype})[0]
+
+
+# ---- transpose
+
+
+@register
+class Transpose(Op):
+    """Axes in another order: result axis i is operand axis axes[i]."""
+
+    name = "transpose"
+    onnx = ("Transpose",)
+
+    def infer(self, operands, attributes):
+        (x,), axes = operands, attributes["axes"]
+        refuse_empty("transpose", x.shape)
+        if sorted(axes) != list(range(x.ndim)):
+            raise ShapeError(
+                f"transpose: expected an order of the axes 0 to {x.ndim - 1} of {text(x.shape)}, got {axes}"
+            )
+        return [(tuple(x.shape[axis] for axis in axes), x.dtype)]
+
+    def vjp(self, call, gradients, wanted):
+        (g,), axes = gradients, call.attributes["axes"]
+        return [None if g is None else transpose(g, tuple(axes.index(i) for i in range(len(axes))))]
+
+    def reference(self, call: Call, *arrays: np.ndarray) -> Sequence[np.ndarray]:
+        return [np.ascontiguousarray(arrays[0].transpose(call["axes"])).reshape(call.results[0].shape)]
+
+    def cpu(self, call: Call) -> Launch:
+        strides = contiguous(call.operands[0].shape)
+        return copy_launch(call, [strides[axis] for axis in call["axes"]])
+
+    def flops(self, call: Call) -> int:
+        return 0
+
+    def samples(self):
+        return [
+            Sample(drawn((3, 5)), {"axes": (1, 0)}),
+            Sample(drawn((33, 70)), {"axes": (1, 0)}),
+            Sample(drawn((2, 3, 4, 5)), {"axes": (0, 2, 1, 3)}),
+            Sample(drawn((2, 3, 4, 5)), {"axes": (3, 1, 0, 2)}),
+            Sample(drawn((2, 20, 1, 17)), {"axes": (0, 3, 2, 1)}),
+            Sample(drawn((2, 3, 2, 3, 2, 2)), {"axes": (5, 3, 1, 4, 2, 0)}),
+            Sample(drawn((1,)), {"axes": (0,)}),
+        ]
+
+
+def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
+    """x with its axes in the order `axes` (None: reversed), as numpy.transpose.
+
+    A reshape, without a copy, where only axes of size 1 move. ShapeError where `axes` is no permutation.
+    """
+    x = as_tensor(x)
+    order = tuple(range(x.ndim))[::-1] if axes is None else tuple(int(a) + x.ndim if a < 0 else int(a) for a in axes)
+    if sorted(order) == list(range(x.ndim)):
+        long = [axis for axis in order if not _is_one(x.shape[axis])]
+        if long == sorted(long):
+            return reshape(x, tuple(x.shape[axis] for axis in order))
+    return record("transpose", [x], {"axes": order})[0]
+
+
+def _is_one(size: Size) -> bool:
+    return isinstance(size, int) and size == 1
+
+
+# ---- expand
+
+
+def broadcast_axes(name: str, source: Shape, shape: Shape) -> tuple[int, ...]:
+    """The axes of `shape` along which an array of shape `source` is repeated to fill it.
+
+    ShapeError where `source` does not broadcast to `shape`; UndecidedError where that is open.
+    """
+    lead = len(shape) - len(source)
+    what = f"{name}: shape {text(tuple(source))} does not broadcast to {text(tuple(shape))}"
+    if lead < 0:
+        raise ShapeError(f"{what}; it has more axes")
+    repeated = list(range(lead))
+    for axis, size in enumerate(source, start=lead):
+        if _is_one(size) and not _is_one(shape[axis]):
+            repeated.append(axis)
+        elif not same(size, shape[axis]):
+            raise ShapeError(f"{what}; an axis must be 1 or agree")
+    return tuple(repeated)
+
+
+@register
+class Expand(Op):
+    """Broadcasting made real: y = x repeated to `shape`; with mean, divided by the number of repetitions.
+
+    The transpose of `reduce` with mode sum (mean), and the other way round.
+    """
+
+    name = "expand"
+    onnx = ("Expand",)
+
+    def infer(self, operands, attributes):
+        (x,), shape = operands, attributes["shape"]
+        if attributes["mean"] and x.dtype not in ("float32", "float64"):
+            raise DTypeError(f"expand: expected a floating tensor to divide, got {x.dtype}; cast it")
+        refuse_empty("expand", x.shape, shape)
+        broadcast_axes("expand", x.shape, shape)
+        return [(tuple(shape), x.dtype)]
+
+    def vjp(self, call, gradients, wanted):
+        from tapeprop.ops.reduce import reduce
+
+        (g,), (x,) = gradients, call.operands
+        if g is None:
+            return [None]
+        axes = broadcast_axes("expand", x.shape, g.shape)
+        return [reshape(reduce(g, "mean" if call.attributes["mean"] else "sum", axes), x.shape)]
+
+    def reference(self, call: Call, *arrays: np.ndarray) -> Sequence[np.ndarray]:
+        (x,), shape = arrays, call.results[0].shape
+        y = np.ascontiguousarray(np.broadcast_to(x, shape)).reshape(shape)
+        return [y / (y.size // x.size) if call["mean"] else y]
+
+    def cpu(self, call: Call) -> Launch:
+        x, y = call.operands[0], call.results[0]
+        repeated = broadcast_axes("expand", x.shape, y.shape)
+        strides = [0] * (len(y.shape) - len(x.shape)) + contiguous(x.shape)
+        strides = [0 if axis in repeated else stride for axis, stride in enumerate(strides)]
+        return copy_launch(call, strides, divisor=y.size // x.size if call["mean"] else None)
+
+    def flops(self, call: Call) -> int:
+        return call.results[0].size if call["mean"] else 0
+
+    def samples(self):
+        cases = [
+            ((), (3, 5)),
+            ((1,), (70,)),
+            ((37,), (5, 37)),
+            ((5, 1), (5, 37)),
+            ((2, 1, 4, 1), (2, 3, 4, 5)),
+            ((1, 6, 1, 1), (3, 6, 4, 5)),
+            ((3, 2), (3, 2)),
+        ]
+        return [
+            Sample(drawn(source), {"shape": shape, "mean": mean}) for source, shape in cases for mean in (False, True)
+        ]
+
+
+def expand(x: Any, shape: Sequence[Size], mean: bool = False) -> Tensor:
+    """x repeated to `shape` as NumPy broadcasts, as an array of its own; x itself where the shapes agree.
+
+    mean: divide by the number of repetitions, so that the sum over the repeated axes gives x back.
+    """
+    x = as_tensor(x)
+    shape = tuple(_as_size(size) for size in shape)
+    if shape == x.shape:
+        return x
+    return record("expand", [x], {"shape": shape, "mean": bool(mean)})[0]

@@ -1,0 +1,73 @@
+"""A child process that compiles kernels: `python -m tapeprop.runtime.compile_worker`, driven by `linker`.
+
+Both ways messages are a length (8 bytes, little-endian) and a pickle. In: one `Kernel` each. Out, for each: ("code",
+ObjectCode), ("absent", message) where the builder's module cannot be imported here, or ("error", message). It ends
+when its input ends, so it does not outlive the process that started it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import struct
+import sys
+from typing import BinaryIO
+
+from tapeprop.ir.kernels import Kernel
+
+__all__ = ["answer", "main", "receive", "send"]
+
+
+def send(stream: BinaryIO, message: object) -> None:
+    """Writes one message."""
+    content = pickle.dumps(message)
+    stream.write(struct.pack("<Q", len(content)) + content)
+    stream.flush()
+
+
+def receive(stream: BinaryIO) -> object:
+    """The next message. EOFError where the stream ends."""
+    header = stream.read(8)
+    if len(header) < 8:
+        raise EOFError
+    (length,) = struct.unpack("<Q", header)
+    content = stream.read(length)
+    if len(content) < length:
+        raise EOFError
+    return pickle.loads(content)
+
+
+def answer(kernel: Kernel) -> tuple[str, object]:
+    """What is sent back for a kernel."""
+    from tapeprop.errors import CompileError
+    from tapeprop.targets.cpu.kernel import compile_to_object
+
+    try:
+        importlib.import_module(kernel.module)
+    except ImportError as error:
+        return "absent", str(error)
+    except Exception:  # the compilation meets it again and reports it
+        pass
+    try:
+        return "code", compile_to_object(kernel)
+    except CompileError as error:
+        return "error", str(error)
+
+
+def main() -> None:
+    """Answers kernels until the input ends."""
+    # What a builder or a library prints must not get between the messages.
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    while True:
+        try:
+            kernel = receive(sys.stdin.buffer)
+        except EOFError:
+            return
+        assert isinstance(kernel, Kernel)
+        send(replies, answer(kernel))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""A program made ready to run: planned for given sizes, encoded, verified, its kernels linked, its rows bound to addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from tapeprop.compiler.encode import Tape, encode
+from tapeprop.compiler.plan import Place, plan
+from tapeprop.compiler.verify import verify
+from tapeprop.errors import CompileError, GraphError, LabelError, NumericsError
+from tapeprop.ir import Constant, Gradient, Input, Parameter, Program, Region, Tensor
+from tapeprop.ops.op import failure_text
+from tapeprop.runtime.memory import Arena, Buffer, address_of, aligned
+from tapeprop.runtime.state import cell
+
+HEADER = 4  # words of a row before its fields: kernel, barrier, control block, row number
+CONTROL_WORDS = 64
+
+
+class Executable:
+    """One tape over one set of sizes.
+
+    program: its inputs are leaves with an `Input` source, whose arrays `bind` gives. lender, borrowed: the executable of a forward tape and {tensor as this program knows it: tensor as the lender does},
+    for a backward tape that reads what the forward tape left.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        sizes: Mapping[str, int],
+        arena: Arena,
+        *,
+        arena_name: str = "arena",
+        lender: Executable | None = None,
+        borrowed: Mapping[Tensor, Tensor] | None = None,
+        share: bool = True,
+        workers: int = 1,
+    ):
+        self.program = program
+        self.arena = arena
+        self.arenas = {**(lender.arenas if lender else {}), arena_name: arena}
+        self.workers = workers
+        self._fixed: dict[str, np.ndarray] = {}  # buffers that never move: storage and constants
+        self._lender = lender
+        self._borrowed = dict(borrowed or {})
+        self.plan = plan(program, sizes, self._locate, arena=arena_name, share=share)
+        self.tape: Tape = encode(self.plan, [span.name for span in program.spans], arena_name)
+        self._check_buffers(sizes)
+        arena.ensure(self.tape.arena_bytes)
+        self._scratch = aligned(self.tape.scratch_bytes * max(workers, 1))
+        self._bound: np.ndarray | None = None
+        self._generations: tuple[int, ...] = ()
+        self._patches: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._inputs: dict[str, int] = {}
+        self.control = aligned(CONTROL_WORDS, "int64")
+
+    # ---- places
+
+    def _locate(self, tensor: Tensor) -> Place:
+        if tensor in self._borrowed:
+            assert self._lender is not None
+            place = self._lender.plan.places[self._borrowed[tensor]]
+            if place.buffer in self._lender._fixed:
+                self._fixed[place.buffer] = self._lender._fixed[place.buffer]
+            return place
+        source = tensor.source
+        if isinstance(source, Input):
+            return Place(f"input{source.index}", 0)
+        if isinstance(source, Parameter):
+            home = cell(source)
+            return self._storage(home.segment.values, home.start * home.dtype.itemsize)
+        if isinstance(source, Gradient):
+            home = cell(source.parameter)
+            return self._storage(home.segment.gradients, home.start * home.dtype.itemsize)
+        if isinstance(source, Region):
+            return self._storage(source.array, source.start * source.array.array.itemsize)
+        if isinstance(source, Constant):
+            copy = Buffer("constant.", source.array.size, tensor.dtype)
+            copy.array[:] = source.array.reshape(-1)
+            return self._storage(copy, 0)
+        raise CompileError(f"{tensor!r}: no place is known for it; this is a bug of the compiler")
+
+    def _storage(self, buffer: Buffer, offset: int) -> Place:
+        self._fixed[buffer.name] = buffer.array
+        return Place(buffer.name, offset)
+
+    def _check_buffers(self, sizes: Mapping[str, int]) -> None:
+        known = {name: array.nbytes for name, array in self._fixed.items()}
+        for name, arena in self.arenas.items():
+            known[name] = max(arena.array.nbytes, self.tape.arena_bytes if arena is self.arena else 0)
+        for tensor in self.program.inputs:
+            name = self.plan.places[tensor].buffer if tensor in self.plan.places else f"input{tensor.source.index}"  # type: ignore[union-attr]
+            kind = self.plan.types.get(tensor)
+            known[name] = kind.nbytes if kind else 0
+        verify(self.tape, known)
+        self.buffer_bytes = known
+
+    # ---- binding
+
+    def _bind_rows(self) -> None:
+        """Writes the rows with addresses as they are now; inputs are patched in by `bind`."""
+        from tapeprop.runtime.linker import load
+
+        kernels = load(row.kernel for row in self.tape.rows)
+        self._generations = tuple(arena.generation for arena in self.arenas.values())
+        address = {name: arena.address for name, arena in self.arenas.items()}
+        address |= {name: address_of(array) for name, array in self._fixed.items()}
+        address["scratch"] = address_of(self._scratch)
+        width = max([HEADER + len(row.fields) for row in self.tape.rows], default=HEADER)
+        width = -(-width // 8) * 8
+        count = len(self.tape.rows)
+        bound = aligned(count * width, "int64")
+        patches: dict[str, list[tuple[int, int]]] = {}
+        control = address_of(self.control)
+        words: list[int] = []
+        for number, row in enumerate(self.tape.rows):
+            words += (kernels[row.kernel], int(row.barrier), control, number)
+            for field in row.fields:
+                if type(field) is not int:
+                    assert isinstance(field, Place)
+                    base = address.get(field.buffer)
+                    if base is None:
+                        patches.setdefault(field.buffer, []).append((len(words), field.offset))
+                        base = 0
+                    words.append(base + field.offset)
+                else:
+                    words.append(field)
+            words += [0] * ((number + 1) * width - len(words))
+        bound[:] = words
+        self._patches = {
+            name: (np.array([w for w, _ in items]), np.array([o for _, o in items])) for name, items in patches.items()
+        }
+        self._flat = bound
+        self._bound = bound.reshape(count, width)
+        for name, where in self._inputs.items():
+            self._patch(name, where)
+
+    def _patch(self, name: str, address: int) -> None:
+        if name in self._patches:
+            positions, offsets = self._patches[name]
+            self._flat[positions] = offsets + address
+
+    def prepare(self) -> None:
+        """Links the kernels and binds the rows where that has not been done, or the arena has moved."""
+        if self._bound is None or self._generations != tuple(arena.generation for arena in self.arenas.values()):
+            self._bind_rows()
+
+    def bind(self, tensor: Tensor, array: np.ndarray) -> None:
+        """Lets an input read `array` (C-contiguous, of the input's dtype and shape). The caller keeps it alive during runs."""
+        name = f"input{tensor.source.index}"  # type: ignore[union-attr]
+        where = address_of(array)
+        if self._inputs.get(name) != where:
+            self._inputs[name] = where
+            if self._bound is not None:
+                self._patch(name, where)
+
+    # ---- running
+
+    def rows_of(self, first: str, last: str | None = None) -> tuple[int, int]:
+        """(first row, count) of the stretch from the span `first` to the span `last`, both included."""
+        names = [span.name for span in self.program.spans]
+        chosen = names[names.index(first) : names.index(last or first) + 1]
+        bounds = [self.tape.spans[name] for name in chosen if self.tape.spans[name][1]]
+        if not bounds:
+            return 0, 0
+        return bounds[0][0], bounds[-1][1] - bounds[0][0]
+
+    def run(self, first: str | None = None, last: str | None = None, steps: int = 1) -> None:
+        """Runs the spans from `first` to `last` (all by default) `steps` times in one native call.
+
+        LabelError, GraphError: what a kernel reported, with the node's name; the rows after it did not run.
+        """
+        from tapeprop.runtime.team import run_team
+
+        self.prepare()
+        names = [span.name for span in self.program.spans]
+        start, count = self.rows_of(first or names[0], last or names[-1])
+        if count == 0:
+            return
+        failed = run_team(self._bound, self.control, first=start, count=count, steps=steps, workers=self.workers)
+        if failed is not None:
+            self.raise_failure(*failed)
+
+    def raise_failure(self, number: int, code: int) -> None:
+        """Turns what a kernel reported into the error that the user sees."""
+        row = self.tape.rows[number]
+        instruction = row.step.instruction
+        kind, message = failure_text(code)
+        errors = {"label": LabelError, "numerics": NumericsError}
+        where = f"node {instruction.node!r}: " if instruction.node else ""
+        raise errors.get(kind, GraphError)(f"{where}{instruction.op.name}: {message}")
+
+    # ---- reading
+
+    def view(self, tensor: Tensor) -> np.ndarray:
+        """A live view of a tensor that the plan keeps: an output, a retained value, or something in storage."""
+        place, kind = self.plan.places[tensor], self.plan.types[tensor]
+        if place.buffer in self.arenas:
+            base = self.arenas[place.buffer].array
+        else:
+            base = self._fixed[place.buffer].view(np.uint8)
+        return base[place.offset : place.offset + kind.nbytes].view(kind.dtype).reshape(kind.shape)
+
+    def is_input(self, tensor: Tensor) -> int | None:
+        """The index of the input whose memory the tensor is, or None."""
+        buffer = self.plan.places[tensor].buffer
+        return int(buffer[5:]) if buffer.startswith("input") else None

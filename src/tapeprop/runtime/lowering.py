@@ -1,0 +1,204 @@
+"""From a trace function to programs: forward, backward, and the whole training step.
+
+A trace function takes the input tensors and records the network; see `TraceFunction`. The batch stays open where the network allows it
+(`N` in the tensors' shapes): then one lowering serves every batch size, and only planning and encoding are done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tapeprop.compiler.gradient import FLOATS, gradients
+from tapeprop.compiler.passes import optimize
+from tapeprop.ir import (
+    Dim,
+    Gradient,
+    Parameter,
+    Program,
+    Region,
+    Shape,
+    Span,
+    Store,
+    Tensor,
+    Trace,
+    UndecidedError,
+    reachable,
+    recording,
+)
+from tapeprop.runtime.state import cell
+
+#: inputs -> (outputs, {key: any tensor inside that a caller may want to watch})
+TraceFunction = Callable[[list[Tensor]], tuple[list[Tensor], dict[Hashable, Tensor]]]
+
+
+@dataclass
+class Forward:
+    """A traced network. kept: what backward programs and watchers read after it has run, in a fixed order."""
+
+    trace: Trace
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    watched: dict[Hashable, Tensor]
+    stores: list[Store]
+    kept: list[Tensor] = field(default_factory=list)
+    program: Program | None = None
+    places: dict[Tensor, Tensor] = field(default_factory=dict)  # as recorded -> as the optimised program holds it
+
+
+def open_shapes(shapes: Sequence[tuple[int, ...]]) -> tuple[tuple[Shape, ...], dict[str, int]]:
+    """(the shapes with axis 0 open, {symbol: size}): inputs of one length share a symbol."""
+    symbols: dict[int, Dim] = {}
+    sizes: dict[str, int] = {}
+    opened: list[Shape] = []
+    for shape in shapes:
+        if not shape:
+            opened.append(())
+            continue
+        if shape[0] not in symbols:
+            name = f"N{len(symbols) or ''}"
+            symbols[shape[0]] = Dim.symbol(name)
+            sizes[name] = shape[0]
+        opened.append((symbols[shape[0]], *shape[1:]))
+    return tuple(opened), sizes
+
+
+class Lowering:
+    """The programs of one structure. Programs are made once per (kind, open shapes) and kept."""
+
+    def __init__(self, function: TraceFunction, dtype: str, random: Parameter | None):
+        self.function = function
+        self.dtype = dtype
+        self.random = random
+        self._programs: dict[Hashable, object] = {}
+
+    def once(self, kind: Hashable, shapes: Sequence[tuple[int, ...]], make: Callable[[tuple[Shape, ...]], object]):
+        """(the program of this kind, {symbol: size}): with the batch open if that can be, else for these very sizes."""
+        opened, sizes = open_shapes(shapes)
+        exact = tuple(tuple(shape) for shape in shapes)
+        if (kind, exact) in self._programs:
+            return self._programs[kind, exact], {}
+        if (kind, opened) not in self._programs:
+            try:
+                self._programs[kind, opened] = make(opened)
+            except UndecidedError:
+                self._programs[kind, exact] = make(exact)
+                return self._programs[kind, exact], {}
+        return self._programs[kind, opened], sizes
+
+    def trace(self, shapes: Sequence[Shape], training: bool) -> Forward:
+        """The network as recorded, not yet optimised."""
+        trace = Trace(self.dtype, training, self.random)
+        with recording(trace):
+            inputs = [trace.input(i, shape) for i, shape in enumerate(shapes)]
+            outputs, watched = self.function(inputs)
+        return Forward(trace, inputs, outputs, watched, trace.stores)
+
+    # ---- forward and backward apart
+
+    def forward(self, shapes: Sequence[Shape], training: bool, *, differentiable: bool, keep: Sequence[Hashable] = ()):
+        """The forward program. differentiable: it keeps what the backward programs of any subset of outputs will read."""
+        found = self.trace(shapes, training)
+        wanted: dict[Tensor, None] = dict.fromkeys(found.watched[key] for key in keep)
+        if differentiable:
+            made = set(reachable([*found.outputs, *(s.value for s in found.stores)]))
+            subsets = [range(len(found.outputs))]
+            if len(found.outputs) > 1:
+                subsets += [range(i, i + 1) for i in range(len(found.outputs))]  # type: ignore[misc]
+            for subset in subsets:
+                _, results = self._record_backward(found, list(subset), self._all_wanted(found))
+                for call in reachable(results.values()):
+                    if call not in made:
+                        wanted.update(dict.fromkeys(t for t in call.operands if t.producer in made))
+                wanted.update(dict.fromkeys(t for t in results.values() if t.producer in made))
+        found.kept = [t for t in wanted if t.producer is not None]
+        span = Span("forward", reachable([*found.outputs, *found.kept, *(s.value for s in found.stores)]), found.stores)
+        found.program = optimize(Program([span], found.inputs, [*found.outputs, *found.kept]))
+        found.places = dict(zip([*found.outputs, *found.kept], found.program.outputs, strict=True))
+        return found
+
+    def _all_wanted(self, found: Forward) -> list[Tensor]:
+        leaves = [t for source, t in found.trace.leaves.items() if isinstance(source, Parameter) and source.trainable]
+        return [t for t in (*found.inputs, *leaves, *found.watched.values()) if t.dtype in FLOATS]
+
+    def _record_backward(self, found: Forward, subset: Sequence[int], wanted: Sequence[Tensor]):
+        trace = Trace(self.dtype, found.trace.training, self.random)
+        with recording(trace):
+            leaves = [
+                trace.input(len(found.inputs) + i, output.shape, output.dtype, "gradient")
+                for i, output in enumerate(found.outputs)
+            ]
+            seeds: dict[Tensor, Tensor] = {}
+            for i in subset:
+                output = found.outputs[i]
+                if output.dtype not in FLOATS:
+                    continue
+                if output in seeds:  # one tensor may stand in two outputs
+                    from tapeprop.ops.elementwise import add
+
+                    seeds[output] = add(seeds[output], leaves[i])
+                else:
+                    seeds[output] = leaves[i]
+            return leaves, gradients(seeds, wanted)
+
+    def backward(
+        self, found: Forward, subset: Sequence[int], parameters: Sequence[Parameter], watched: Sequence[Tensor] = ()
+    ) -> tuple[Program, dict[Tensor, Tensor], list[Parameter]]:
+        """(the backward program from a subset of the outputs, {input or watched tensor: its gradient}, the parameters it reaches).
+
+        Parameter gradients are added to those that are pending, else written: see `deposit`.
+        """
+        leaves = {p: found.trace.leaves[p] for p in parameters if p in found.trace.leaves}
+        inputs = [t for t in found.inputs if t.dtype in FLOATS]
+        seeds, results = self._record_backward(found, subset, [*inputs, *leaves.values(), *watched])
+        trace = Trace(self.dtype, found.trace.training)
+        stores, reached = [], []
+        with recording(trace):
+            for parameter, leaf in leaves.items():
+                if leaf in results:
+                    stores.append(deposit(trace, parameter, results[leaf]))
+                    reached.append(parameter)
+        kept = {t: results[t] for t in (*inputs, *watched) if t in results}
+        known = [*found.places, *found.inputs]
+        calls = reachable([*kept.values(), *(s.value for s in stores)], known)
+        program = Program([Span("backward", calls, stores)], [*found.inputs, *seeds], list(kept.values()))
+        optimised = optimize(program)
+        return optimised, dict(zip(kept, optimised.outputs, strict=True)), reached
+
+
+    def joint(self, shapes: Sequence[Shape]) -> Program:
+        """Forward in training and backward from every output to every trained parameter and input: what users look at."""
+        found = self.trace(shapes, True)
+        seeds, results = self._record_backward(found, range(len(found.outputs)), self._all_wanted(found))
+        stores = [
+            Store(gradient, found.trace.leaf(Gradient(p), p.shape, gradient.dtype, f"d {p.name}"))
+            for leaf, gradient in results.items()
+            if isinstance(p := leaf.source, Parameter)
+        ]
+        kept = [results[t] for t in found.inputs if t in results]
+        forward = reachable([*found.outputs, *(s.value for s in found.stores)])
+        backward = reachable([*kept, *(s.value for s in stores)], [t for call in forward for t in call.results])
+        spans = [Span("forward", forward, found.stores), Span("backward", backward, stores)]
+        return optimize(Program(spans, [*found.inputs, *seeds], [*found.outputs, *kept]))
+
+
+def deposit(trace: Trace, parameter: Parameter, gradient: Tensor) -> Store:
+    """The store of a parameter's gradient: beside the one that is pending it is added, else it replaces what stood there."""
+    from tapeprop.ops.elementwise import add_if_pending
+
+    home = cell(parameter)
+    leaf = trace.leaf(Gradient(parameter), parameter.shape, trace.dtype, "gradient")
+    flag = trace.leaf(Region(home.segment.pending, home.index, 1), (1,), trace.dtype, "pending")
+    return Store(add_if_pending(gradient, leaf, flag), leaf)
+
+
+def buckets(roots: Sequence[Tensor], marks: Mapping[str, int]) -> dict[str, list]:
+    """The instructions behind `roots`, cut into spans by serial number: marks = {span: first serial after it}, in order."""
+    found: dict[str, list] = {name: [] for name in marks}
+    bounds = list(marks.items())
+    k = 0
+    for call in reachable(roots):
+        while call.serial >= bounds[k][1]:
+            k += 1
+        found[bounds[k][0]].append(call)
+    return found

@@ -1,0 +1,63 @@
+"""Memory that tapes point into: aligned buffers with a name, and arenas that several plans share."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+ALIGNMENT = 64
+_number = itertools.count()
+
+
+def aligned(count: int, dtype: str | np.dtype = "uint8") -> np.ndarray:
+    """A zeroed 1-D array of `count` elements that starts on a 64-byte boundary, with a line of slack behind it."""
+    kind = np.dtype(dtype)
+    raw = np.zeros(count * kind.itemsize + 2 * ALIGNMENT, np.uint8)
+    start = -raw.__array_interface__["data"][0] % ALIGNMENT
+    return raw[start : start + count * kind.itemsize].view(kind)
+
+
+def address_of(array: np.ndarray) -> int:
+    """The address of an array's first element."""
+    return array.__array_interface__["data"][0]
+
+
+class Buffer:
+    """A named, aligned, zeroed 1-D array that never moves or grows: a place for parameters, gradients or counters."""
+
+    def __init__(self, label: str, count: int, dtype: str | np.dtype):
+        self.name = f"{label}{next(_number)}"
+        self.array = aligned(count, dtype)
+
+    def __repr__(self) -> str:
+        return f"Buffer({self.name}, {self.array.size}, {self.array.dtype})"
+
+    @property
+    def address(self) -> int:
+        """Where it starts."""
+        return address_of(self.array)
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return self.array.nbytes
+
+
+class Arena:
+    """Memory for values that live during a run. It grows to the largest plan that uses it; `generation` tells plans to bind again."""
+
+    def __init__(self) -> None:
+        self.array = aligned(0)
+        self.generation = 0
+
+    def ensure(self, nbytes: int) -> None:
+        """Makes the arena at least `nbytes` large. What it held is lost when it grows."""
+        if nbytes > self.array.nbytes:
+            self.array = aligned(nbytes)
+            self.generation += 1
+
+    @property
+    def address(self) -> int:
+        """Where it starts now."""
+        return address_of(self.array)

@@ -1,0 +1,341 @@
+"""The compiled side of a graph: plans by shape, forward, backward from any outputs, prediction, and what lies between two calls.
+
+Two memory layouts. *Retained* (`forward`, `backward`): saved values live until the next forward, the inputs are copied. *Tight*
+(`predict`, and the training steps of `runtime.training`): lifetimes end to end, inputs bound where they lie.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tapeprop.errors import DTypeError, NumericsError, ShapeError, StateError
+from tapeprop.compiler.interpret import array_type
+from tapeprop.ir import Dim, Parameter, Shape, Tensor
+from tapeprop.ir.dims import text
+from tapeprop.runtime.executable import Executable
+from tapeprop.runtime.listing import Listing, list_program, list_tape
+from tapeprop.runtime.lowering import Forward, Lowering, TraceFunction
+from tapeprop.runtime.memory import Arena, aligned
+from tapeprop.runtime.state import cell
+
+PLANS_KEPT = 8
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """hits, misses: calls of forward that found their plan, and that had to make it. size: plans held now."""
+
+    hits: int
+    misses: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a network is compiled. dtype: of inputs, weights and results. workers: None takes the usable CPUs.
+
+    share_memory: the planner's switch. debug_nan: every row's results are looked at. clip_norm: see `runtime.training`.
+    """
+
+    dtype: str = "float32"
+    workers: int | None = None
+    clip_norm: float | None = None
+    debug_nan: bool = False
+    share_memory: bool = True
+
+
+@dataclass
+class Retained:
+    """A forward tape that keeps what backward needs, and the backward tapes made so far by subset of outputs."""
+
+    forward: Forward
+    sizes: dict[str, int]
+    executable: Executable
+    inputs: list[np.ndarray]
+    backward: dict[Hashable, tuple[Executable, dict[Tensor, Tensor], list[Parameter]]] = field(default_factory=dict)
+
+
+class Network:
+    """Runs the programs of one structure of a graph.
+
+    function: records the network (see `lowering.TraceFunction`). random: the RNG state, an int64 parameter of shape (2,), packed.
+    frozen: tells which parameters get no gradient. The caller packs every parameter before it makes the network.
+    """
+
+    def __init__(
+        self,
+        function: TraceFunction,
+        options: Options,
+        random: Parameter | None,
+        frozen: Callable[[], frozenset[Parameter]] = frozenset,
+    ):
+        from tapeprop.targets.cpu.machine import usable_cpus
+
+        self.options = options
+        self.workers = options.workers or usable_cpus()
+        self.lowering = Lowering(function, options.dtype, random)
+        self.frozen = frozen
+        self.lock = threading.RLock()
+        self.retained_arena, self.backward_arena, self.tight_arena = Arena(), Arena(), Arena()
+        self.plans: OrderedDict[Hashable, object] = OrderedDict()
+        self.hits = self.misses = 0
+        self.watching: tuple[Hashable, ...] = ()
+        self._live: tuple[Retained, int] | None = None
+        self._gradients: tuple[Executable, dict[Tensor, Tensor]] | None = None
+
+    # ---- plans
+
+    def plan(self, key: Hashable, make: Callable[[], object], *, count: bool = False):
+        """The plan under `key`, made where it is not there; the least recently used goes when there are too many."""
+        found = self.plans.get(key)
+        if count:
+            self.hits, self.misses = self.hits + (found is not None), self.misses + (found is None)
+        if found is None:
+            found = self.plans[key] = make()
+            while len(self.plans) > PLANS_KEPT:
+                self.plans.popitem(last=False)
+        self.plans.move_to_end(key)
+        return found
+
+    def cache_info(self) -> CacheInfo:
+        """How calls of forward met the plan cache."""
+        return CacheInfo(self.hits, self.misses, len(self.plans))
+
+    def watch(self, keys: Sequence[Hashable]) -> None:
+        """From the next forward on, the tensors under these keys can be read, and their gradients after backward."""
+        if tuple(keys) != self.watching:
+            self.watching = tuple(keys)
+            self._live = self._gradients = None
+
+    def make_executable(self, program, sizes: Mapping[str, int], arena: Arena, **more) -> Executable:
+        """An executable with this network's options."""
+        return Executable(program, sizes, arena, share=self.options.share_memory, workers=self.workers, **more)
+
+    def execute(self, executable: Executable, first: str | None = None, last: str | None = None, steps: int = 1) -> None:
+        """Runs an executable; row by row, looking at every result, where `debug_nan` is set."""
+        if self.options.debug_nan:
+            _run_watchfully(executable, first, last, steps)
+        else:
+            executable.run(first, last, steps)
+
+    # ---- forward
+
+    def forward(self, arrays: Sequence[np.ndarray], training: bool) -> list[np.ndarray]:
+        """Fresh arrays of the outputs. The inputs, already of the network's dtype, are copied and kept for backward."""
+        with self.lock:
+            shapes = tuple(a.shape for a in arrays)
+            key = ("retained", training, shapes, self.watching)
+            plan = self.plan(key, lambda: self._make_retained(shapes, training), count=True)
+            self._live = self._gradients = None
+            for own, given in zip(plan.inputs, arrays, strict=True):
+                np.copyto(own, given)
+            self.execute(plan.executable)
+            self._live = (plan, self.retained_arena.generation)
+            return [self._read(plan, plan.executable, plan.forward.places[t]) for t in plan.forward.outputs]
+
+    def _make_retained(self, shapes: tuple[tuple[int, ...], ...], training: bool) -> Retained:
+        found, sizes = self.lowering.once(
+            ("retained", training, self.watching),
+            shapes,
+            lambda opened: self.lowering.forward(opened, training, differentiable=True, keep=self.watching),
+        )
+        executable = self.make_executable(found.program, sizes, self.retained_arena, arena_name="retained")
+        inputs = []
+        for tensor, shape in zip(found.inputs, shapes, strict=True):
+            inputs.append(aligned(int(np.prod(shape, dtype=np.int64)), self.options.dtype).reshape(shape))
+            executable.bind(tensor, inputs[-1])
+        return Retained(found, sizes, executable, inputs)
+
+    def _read(self, plan: Retained, executable: Executable, tensor: Tensor) -> np.ndarray:
+        index = executable.is_input(tensor)
+        if index is not None:
+            return plan.inputs[index].reshape(executable.plan.types[tensor].shape).copy()
+        return executable.view(tensor).copy()
+
+    def predict(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Fresh arrays of the outputs in evaluation mode. Nothing is kept; a forward that waits for its backward is not disturbed."""
+        with self.lock:
+            shapes = tuple(a.shape for a in arrays)
+            found, executable = self.plan(("predict", shapes), lambda: self._make_predict(shapes))
+            for tensor, array in zip(found.inputs, arrays, strict=True):
+                executable.bind(tensor, array)
+            self.execute(executable)
+            results = []
+            for tensor in found.outputs:
+                place = found.places[tensor]
+                index = executable.is_input(place)
+                if index is None:
+                    results.append(executable.view(place).copy())
+                else:
+                    results.append(arrays[index].reshape(executable.plan.types[place].shape).copy())
+            return results
+
+    def _make_predict(self, shapes: tuple[tuple[int, ...], ...]) -> tuple[Forward, Executable]:
+        found, sizes = self.lowering.once(
+            "predict", shapes, lambda opened: self.lowering.forward(opened, False, differentiable=False)
+        )
+        return found, self.make_executable(found.program, sizes, self.tight_arena)
+
+    # ---- backward
+
+    def live(self, what: str) -> Retained:
+        """The forward that backward belongs to. StateError where there is none."""
+        if self._live is None or self._live[1] != self.retained_arena.generation:
+            raise StateError(f"{what} needs a forward() before it whose values still stand; call forward() first")
+        return self._live[0]
+
+    def forget(self) -> None:
+        """Weights have changed: a backward of the last forward would mix old values with new weights."""
+        self._live = None
+
+    def outputs_of_last_forward(self, what: str) -> list[tuple[tuple[int, ...], str]]:
+        """(shape, dtype) of each output of the last forward. StateError where there is none."""
+        plan = self.live(what)
+        types = plan.executable.plan.types
+        return [(types[plan.forward.places[t]].shape, t.dtype) for t in plan.forward.outputs]
+
+    def backward(self, gradients: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+        """The gradient of each input, given that of each output (None: no gradient flows from that one).
+
+        Parameter gradients are added to those that are pending and written where none is; afterwards they are pending.
+        """
+        with self.lock:
+            plan = self.live("backward()")
+            subset = tuple(i for i, g in enumerate(gradients) if g is not None)
+            frozen = self.frozen()
+            key = (subset, frozen)
+            if key not in plan.backward:
+                plan.backward[key] = self._make_backward(plan, subset, frozen)
+            executable, results, reached = plan.backward[key]
+            seeds = [np.ascontiguousarray(gradients[i], dtype=self.options.dtype) for i in subset]
+            wanted = {t.source.index - len(plan.inputs): t for t in executable.program.inputs[len(plan.inputs) :]}
+            for i, array in zip(subset, seeds, strict=True):
+                if i in wanted:
+                    executable.bind(wanted[i], array)
+            self.execute(executable)
+            for parameter in reached:
+                cell(parameter).pending = True
+            self._gradients = (executable, results)
+            found = []
+            for own, tensor in zip(plan.inputs, plan.forward.inputs, strict=True):
+                if tensor in results:
+                    found.append(self._read_gradient(executable, results[tensor], seeds, subset, len(plan.inputs)))
+                else:
+                    found.append(np.zeros_like(own))
+            return found
+
+    @staticmethod
+    def _read_gradient(executable, tensor, seeds, subset, inputs: int) -> np.ndarray:
+        index = executable.is_input(tensor)
+        if index is None:
+            return executable.view(tensor).copy()
+        shape = executable.plan.types[tensor].shape
+        return seeds[subset.index(index - inputs)].reshape(shape).copy()
+
+    def _make_backward(self, plan: Retained, subset: tuple[int, ...], frozen: frozenset[Parameter]):
+        found = plan.forward
+        parameters = [s for s in found.trace.leaves if isinstance(s, Parameter) and s.trainable and s not in frozen]
+        watched = [found.watched[key] for key in self.watching if found.watched[key].dtype == self.options.dtype]
+        program, results, reached = self.lowering.backward(found, subset, parameters, watched)
+        executable = self.make_executable(
+            program,
+            plan.sizes,
+            self.backward_arena,
+            arena_name="backward",
+            lender=plan.executable,
+            borrowed=found.places,
+        )
+        for tensor, array in zip(found.inputs, plan.inputs, strict=True):
+            executable.bind(tensor, array)
+        return executable, results, reached
+
+    # ---- shapes and text
+
+    def output_shapes(self, shapes: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
+        """The shape of each output for inputs of these shapes."""
+        found, sizes = self.lowering.once("shapes", shapes, lambda opened: self.lowering.trace(opened, False))
+        return [array_type(t, sizes).shape for t in found.outputs]
+
+    def listing(self, shapes: Sequence[Shape] | None) -> Listing:
+        """The tape of forward and backward in training: of the last forward's sizes, else of `shapes`, which may be open."""
+        if self._live is not None:
+            shapes = [a.shape for a in self._live[0].inputs]
+        if shapes is None:
+            raise StateError("tape: no sizes are known yet; give build() an input_shape, or call forward() first")
+        title = f"training tape, input {', '.join(map(text, shapes))}"
+        program = self.lowering.joint(shapes)
+        if any(isinstance(n, Dim) for shape in shapes for n in shape):
+            return list_program(program, title)
+        return list_tape(self.make_executable(program, {}, Arena()).tape, title)
+
+    # ---- watching
+
+    def value(self, key: Hashable) -> np.ndarray:
+        """A copy of a watched tensor after the last forward. StateError, KeyError."""
+        plan = self.live("value()")
+        tensor = plan.forward.watched[key]
+        return self._read(plan, plan.executable, plan.forward.places.get(tensor, tensor))
+
+    def gradient(self, key: Hashable) -> np.ndarray:
+        """A copy of the gradient of a watched tensor after the last backward; zeros where none reached it."""
+        plan = self.live("gradient()")
+        if self._gradients is None:
+            raise StateError("gradient() needs a backward() before it; call backward() first")
+        executable, results = self._gradients
+        tensor = plan.forward.watched[key]
+        if tensor not in results:
+            return np.zeros_like(self.value(key))
+        if executable.is_input(results[tensor]) is not None:
+            raise StateError("gradient(): the gradient of an output is what you passed to backward()")
+        return executable.view(results[tensor]).copy()
+
+
+def as_input(array: object, dtype: str, what: str) -> np.ndarray:
+    """`array` as a C-contiguous array of `dtype`; itself where it is one already.
+
+    DTypeError for complex, object, string and other arrays that are no real numbers.
+    """
+    given = np.asarray(array)
+    if given.dtype.kind not in "fiub":
+        raise DTypeError(f"{what}: expected real numbers, got dtype {given.dtype}; convert the array to {dtype} first")
+    return np.ascontiguousarray(given, dtype=dtype).reshape(given.shape)
+
+
+def check_not_empty(array: np.ndarray, what: str) -> None:
+    """ShapeError where an axis has no elements."""
+    if array.size == 0:
+        raise ShapeError(f"{what}: expected at least one sample and no empty axis, got shape {array.shape}")
+
+
+def _run_watchfully(executable: Executable, first: str | None, last: str | None, steps: int) -> None:
+    """Row by row; NumericsError names the first instruction that made a NaN or an infinity, and its node."""
+    from tapeprop.runtime.team import run_team
+
+    executable.prepare()
+    names = [span.name for span in executable.program.spans]
+    start, count = executable.rows_of(first or names[0], last or names[-1])
+    for _ in range(steps):
+        for number in range(start, start + count):
+            failed = run_team(executable._bound, executable.control, first=number, count=1, steps=1, workers=1)
+            if failed is not None:
+                executable.raise_failure(*failed)
+            row = executable.tape.rows[number]
+            for result in row.step.instruction.results:
+                found = executable.view(result) if executable.is_input(result) is None else np.zeros(1)
+                if found.dtype.kind == "f" and not np.isfinite(found).all():
+                    bad = "NaN" if np.isnan(found).any() else "inf"
+                    raise NumericsError(
+                        f"node {row.step.instruction.node!r}: row {number}, {row.step.instruction.op.name} "
+                        f"({row.step.span}), made a {bad} in a result of shape {found.shape}; look at its operands"
+                    )
+
+
+def pending_of(parameters: Iterable[Parameter]) -> list[Parameter]:
+    """Those whose gradient waits to be consumed."""
+    return [p for p in parameters if cell(p).pending]
+

@@ -1,0 +1,381 @@
+"""Whole training steps as one tape: gather, forward, loss, backward, clip, update; one native call for one step or many.
+
+Spans: `gather` (fit only), `forward`, `loss`, `backward`, `update`. Gradients are written into the parameters' gradient buffers, so they
+stay readable; the update span reads them there, exactly as a separate update() does.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from tapeprop.compiler.gradient import FLOATS, gradients
+from tapeprop.compiler.passes import optimize
+from tapeprop.errors import GraphError
+from tapeprop.ir import Gradient, Input, Parameter, Program, Region, Shape, Span, Store, Tensor, Trace, recording
+from tapeprop.ops.elementwise import compute
+from tapeprop.ops.gather import accumulate, advance, count_correct, take_rows
+from tapeprop.runtime.executable import Executable
+from tapeprop.ir.tensor import mark
+from tapeprop.runtime.lowering import buckets, deposit
+from tapeprop.runtime.memory import Buffer
+from tapeprop.runtime.network import Network, pending_of
+from tapeprop.runtime.state import cell
+from tapeprop.runtime.update import OptimizerState, Unit, mark_consumed, record_update, require_optimizer
+
+
+class LossRule(Protocol):
+    """What `tapeprop.losses.Loss` gives."""
+
+    def key(self) -> Hashable: ...
+    def trace(self, y_pred: Tensor, y_true: Tensor) -> Tensor: ...
+
+
+@dataclass
+class StepProgram:
+    """A training step. outputs of the program: the total loss, then each loss. reached: the parameters that get a gradient."""
+
+    program: Program
+    losses: list[Tensor]
+    reached: list[Parameter]
+
+
+@dataclass(frozen=True)
+class BatchSource:
+    """Where a step gathers its batch: every array's Input is the whole data set, `order` and `cursor` say which rows come next."""
+
+    cursor: Buffer
+    totals: Buffer  # float64: [sum of losses times samples, samples, correct]
+    batch: int
+    accuracy: bool
+
+
+def record_step(
+    network: Network,
+    optimizers: OptimizerState,
+    shapes: Sequence[Shape],
+    labels: Sequence[tuple[Shape, str]],
+    losses: Sequence[LossRule | None],
+    weights: Sequence[float],
+    source: BatchSource | None = None,
+    *,
+    order_length: int = 0,
+    update: bool = True,
+    share: float = 1.0,
+) -> StepProgram:
+    """The program of one step. shapes, labels: of the batch, or of the whole data where a source gathers from it.
+
+    losses: one per output, None where an output has none. weights: the factor of each loss. update: False for a micro-batch, whose
+    gradients are added to those pending; they are `share` of what the losses give.
+    """
+    options, lowering = network.options, network.lowering
+    trace = Trace(options.dtype, True, lowering.random)
+    marks: dict[str, int] = {}
+    stores: dict[str, list[Store]] = {}
+
+    def end_span(name: str) -> None:
+        marks[name] = mark()
+        stores[name], trace.stores = trace.stores, []
+
+    with recording(trace):
+        kinds = [*((shape, options.dtype, "input") for shape in shapes), *((s, d, "labels") for s, d in labels)]
+        feeds = [trace.input(i, shape, dtype, name) for i, (shape, dtype, name) in enumerate(kinds)]
+        arrays = list(feeds)
+        if source is not None:
+            feeds.append(trace.input(len(feeds), (order_length,), "int64", "order"))
+            cursor = trace.leaf(Region(source.cursor, 0, 1), (1,), "int64", "cursor")
+            arrays = [take_rows(array, feeds[-1], cursor, source.batch) for array in arrays]
+            end_span("gather")
+        outputs, _ = lowering.function(arrays[: len(shapes)])
+        end_span("forward")
+        if len(outputs) != len(losses):
+            raise GraphError(f"expected one loss per output, {len(outputs)} (None for no loss), got {len(losses)}")
+        truths = iter(arrays[len(shapes) :])
+        pairs = [(loss, out, w) for loss, out, w in zip(losses, outputs, weights, strict=True) if loss is not None]
+        found = [loss.trace(out, next(truths)) for loss, out, _ in pairs]
+        total = _weighted(found, [w for _, _, w in pairs])
+        if source is not None:
+            _count(trace, source, total, [out for _, out, _ in pairs], arrays[len(shapes) :])
+        end_span("loss")
+        seeds = {
+            loss: trace.constant(np.full(loss.shape, w * share, options.dtype))
+            for loss, (_, _, w) in zip(found, pairs, strict=True)
+        }
+        frozen = network.frozen()
+        leaves = {
+            s: t
+            for s, t in trace.leaves.items()
+            if isinstance(s, Parameter) and s.trainable and s not in frozen and t.dtype in FLOATS
+        }
+        results = gradients(seeds, leaves.values())
+        reached = [p for p, t in leaves.items() if t in results]
+        for parameter in reached:
+            if update:
+                leaf = trace.leaf(Gradient(parameter), parameter.shape, options.dtype, "gradient")
+                trace.stores.append(Store(results[leaves[parameter]], leaf))
+            else:
+                trace.stores.append(deposit(trace, parameter, results[leaves[parameter]]))
+        end_span("backward")
+    if update:
+        record_update(trace, optimizers, optimizers.split(reached), options.clip_norm, reached)
+    if source is not None:
+        with recording(trace):
+            trace.stores.append(Store(advance(cursor, source.batch), cursor))
+    end_span("update")
+    values = [store.value for effects in stores.values() for store in effects]
+    calls = buckets([total, *found, *values], marks)
+    spans = [Span(name, calls[name], stores[name]) for name in marks]
+    program = optimize(Program(spans, feeds, [total, *found]))
+    return StepProgram(program, program.outputs, reached)
+
+
+def _weighted(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    if not losses:
+        raise GraphError("expected at least one loss, got None for every output; give the outputs to train a loss")
+    if len(losses) == 1 and weights[0] == 1:
+        return losses[0]
+    return compute(
+        lambda *s: sum((w * x for w, x in zip(weights[1:], s[1:], strict=True)), weights[0] * s[0]),
+        *losses,
+        label="total_loss",
+    )[0]
+
+
+def _count(trace: Trace, source: BatchSource, total: Tensor, outputs: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
+    """Adds the step's loss and its correct predictions to the totals of the epoch."""
+    loss, samples, correct = (
+        trace.leaf(Region(source.totals, k, 1), (1,), "float64", name)
+        for k, name in enumerate(("loss_sum", "samples", "correct"))
+    )
+    trace.stores.append(Store(accumulate(loss, total, source.batch), loss))
+    trace.stores.append(Store(compute(lambda n: n + source.batch, samples, label="count")[0], samples))
+    if source.accuracy:
+        trace.stores.append(Store(accumulate(correct, count_correct(outputs[0], labels[0]), 1), correct))
+
+
+class Trainer:
+    """Training of one network: train_step, the separate update, and fit sessions."""
+
+    def __init__(self, network: Network, optimizers: OptimizerState):
+        self.network = network
+        self.optimizers = optimizers
+
+    # ---- one step
+
+    def step_plan(
+        self,
+        arrays: Sequence[np.ndarray],
+        labels: Sequence[np.ndarray],
+        losses: Sequence[LossRule | None],
+        weights: Sequence[float],
+    ) -> tuple[StepProgram, Executable]:
+        """The plan of a training step for arrays of these shapes."""
+        network = self.network
+        shapes = tuple(a.shape for a in (*arrays, *labels))
+        kinds = tuple(str(a.dtype) for a in labels)
+        key = (
+            "step", kinds, tuple(loss and loss.key() for loss in losses), tuple(weights), self.optimizers.version,
+            network.frozen(),
+        )  # fmt: skip
+
+        def lower(opened: tuple[Shape, ...]) -> StepProgram:
+            pairs = list(zip(opened[len(arrays) :], kinds, strict=True))
+            return record_step(network, self.optimizers, opened[: len(arrays)], pairs, losses, weights)
+
+        def make() -> tuple[StepProgram, Executable]:
+            step, sizes = network.lowering.once(key, shapes, lower)
+            return step, network.make_executable(step.program, sizes, network.tight_arena)
+
+        return network.plan((key, shapes), make)
+
+    def train_step(
+        self,
+        arrays: Sequence[np.ndarray],
+        labels: Sequence[np.ndarray],
+        losses: Sequence[LossRule | None],
+        weights: Sequence[float],
+    ) -> float:
+        """zero_grad, forward, loss, backward, clip, update in one native call; the total loss."""
+        network = self.network
+        with network.lock:
+            require_optimizer(self.optimizers)
+            version = -1
+            while version != self.optimizers.version:  # recording may split a unit, which makes a new key
+                version = self.optimizers.version
+                step, executable = self.step_plan(arrays, labels, losses, weights)
+            for tensor, array in zip(step.program.inputs, (*arrays, *labels), strict=True):
+                executable.bind(tensor, array)
+            network.forget()
+            zero_gradients(pending_of(self.optimizers.total()))
+            network.execute(executable)
+            return float(executable.view(step.losses[0])[()])
+
+    # ---- update alone
+
+    def update(self) -> None:
+        """Advances the parameters whose gradients are pending, and consumes them. StateError without an optimizer."""
+        network = self.network
+        with network.lock:
+            require_optimizer(self.optimizers)
+            frozen = network.frozen()
+            pending = [p for p in pending_of(self.optimizers.total()) if p not in frozen]
+            if not pending:
+                return
+            units = self.optimizers.split(pending)
+            key = ("update", self.optimizers.version, frozenset(pending))
+            executable = network.plan(key, lambda: self._make_update(units, pending))
+            network.execute(executable)
+            mark_consumed(pending)
+            network.forget()
+
+    def _make_update(self, units: Sequence[Unit], pending: Sequence[Parameter]) -> Executable:
+        trace = Trace(self.network.options.dtype, True)
+        record_update(trace, self.optimizers, units, self.network.options.clip_norm, pending)
+        from tapeprop.ir import reachable
+
+        span = Span("update", reachable([store.value for store in trace.stores]), trace.stores)
+        program = optimize(Program([span], [], []))
+        return self.network.make_executable(program, {}, self.network.tight_arena)
+
+    # ---- many steps
+
+    def fit_session(
+        self,
+        arrays: Sequence[np.ndarray],
+        labels: Sequence[np.ndarray],
+        losses: Sequence[LossRule | None],
+        weights: Sequence[float],
+        batch_size: int,
+        accuracy: bool,
+        accumulate: int = 1,
+    ) -> FitSession:
+        """A session that trains on batches gathered from whole arrays inside the tape."""
+        return FitSession(self, arrays, labels, losses, weights, batch_size, accuracy, accumulate)
+
+
+_session_number = itertools.count()
+
+
+class FitSession:
+    """Epochs over arrays that stay where they are; each `run` is one native call of many steps.
+
+    The arrays must not change during the session. The last, smaller batch of an epoch has a plan of its own over the same state.
+    """
+
+    def __init__(self, trainer: Trainer, arrays, labels, losses, weights, batch_size: int, accuracy: bool, accumulate: int):
+        self.trainer = trainer
+        self.arrays = [*arrays, *labels]
+        self.inputs = len(arrays)
+        self.losses, self.weights = losses, weights
+        self.samples = len(arrays[0])
+        self.batch_size = min(batch_size, self.samples)
+        self.accuracy = accuracy
+        self.accumulate = accumulate
+        self.number = next(_session_number)
+        self.cursor = Buffer("cursor.", 1, "int64")
+        self.totals_buffer = Buffer("totals.", 3, "float64")
+        self.order = np.zeros(self.samples, np.int64)
+        require_optimizer(trainer.optimizers)
+        for batch in {self.batch_size, self.samples % self.batch_size} - {0}:
+            self._plan(batch, self._group_size())[1].prepare()
+
+    def start_epoch(self, order: np.ndarray) -> None:
+        """Begins an epoch over the rows in this order. order: int64 (samples,), a permutation."""
+        if order.shape != self.order.shape:
+            raise GraphError(f"order: expected shape {self.order.shape}, got {order.shape}")
+        self.order[:] = order
+        self.cursor.array[0] = 0
+        self.totals_buffer.array[:] = 0
+
+    @property
+    def steps_left(self) -> int:
+        """Steps to the end of the epoch, the last smaller one included."""
+        return -(-(self.samples - int(self.cursor.array[0])) // self.batch_size)
+
+    def run(self, steps: int) -> int:
+        """Runs at most `steps` steps; the number that were run (0 at the end of the epoch)."""
+        network = self.trainer.network
+        with network.lock:
+            left = self.samples - int(self.cursor.array[0])
+            if not left:
+                return 0
+            if self.accumulate > 1:
+                return self._run_group()
+            whole = min(steps, left // self.batch_size)
+            self._execute(self.batch_size if whole else left, max(whole, 1))
+            return max(whole, 1)
+
+    def _group_size(self) -> int:
+        """The micro-batches of the update at hand: `accumulate`, or those that are left in the epoch."""
+        return min(self.accumulate, self.steps_left)
+
+    def _run_group(self) -> int:
+        """The micro-batches of one update, their gradients averaged, and the update; their number."""
+        count = self._group_size()
+        for parameter in self.trainer.optimizers.total():
+            cell(parameter).pending = False
+        for _ in range(count):
+            batch = min(self.batch_size, self.samples - int(self.cursor.array[0]))
+            step, executable = self._plan(batch, count)
+            self.trainer.network.execute(executable)
+            for parameter in step.reached:
+                cell(parameter).pending = True
+        self.trainer.update()
+        return count
+
+    def _plan(self, batch: int, group: int = 1) -> tuple[StepProgram, Executable]:
+        trainer, network = self.trainer, self.trainer.network
+        version = -1
+        while version != trainer.optimizers.version:
+            version = trainer.optimizers.version
+            key = ("fit", self.number, batch, group, version, network.frozen())
+            step, executable = network.plan(key, lambda: self._make(batch, group))
+        return step, executable
+
+    def _make(self, batch: int, group: int) -> tuple[StepProgram, Executable]:
+        trainer, network = self.trainer, self.trainer.network
+        source = BatchSource(self.cursor, self.totals_buffer, batch, self.accuracy)
+        step = record_step(
+            network,
+            trainer.optimizers,
+            [a.shape for a in self.arrays[: self.inputs]],
+            [(a.shape, str(a.dtype)) for a in self.arrays[self.inputs :]],
+            self.losses,
+            self.weights,
+            source,
+            order_length=self.samples,
+            update=group == 1,
+            share=1 / group,
+        )
+        executable = network.make_executable(step.program, {}, network.tight_arena)
+        for tensor in step.program.inputs:
+            assert isinstance(tensor.source, Input)
+            index = tensor.source.index
+            executable.bind(tensor, self.order if index == len(self.arrays) else self.arrays[index])
+        return step, executable
+
+    def _execute(self, batch: int, steps: int) -> None:
+        _, executable = self._plan(batch)
+        self.trainer.network.forget()
+        mark_consumed(self.trainer.optimizers.total())
+        self.trainer.network.execute(executable, steps=steps)
+
+    def totals(self) -> Mapping[str, float]:
+        """{"loss": mean over the samples of this epoch so far, "samples": their number, "accuracy": where it is counted}."""
+        loss, samples, correct = self.totals_buffer.array
+        found = {"loss": loss / max(samples, 1), "samples": samples}
+        if self.accuracy:
+            found["accuracy"] = correct / max(samples, 1)
+        return found
+
+
+def zero_gradients(parameters: Sequence[Parameter]) -> None:
+    """Drops the gradients: they read as zero and the next backward starts anew."""
+    for parameter in parameters:
+        home = cell(parameter)
+        home.pending = False
+        home.gradient()[...] = 0

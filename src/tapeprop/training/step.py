@@ -1,0 +1,20 @@
+"""What a single training step is given: labels of every output that has a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tapeprop.training.evaluate import Objective
+from tapeprop.training.model import Model
+
+
+def step_labels(model: Model, objective: Objective, y: Any, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    """The labels of the outputs with a loss, checked and as their losses take them.
+
+    y: for each output (None where it has no loss). shapes: of the outputs. LabelError, GraphError.
+    """
+    pairs = zip(objective.losses, model.outputs.split(y, "y"), shapes, strict=True)
+    return [loss.labels(value, shape, model.dtype) for loss, value, shape in pairs if loss is not None]
