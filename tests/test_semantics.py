@@ -4,8 +4,11 @@ S(shape) has flat element k = sin(k), C cos(k), R cos(0.1 k). Tolerance: 1e-9 re
 5,000 terms that partly cancel).
 """
 
+import itertools
+
 import numpy as np
 import pytest
+
 from tapeprop import LayerGraph, LayerNode, MergeMode, ops
 from tapeprop.errors import DisconnectedError, MergeError, StateError
 from tapeprop.layers import Activation, BatchNorm2D, Conv2D, Dense, Identity, Lambda, Sequential
@@ -112,7 +115,7 @@ def shortcut(channels):
 
 def test_shortcut_as_drawn(dtype):
     same = close(dtype)
-    graph, body = shortcut(3)
+    graph, _ = shortcut(3)
     y, dx = run(graph.build((2, 3, 8, 8), dtype=dtype), C(2, 3, 8, 8))
     assert same(total(y), 405.92937356233114)
     assert same(l1(dx), 857.8292589890833)
@@ -282,7 +285,7 @@ def test_gradients_add_up_until_consumed():
 
 def test_a_chain_of_20000_nodes():
     nodes = [LayerNode(Identity()) for _ in range(20_000)]
-    graph = LayerGraph({a: [b] for a, b in zip(nodes[:-1], nodes[1:], strict=True)}, root=nodes[0], term=nodes[-1])
+    graph = LayerGraph({a: [b] for a, b in itertools.pairwise(nodes)}, root=nodes[0], term=nodes[-1])
     graph.build((2, 3))
     x = np.ones((2, 3), np.float32)
     np.testing.assert_array_equal(graph.forward(x), x)

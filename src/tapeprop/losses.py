@@ -143,15 +143,20 @@ class NLL(CrossEntropy):
 
 
 class KLDivergence(Loss):
-    """KL(y_true || y_pred) summed over classes, mean over samples, as torch's KLDivLoss(reduction="batchmean").
+    """KL(y_true || y_pred) = y_true log(y_true / y_pred), summed over classes, mean over samples.
 
-    y_pred: log-probabilities (N, C). Labels: distributions (N, C), or class ids (N,), which stand for one-hot ones.
+    y_pred: probabilities, as a softmax gives them; log-probabilities with log_predictions=True, which is what torch's
+    KLDivLoss(reduction="batchmean") takes. Shapes as for CrossEntropy. Labels: distributions, or class ids, which stand
+    for one-hot ones. A class that has no share in y_true adds 0.
     """
 
     accuracy = "argmax"
 
+    def __init__(self, log_predictions: bool = False):
+        self.log_predictions = bool(log_predictions)
+
     def trace(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
-        return formulas.kl_divergence(*_rows(y_pred, y_true))
+        return formulas.kl_divergence(*_rows(y_pred, y_true), log_predictions=self.log_predictions)
 
     def labels(self, y: Any, prediction_shape: Sequence[int], dtype: str = "float32") -> np.ndarray:
         found = classes(self._name, y, prediction_shape, dtype)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tapeprop.graph.graph import CompiledGraph
+from tapeprop.graph.graph import CompiledGraph, StepArguments
+from tapeprop.runtime.timing import RowTime
 from tapeprop.training import evaluate as evaluation
 from tapeprop.training.fit import fit
 from tapeprop.training.history import History
@@ -38,11 +39,22 @@ class LayerGraph(CompiledGraph):
         checked first: LabelError, and nothing is trained.
         """
         self._compiled("train_step()")
+        return self.native_step(self._step_arguments(X, y, loss, loss_weights))
+
+    def profile_rows(self, X: Any, y: Any, loss: Any, repeats: int = 20, loss_weights: Any = None) -> list[RowTime]:
+        """The time of each instruction of a training step, measured inside the executor over `repeats` steps.
+
+        Weights, gradients, optimizer state and random state are as before afterwards.
+        """
+        self._compiled("profile_rows()")
+        return self.native_row_times(self._step_arguments(X, y, loss, loss_weights), repeats)
+
+    def _step_arguments(self, X: Any, y: Any, loss: Any, loss_weights: Any) -> StepArguments:
         arrays = self._inputs(X)
         model = Model(self)
         objective = evaluation.objective_of(model.outputs, loss, loss_weights)
         labels = step_labels(model, objective, y, self.output_shapes([a.shape for a in arrays]))
-        return self.native_step(arrays, labels, objective.losses, objective.weights)
+        return arrays, labels, objective.losses, objective.weights
 
     def fit(self, X: Any, y: Any, *, loss: Any, **options: Any) -> History:
         """Trains on whole arrays: see `tapeprop.training.fit.fit` for the options."""
@@ -54,7 +66,9 @@ class LayerGraph(CompiledGraph):
         self._compiled("predict()")
         return evaluation.predict(self, X, batch_size)
 
-    def evaluate(self, X: Any, y: Any, *, loss: Any, metrics: Sequence[Any] = ("accuracy",), **options: Any) -> dict[str, float]:
+    def evaluate(
+        self, X: Any, y: Any, *, loss: Any, metrics: Sequence[Any] = ("accuracy",), **options: Any
+    ) -> dict[str, float]:
         """{"loss": ..., metric: ...} over whole arrays in evaluation mode."""
         self._compiled("evaluate()")
         return evaluation.evaluate(self, X, y, loss=loss, metrics=metrics, **options)
@@ -79,9 +93,7 @@ def gradcheck(graph: LayerGraph, X: Any, *, eps: float = 1e-6, samples: int = 64
     found = graph.backward(seeds if isinstance(graph.term, list) else seeds[0])
     pairs = list(zip(inputs, found if listed else [found], strict=True))
     frozen = graph._frozen_parameters()
-    pairs += [
-        (p.value, p.grad.copy()) for _, p in graph.named_parameters() if p.trainable and p not in frozen
-    ]
+    pairs += [(p.value, p.grad.copy()) for _, p in graph.named_parameters() if p.trainable and p not in frozen]
     worst = 0.0
     for values, gradient in pairs:
         for place in rng.choice(values.size, size=min(values.size, samples), replace=False):

@@ -2,9 +2,10 @@
 
 import numpy as np
 from hypothesis import strategies as st
+
 from tapeprop import ops
 from tapeprop.compiler.gradient import gradients
-from tapeprop.ir import Input, Parameter, Program, Span, Store, Tensor, Trace, reachable, recording
+from tapeprop.ir import Input, Parameter, Program, Span, Tensor, Trace, reachable, recording
 
 SHAPES = [(4, 3), (4, 1), (3,), (4, 3)]
 UNARY = ["relu", "tanh", "sigmoid", "exp", "softplus", "negate"]

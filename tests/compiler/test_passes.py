@@ -1,13 +1,13 @@
 """Every pass leaves the values as they were: random programs before and after each pass, by the interpreter."""
 
 import numpy as np
+from compiler.programs import programs
 from hypothesis import given, settings
+
 from tapeprop import ops
 from tapeprop.compiler.interpret import interpret
 from tapeprop.compiler.passes import PASSES, merge_equal, optimize, remove_dead
 from tapeprop.ir import Input, Program, Span, Tensor, reachable
-
-from compiler.programs import programs
 
 
 @settings(deadline=None, max_examples=60)

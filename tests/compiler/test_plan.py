@@ -3,7 +3,9 @@
 import itertools
 
 import pytest
+from compiler.programs import leaf_place, programs
 from hypothesis import given, settings
+
 from tapeprop import ops
 from tapeprop.compiler.encode import encode
 from tapeprop.compiler.passes import optimize
@@ -11,8 +13,6 @@ from tapeprop.compiler.plan import Place, plan
 from tapeprop.compiler.verify import verify
 from tapeprop.errors import CompileError
 from tapeprop.ir import Input, Program, Span, Tensor, reachable
-
-from compiler.programs import leaf_place, programs
 
 
 @settings(deadline=None, max_examples=60)
@@ -48,7 +48,7 @@ def test_tapes_verify_and_sharing_only_saves(case):
     assert shared.arena_bytes <= apart.arena_bytes == apart.unshared_bytes
     for found in (shared, apart):
         tape = encode(found, [span.name for span in program.spans])
-        sizes = {name: 10**6 for name in names.values()} | {"arena": found.arena_bytes}
+        sizes = dict.fromkeys(names.values(), 10**6) | {"arena": found.arena_bytes}
         verify(tape, sizes)
 
 

@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 from traced import run
 
+from tapeprop import ops
 from tapeprop.errors import (
     CycleError,
     DisconnectedError,
+    DTypeError,
     DuplicateNameError,
     GraphError,
     MergeError,
     ShapeError,
 )
 from tapeprop.graph import GraphStructure, LayerNode, SequentialNode
-from tapeprop.layers import Activation, Dense, Identity, Lambda
+from tapeprop.layers import Activation, Dense, Dropout, Identity, Lambda, Layer
 
 
 def node(name: str | None = None) -> LayerNode:
@@ -152,6 +154,32 @@ def test_errors_of_layers_name_the_node_once() -> None:
         GraphStructure({r: [outer]}, r, outer).out_shape((1, 2))
     assert str(caught.value).startswith("node 'outer.1.deep': Dense expects")
     assert str(caught.value).count("node '") == 1
+
+
+def test_errors_of_ops_name_the_node_whatever_its_name() -> None:
+    a, b, e = node("a"), node("b"), LayerNode(Lambda(lambda x: ops.reshape(x, (7,))), name="e")
+    with pytest.raises(ShapeError, match=r"node 'e'.*reshape"):
+        GraphStructure({e: []}, e, e).out_shape((1, 2))
+    ints = LayerNode(Lambda(lambda x: np.arange(2)), name="ints")
+    t = node("t")
+    with pytest.raises(DTypeError, match=r"node 't'.*int64"):
+        GraphStructure({a: [ints, b], ints: [t], b: [t]}, a, t).out_shape((1, 2))
+
+
+def test_a_layer_that_returns_no_tensor() -> None:
+    class Forgetful(Layer):
+        def trace(self, x):
+            ops.relu(x)
+
+    n = LayerNode(Forgetful(), name="n")
+    with pytest.raises(GraphError, match=r"node .n. \(Forgetful\): .* to return a Tensor, got NoneType"):
+        GraphStructure({n: []}, n, n).out_shape((1, 2))
+
+
+def test_open_tracing_of_what_draws() -> None:
+    drop = LayerNode(Dropout(), name="drop")
+    outputs, _ = GraphStructure({drop: []}, drop, drop).trace_open((None, 3), training=True)
+    assert outputs[0].producer is not None
 
 
 def test_foreign_exceptions_keep_their_kind_and_gain_a_note() -> None:

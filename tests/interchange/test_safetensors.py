@@ -126,6 +126,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert [path.name for path in tmp_path.iterdir()] == ["w"]
 
 
+def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="none/w'"):
+        write(tmp_path / "none" / "w", {})
+
+
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
     write(tmp_path / "target", {})
     (tmp_path / "link").symlink_to("target")
@@ -367,7 +372,7 @@ def test_mutations_are_refused_or_read_as_the_reference_reads_them(tmp_path: Pat
     outcomes = {"refused": 0, "read": 0}
     for _ in range(2000):
         data = bytearray(valid)
-        rng.choice([flipped, truncated, overwritten, edited, rearranged])(data, rng)
+        rng.choice([flipped, flipped, truncated, overwritten, edited, rearranged])(data, rng)
         path.write_bytes(data)
         try:
             found, metadata = read(path)

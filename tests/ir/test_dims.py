@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tapeprop.ir.dims import Dim, UndecidedError, at_least, broadcast, evaluate, product, same, text
 
 N, H = Dim.symbol("N"), Dim.symbol("H")

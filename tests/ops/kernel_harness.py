@@ -1,6 +1,7 @@
 """Runs one launch on arrays, outside any graph."""
 
 import numpy as np
+
 from tapeprop.ir.kernels import FIRST_FIELD
 from tapeprop.ops.op import Call, Launch, Ref
 from tapeprop.runtime.linker import load

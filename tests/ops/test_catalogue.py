@@ -7,6 +7,8 @@ differences with step 1e-6 in float64 carry about 1e-10 / 1e-6 of relative error
 
 import numpy as np
 import pytest
+from ops.kernel_harness import run_launch
+
 from tapeprop.compiler.gradient import gradients
 from tapeprop.compiler.interpret import call_of, interpret
 from tapeprop.errors import GraphError
@@ -16,8 +18,6 @@ from tapeprop.ops.op import Call, Op, Ref, record
 from tapeprop.runtime.linker import load
 from tapeprop.runtime.memory import aligned
 from tapeprop.targets.cpu.kernel import run_plain
-
-from ops.kernel_harness import run_launch
 
 CASES = [
     pytest.param(op, number, id=f"{name}-{sample.attributes.get('label', '')}{number}")
@@ -35,7 +35,7 @@ def make_call(op: Op, number: int, dtype: str, seed: int = 0):
     attributes = dict(sample.attributes)
     if attributes.get("dtype") == "float64":
         attributes["dtype"] = dtype
-    fixed = getattr(op, "fixed_float64", ())
+    fixed = op.fixed_float64
     arrays = [
         np.ascontiguousarray(a if a.dtype.kind != "f" or k in fixed else a.astype(dtype)).reshape(a.shape)
         for k, a in enumerate(arrays)
@@ -130,9 +130,7 @@ def test_gradient_equals_central_differences(op, number):
 
     def objective(changed):
         made = op.reference(call, *changed)
-        return sum(
-            float(np.sum(w * np.asarray(made[t.index]).reshape(t.shape))) for t, w in weights.items()
-        )
+        return sum(float(np.sum(w * np.asarray(made[t.index]).reshape(t.shape))) for t, w in weights.items())
 
     for k in wanted:
         gradient = analytic.get(k, np.zeros(arrays[k].shape))

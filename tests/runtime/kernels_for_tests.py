@@ -1,7 +1,8 @@
-"""Builders of the kernels that the runtime's tests run; importable in child processes as `runtime.kernels_for_tests`."""
+"""Builders of the kernels that the runtime's tests run; child processes import it as `runtime.kernels_for_tests`."""
 
 import os
 import pathlib
+import sys
 import time
 
 import numpy as np
@@ -10,7 +11,7 @@ from tapeprop.ir.kernels import Kernel
 from tapeprop.targets.cpu.kernel import AssemblyKernel, NumbaKernel
 
 HERE = "runtime.kernels_for_tests"
-#: A builder that finds this variable set writes its process's number to the file it names, and then hangs.
+#: A builder that finds this variable set makes a file named like its process in the folder it names, and then hangs.
 HOLD = "TAPEPROP_TEST_HOLD"
 
 
@@ -54,7 +55,7 @@ def nothing() -> AssemblyKernel:
 
 
 def neighbours() -> NumbaKernel:
-    """y[i] = 3 x[i + 1] + x[i + 7] + shift, indices modulo n; worker w takes i = w, w + workers, ...
+    """y[i] = (3 x[i + 1] + x[i + 7] + shift) mod 2^16, indices modulo n; worker w takes i = w, w + workers, ...
 
     So each element needs what other workers have written. Workers dawdle, each at another element.
     """
@@ -66,7 +67,7 @@ def neighbours() -> NumbaKernel:
             if (i + shift) % 5 == worker:
                 for _ in range(dawdle):
                     pause()
-            y[i] = 3 * x[(i + 1) % n] + x[(i + 7) % n] + shift
+            y[i] = (3 * x[(i + 1) % n] + x[(i + 7) % n] + shift) & 0xFFFF
 
     return NumbaKernel(body, arrays=(("int64", 1), ("int64", 1)), integers=("shift", "dawdle"))
 
@@ -116,7 +117,7 @@ def raising() -> NumbaKernel:
 def every_argument() -> NumbaKernel:
     """Sums of all it is given, into `total`: matrix, single element, bytes, int32, integers, scratch."""
 
-    def body(total, matrix, single, pixels, labels, first, second, scratch, worker, workers):
+    def body(total, matrix, single, pixels, labels, scratch, first, second, worker, workers):
         mine = scratch[worker]
         for i in range(matrix.shape[0]):
             mine[i] = 0.0
@@ -191,6 +192,13 @@ def failing_builder(reason: str) -> NumbaKernel:
     raise RuntimeError(reason)
 
 
+def dying(value: int) -> AssemblyKernel:
+    """`constant(value)`, where the process that compiles is not a child; a child ends here."""
+    if "compile_worker" in sys.argv[0]:
+        os._exit(3)
+    return constant(value)
+
+
 def no_kernel() -> object:
     """Returns something else."""
     return 3
@@ -199,6 +207,6 @@ def no_kernel() -> object:
 def held(value: int) -> AssemblyKernel:
     """`constant(value)`, after hanging where the environment asks for it."""
     if os.environ.get(HOLD):
-        pathlib.Path(os.environ[HOLD]).write_text(str(os.getpid()))
+        pathlib.Path(os.environ[HOLD], str(os.getpid())).touch()
         time.sleep(120)
     return constant(value)

@@ -24,6 +24,7 @@ def log_softmax(z: np.ndarray) -> np.ndarray:
 
 LOGS = log_softmax(LOGITS)
 SOFT = np.array([[0.2, 0.5, 0.3], [0.0, 0.25, 0.75]])
+DIVERGENCE = sum(p * (np.log(p) - q) for p, q in zip(SOFT.flat, LOGS.flat, strict=True) if p) / 2
 TARGETS = np.array([[0.1, 1.5, -1.0], [2.0, 0.0, -3.0]])
 BINARY = np.array([[1.0, 0.0, 1.0], [0.0, 0.25, 1.0]])
 SIGNS = np.array([[1.0, -1.0, 1.0], [-1.0, 1.0, 1.0]])
@@ -37,14 +38,9 @@ CASES = [
     (CrossEntropy(), SOFT, LOGITS, -(SOFT * LOGS).sum() / 2, (np.exp(LOGS) - SOFT) / 2),
     (NLL(), IDS, LOGS, 1.1385756338124233, -ONE_HOT / 2),
     (NLL(), SOFT, LOGS, -(SOFT * LOGS).sum() / 2, -SOFT / 2),
-    (
-        KLDivergence(),
-        SOFT,
-        LOGS,
-        sum(p * (np.log(p) - q) for p, q in zip(SOFT.flat, LOGS.flat, strict=True) if p) / 2,
-        -SOFT / 2,
-    ),
-    (KLDivergence(), IDS, LOGS, 1.1385756338124233, -ONE_HOT / 2),
+    (KLDivergence(), SOFT, np.exp(LOGS), DIVERGENCE, -SOFT / np.exp(LOGS) / 2),
+    (KLDivergence(), IDS, np.exp(LOGS), 1.1385756338124233, -ONE_HOT / np.exp(LOGS) / 2),
+    (KLDivergence(log_predictions=True), SOFT, LOGS, DIVERGENCE, -SOFT / 2),
     (
         BinaryCrossEntropy(),
         BINARY,

@@ -6,41 +6,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from training.stepper import Stepper
 
-from tapeprop.ops.expression import Scalar, evaluate, inputs, where
+from tapeprop.ops.expression import Scalar, inputs, where
 from tapeprop.optimizers import SGD, AdaDelta, AdaGrad, Adam, AdaMax, AdamW, Lion, NAdam, Optimizer, RMSProp
 
 STEPS = 20
 WEIGHTS = np.array([1.0, -2.0, 0.5, 3.0])
 GRADIENTS = [np.cos(np.arange(4) + 0.7 * k) * (1 + k % 3) for k in range(STEPS)]
 GRADIENTS[0] = GRADIENTS[0] * [1, 0, 1, 1]  # a weight whose first gradient is 0
-
-
-class Stepper:
-    """Runs an optimizer's expressions by their NumPy evaluation: what the compiled update has to agree with."""
-
-    def __init__(self, optimizer: Optimizer, weights: np.ndarray):
-        self.optimizer = optimizer
-        self.weights = weights.copy()
-        self.slots = {name: np.full_like(weights, optimizer.slot_initial(name)) for name in optimizer.slots}
-        self.scalars = optimizer.hyper()
-
-    def step(self, gradient: np.ndarray) -> None:
-        """One update, in the weights' dtype; the scalars in float64."""
-        names = list(self.scalars)
-        prepared = self.optimizer.prepare(dict(zip(names, inputs(len(names)), strict=True)))
-        numbers = evaluate(list(prepared.values()), list(self.scalars.values()), np.float64)
-        scalars = self.scalars | {name: float(value) for name, value in zip(prepared, numbers, strict=True)}
-        arrays = [self.weights, gradient, *self.slots.values(), *scalars.values()]
-        weight, grad, *rest = inputs(len(arrays))
-        slots = dict(zip(self.slots, rest, strict=False))
-        symbols = dict(zip(scalars, rest[len(slots) :], strict=True))
-        new, new_slots = self.optimizer.rule(weight, grad, slots, symbols)
-        assert set(new_slots) == set(self.slots)
-        roots = [new, *(new_slots[name] for name in self.slots)]
-        self.weights, *values = evaluate(roots, arrays, self.weights.dtype)
-        self.slots = dict(zip(self.slots, values, strict=True))
-        self.scalars = {name: scalars[name] for name in names}
 
 
 def trajectory(optimizer: Optimizer, dtype: str = "float64") -> np.ndarray:

@@ -7,6 +7,8 @@ import importlib.metadata
 import platform
 from typing import Any
 
+import numpy as np
+
 from tapeprop.cli.output import add_json, print_json, size_text
 
 REQUIRED = ("numpy", "numba", "llvmlite")
@@ -70,14 +72,14 @@ def trial() -> str | None:
         from tapeprop.losses import MSE
         from tapeprop.optimizers import SGD
 
-        layer = Dense(1, 1)
-        node = LayerNode(layer)
-        graph = LayerGraph({node: []}, root=node, term=node).build((2, 1), dtype="float64")
-        layer.weight.assign([[2.0]])
-        layer.bias.assign([1.0])
+        line = LayerNode(Dense(1, 1), name="line")
+        graph = LayerGraph({line: []}, root=line, term=line)
+        graph.build((2, 1), dtype="float64")
+        graph.load_state_dict({"line.weight": np.array([[2.0]]), "line.bias": np.array([1.0])})
         graph.set_optimizer(SGD(0.5))
-        loss = graph.train_step([[1.0], [3.0]], [[2.0], [5.0]], MSE())
-        found = (loss, layer.weight.value.item(), layer.bias.value.item())
+        loss = graph.train_step(np.array([[1.0], [3.0]]), np.array([[2.0], [5.0]]), MSE())
+        state = graph.state_dict()
+        found = (loss, state["line.weight"].item(), state["line.bias"].item())
     except Exception as error:  # whatever it is, it is what the command is there to tell
         return f"{type(error).__name__}: {error}"
     expected = (2.5, -1.5, -0.5)  # errors 1 and 2: loss (1 + 4)/2, gradients 1*1 + 2*3 = 7 and 1 + 2 = 3, steps of 0.5

@@ -37,13 +37,15 @@ def run(args: argparse.Namespace) -> int:
         if shape is not None:
             report |= {"input_shape": shape, "output_shape": graph.out_shape(shape)}
         if args.tape:
-            report["tape"] = [dict(row) for row in graph.build(shape).tape]
+            graph.build(shape)
+            report["tape"] = list(graph.tape)
         print_json(report)
         return 0
     print(graph.summary(shape))
     if args.tape:
+        graph.build(shape)
         print()
-        print(graph.build(shape).tape)
+        print(graph.tape)
     return 0
 
 

@@ -38,9 +38,7 @@ def _used_outside(program: Program) -> dict[str, set[Tensor]]:
         for store in span.stores:
             readers.setdefault(store.value, set()).add(span.name)
     outputs = set(program.outputs)
-    return {
-        span.name: outputs | {t for t, names in readers.items() if names - {span.name}} for span in program.spans
-    }
+    return {span.name: outputs | {t for t, names in readers.items() if names - {span.name}} for span in program.spans}
 
 
 def _fuse_span(instructions: list[Instruction], keep: set[Tensor]) -> list[Instruction]:

@@ -53,5 +53,3 @@ def _check_values(tape: Tape) -> None:
             held = owner.setdefault(extent.place.buffer, [])
             held[:] = [item for item in held if not item[0].meets(extent)]
             held.append((extent, result))
-
-

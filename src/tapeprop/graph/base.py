@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -145,9 +146,9 @@ class GraphStructure(EditableGraph):
         try:
             for node in traversal.order:
                 label = traversal.labels[node]
-                with at_node(f"{prefix}.{label}" if prefix else label):
+                with at_node(f"{prefix}.{label}" if prefix else label), _naming_errors(node):
                     x = given[node] if node in given else self._merged(node, traversal, results)
-                    results[node] = watchable[node] = _trace_layer(node, x)
+                    results[node] = watchable[node] = _checked(node.layer.trace(x))
         finally:
             _watchable.reset(token)
         if not inside and self._seen != edits():
@@ -162,7 +163,8 @@ class GraphStructure(EditableGraph):
 
     def trace_open(self, in_shape: Any, training: bool = False) -> tuple[list[Tensor], dict[Hashable, Tensor]]:
         """`trace_all` for inputs of the shapes that a user gave, which may be open. No numbers are computed."""
-        with recording(Trace("float32", training)) as trace:
+        random = Parameter((2,), np.zeros(2), trainable=False, dtype="int64", name="random state")
+        with recording(Trace("float32", training, random)) as trace:
             return self.trace_all([trace.input(i, shape) for i, shape in enumerate(self.open_shapes(in_shape))])
 
     def open_shapes(self, in_shape: Any) -> list[Shape]:
@@ -204,8 +206,7 @@ class GraphStructure(EditableGraph):
         return list(values) if isinstance(self._term, list) else values[0]
 
     def _arrange(self, values: Any, end: Ends, nodes: list[LayerNode], what: str, partial: bool = False) -> list[Any]:
-        named = self.labels
-        names = [named.get(node, str(node)) for node in nodes]
+        names = [self.label_of(node) for node in nodes]
         if isinstance(values, Mapping):
             unknown = [name for name in values if name not in names]
             missing = [] if partial else [name for name in names if name not in values]
@@ -293,20 +294,24 @@ class GraphStructure(EditableGraph):
         return {name: value for name, value in super().__getstate__().items() if name not in caches}
 
 
-def _trace_layer(node: LayerNode, x: Tensor) -> Tensor:
-    """The node's layer traced; its errors name the node."""
-    name = tracing().node
+def _checked(y: Any) -> Tensor:
+    if not isinstance(y, Tensor):
+        raise GraphError(f"expected trace() to return a Tensor, got {type(y).__name__}: return the result of ops")
+    return y
+
+
+@contextlib.contextmanager
+def _naming_errors(node: LayerNode) -> Iterator[None]:
+    """Errors raised inside name the node at work; those that are no GraphErrors get a note."""
     try:
-        y = node.layer.trace(x)
-        if not isinstance(y, Tensor):
-            raise GraphError(f"expected trace() to return a Tensor, got {type(y).__name__}: return the result of ops")
-        return y
+        yield
     except GraphError as error:
-        if f"{name!r}" in str(error) or f"'{name}." in str(error):
+        name = repr(tracing().node)
+        if name in str(error) or f"{name[:-1]}." in str(error):
             raise
-        raise type(error)(f"node {name!r} ({type(node.layer).__name__}): {error}") from error
+        raise type(error)(f"node {name} ({type(node.layer).__name__}): {error}") from error
     except UndecidedError:
         raise
     except Exception as error:
-        error.add_note(f"while node {name!r} ({node.layer!r}) was traced")
+        error.add_note(f"while node {tracing().node!r} ({node.layer!r}) was traced")
         raise

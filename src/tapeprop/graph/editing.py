@@ -11,7 +11,7 @@ from tapeprop.graph.adjacency import Adjacency, NodeList, check_node, check_node
 from tapeprop.graph.names import described, labels
 from tapeprop.graph.node import LayerNode
 from tapeprop.layers import arguments
-from tapeprop.layers.edits import edited
+from tapeprop.layers.edits import edited, edits
 from tapeprop.layers.layer import Layer, Member
 
 Ends = LayerNode | Sequence[LayerNode] | None
@@ -22,6 +22,9 @@ class EditableGraph(Layer):
 
     #: Whether build() has succeeded.
     built_: bool = False
+
+    #: (number of edits, labels) when labels were last asked for.
+    _labels: tuple[int, dict[LayerNode, str]] = (-1, {})
 
     def __init__(
         self,
@@ -108,7 +111,14 @@ class EditableGraph(Layer):
     @property
     def labels(self) -> dict[LayerNode, str]:
         """{node: its name, or node<i>}; i is given when a node is first added, and never reused."""
-        return labels(self._numbers, self._edges)
+        now = edits()
+        if self._labels[0] != now:  # every call asks for names, few change them
+            self._labels = now, labels(self._numbers, self._edges)
+        return dict(self._labels[1])
+
+    def label_of(self, node: LayerNode) -> str:
+        """The name, or node<i>, of one node."""
+        return node.name if node.name is not None else f"node{self._numbers[node]}"
 
     def members(self) -> Iterator[Member]:
         """(name or node<i>, layer) of each node."""

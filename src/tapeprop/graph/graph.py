@@ -14,29 +14,25 @@ from tapeprop.graph.node import LayerNode, configured
 from tapeprop.ir import Parameter
 from tapeprop.layers.edits import edits
 from tapeprop.runtime.listing import Listing
-from tapeprop.runtime.network import CacheInfo, Network, Options, as_input, check_not_empty
+from tapeprop.runtime.network import CacheInfo, Network, Options, as_input
 from tapeprop.runtime.state import pack
+from tapeprop.runtime.timing import RowTime
 from tapeprop.runtime.training import FitSession, Trainer, zero_gradients
 from tapeprop.runtime.update import OptimizerState, set_lr
 
 DTYPES = ("float32", "float64")
 Where = Callable[[str, Parameter], bool]
+StepArguments = tuple[Sequence[np.ndarray], Sequence[np.ndarray], Sequence[Any], Sequence[float]]
 
 
 class CompiledGraph(GraphStructure):
     """A graph with a compiler: build(), forward(), backward(), update(). One thread runs it at a time; others wait."""
 
-    def __init__(self, graph=None, root=None, term=None, *, seed: int | None = None):
-        self._network: Network | None = None
-        self._trainer: Trainer | None = None
+    def __init__(self, graph: Any = None, root: Any = None, term: Any = None, *, seed: int | None = None):
+        self._unbuilt()
         self._options = Options()
-        self._built_version = -1
-        self._optimizers = OptimizerState()
         self._rules: list[tuple[Where | None, Any]] = []
-        self._synchronised: tuple[int, int] = (-1, -1)
-        self._frozen: tuple[int, frozenset[Parameter]] = (-1, frozenset())
         self._random = Parameter((2,), self._random_start, trainable=False, dtype="int64", name="random state")
-        self._running = threading.RLock()
         super().__init__(graph, root, term, seed=seed)
 
     def _random_start(self) -> np.ndarray:
@@ -45,6 +41,24 @@ class CompiledGraph(GraphStructure):
 
     def _new(self, **options: Any) -> CompiledGraph:
         return CompiledGraph(**options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Structure and weights; a copy has to be built anew, with fresh optimizer state."""
+        dropped = ("_network", "_trainer", "_optimizers", "_running", "_synchronised", "_frozen")
+        return {name: value for name, value in super().__getstate__().items() if name not in dropped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._unbuilt()
+        super().__setstate__(state)
+
+    def _unbuilt(self) -> None:
+        self._network: Network | None = None
+        self._trainer: Trainer | None = None
+        self._built_version = -1
+        self._optimizers = OptimizerState()
+        self._synchronised: tuple[int, int] = (-1, -1)
+        self._frozen: tuple[int, frozenset[Parameter]] = (-1, frozenset())
+        self._running = threading.RLock()
 
     # ---- build
 
@@ -159,12 +173,8 @@ class CompiledGraph(GraphStructure):
             return network.predict(list(arrays))
 
     def _inputs(self, X: Any) -> list[np.ndarray]:
-        named = self.labels
         given = zip(self.roots, self.arrange_inputs(X, "X"), strict=True)
-        arrays = [as_input(x, self.dtype, f"node {named[root]!r}: input") for root, x in given]
-        for root, array in zip(self.roots, arrays, strict=True):
-            check_not_empty(array, f"node {named[root]!r}: input")
-        return arrays
+        return [as_input(x, self.dtype, f"node {self.label_of(root)!r}: input") for root, x in given]
 
     def backward(self, d_out: Any = None) -> Any:
         """The gradient of the inputs, given that of the outputs of the last forward(); None means ones.
@@ -175,7 +185,6 @@ class CompiledGraph(GraphStructure):
         network, _ = self._compiled("backward()")
         with self._exclusive("backward()"):
             kinds = network.outputs_of_last_forward("backward()")
-            named = self.labels
             if d_out is None:
                 seeds: list[np.ndarray | None] = [np.ones(shape, dtype) for shape, dtype in kinds]
             else:
@@ -184,10 +193,10 @@ class CompiledGraph(GraphStructure):
                     if value is None:
                         seeds.append(None)
                         continue
-                    array = as_input(value, dtype, f"node {named[term]!r}: d_out")
+                    array = as_input(value, dtype, f"node {self.label_of(term)!r}: d_out")
                     if array.shape != shape:
                         raise ShapeError(
-                            f"node {named[term]!r}: expected d_out of the output's shape {shape}, got {array.shape}"
+                            f"node {self.label_of(term)!r}: expected d_out of the output's shape {shape}, got {array.shape}"
                         )
                     seeds.append(array)
             return self.present_inputs(network.backward(seeds))
@@ -259,19 +268,34 @@ class CompiledGraph(GraphStructure):
     # ---- what training runs on
 
     def fit_session(
-        self, arrays, labels, losses, weights, batch_size: int, *, accuracy: bool = False, accumulate: int = 1
+        self,
+        arrays: Sequence[np.ndarray],
+        labels: Sequence[np.ndarray],
+        losses: Sequence[Any],
+        weights: Sequence[float],
+        batch_size: int,
+        *,
+        accuracy: bool = False,
+        accumulate: int = 1,
     ) -> FitSession:
         """Many steps per native call over whole arrays: see `runtime.training.FitSession`."""
         _, trainer = self._compiled("fit()")
         self._synchronise_optimizers()
         return trainer.fit_session(arrays, labels, losses, weights, batch_size, accuracy, accumulate)
 
-    def native_step(self, arrays, labels, losses, weights) -> float:
-        """One training step on arrays and labels that are checked already; the total loss."""
+    def native_step(self, step: StepArguments) -> float:
+        """One training step on (arrays, labels, losses, weights) that are checked already; the total loss."""
         _, trainer = self._compiled("train_step()")
         with self._exclusive("train_step()"):
             self._synchronise_optimizers()
-            return trainer.train_step(arrays, labels, losses, weights)
+            return trainer.train_step(*step)
+
+    def native_row_times(self, step: StepArguments, repeats: int) -> list[RowTime]:
+        """The time of each row of a training step on checked arrays; the state is put back afterwards."""
+        _, trainer = self._compiled("profile_rows()")
+        with self._exclusive("profile_rows()"):
+            self._synchronise_optimizers()
+            return trainer.time_rows(*step, repeats)
 
     def output_shapes(self, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """The shape of each output for inputs of these shapes. ShapeError."""

@@ -7,14 +7,22 @@ it. Layers draw their weights when first asked for them: to make one of any size
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, NoReturn, TypeVar
 
 from tapeprop.errors import WeightFileError
 from tapeprop.graph import GraphStructure, LayerNode, MergeMode, SequentialNode
 from tapeprop.graph.structure import find_cycle
-from tapeprop.interchange.describe import DEEPEST, GRAPH, MOST, SEQUENTIAL, VERSION, Classes, known_classes
+from tapeprop.interchange.describe import (
+    DEEPEST,
+    GRAPH,
+    MOST,
+    SEQUENTIAL,
+    VERSION,
+    Classes,
+    known_classes,
+    signature_of,
+)
 from tapeprop.interchange.safetensors import shown
 from tapeprop.layers import Layer, Sequential
 
@@ -271,7 +279,7 @@ class _Reader:
 
 def _call(cls: type[Layer], values: dict[str, Any]) -> Layer:
     """cls(**values), where `*arguments` stand among the values under their name."""
-    parameters = inspect.signature(cls).parameters.values()
+    parameters = signature_of(cls).values()
     several = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
     if several is None:
         return cls(**values)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,6 +41,7 @@ DEEPEST = 64
 MOST = 250_000
 
 Classes = Mapping[str, type[Layer]]
+_signatures: weakref.WeakKeyDictionary[type, Mapping[str, inspect.Parameter]] = weakref.WeakKeyDictionary()
 
 
 def public_layers() -> dict[str, type[Layer]]:
@@ -62,7 +64,10 @@ def known_classes(classes: Classes | None) -> dict[str, type[Layer]]:
     public = public_layers()
     for name, cls in (classes or {}).items():
         if not isinstance(cls, type) or not issubclass(cls, Layer) or issubclass(cls, GraphStructure):
-            raise GraphError(f"classes: expected {{name: subclass of Layer}}, got {shown(name)}: {shown(cls)}")
+            remedy = "give the classes of layers; a graph is described by its nodes and needs none"
+            raise GraphError(
+                f"classes: expected {{name: subclass of Layer}}, got {shown(name)}: {shown(cls)}: {remedy}"
+            )
         if name in public:
             raise GraphError(f"classes: {name!r} is a layer of tapeprop; choose another name for {cls.__qualname__}")
     return {**public, **(classes or {})}
@@ -180,8 +185,9 @@ class _Writer:
 
 def arguments_of(layer: Layer, where: str) -> dict[str, Any]:
     """The constructor's arguments by name, *arguments as a tuple. GraphError where one is not kept as an attribute."""
-    found = layer.constructor_arguments()
-    for name, parameter in _signature(type(layer)).items():
+    signature = signature_of(type(layer))
+    found = layer.constructor_arguments() if signature else {}
+    for name, parameter in signature.items():
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL and isinstance(getattr(layer, name, None), tuple | list):
             found[name] = tuple(getattr(layer, name))
         elif name not in found:
@@ -189,7 +195,7 @@ def arguments_of(layer: Layer, where: str) -> dict[str, Any]:
                 f"{where}: expected {type(layer).__qualname__} to keep its argument {name!r} as self.{name}, "
                 f"so that it can be made again: add that to its constructor"
             )
-    return {name: found[name] for name in _signature(type(layer))}
+    return {name: found[name] for name in signature}
 
 
 def encode(value: Any, where: str, place: Callable[[Layer], int]) -> Any:
@@ -246,5 +252,8 @@ def _is_own_initializer(name: str, value: Any) -> bool:
     return name.endswith("initializer") and callable(value) and _initializer_name(value) is None
 
 
-def _signature(cls: type) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(cls).parameters
+def signature_of(cls: type) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a class's constructor by name."""
+    if cls not in _signatures:  # inspect takes up to 0.1 ms, and a graph may have 20,000 layers
+        _signatures[cls] = inspect.signature(cls).parameters
+    return _signatures[cls]

@@ -223,7 +223,9 @@ def write(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | 
             file.flush()
             os.fsync(file.fileno())  # or a crash could leave the new name with no contents
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename == temporary:
+            error.filename, error.filename2 = os.fspath(path), None  # the name that the caller knows
         if os.path.exists(temporary):
             os.unlink(temporary)
         raise
@@ -265,6 +267,7 @@ def parse_json(text: bytes | str, where: str) -> Any:
             text if isinstance(text, str) else text.decode(),
             object_pairs_hook=_once,
             parse_constant=_no_constant,
+            parse_int=_whole,
         )
     except RecursionError:
         problem = "values nested too deep"
@@ -284,6 +287,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name}, which JSON does not have")
+
+
+def _whole(text: str) -> int:
+    if text == "-0":  # Python takes it for 0, the reference for a float
+        raise ValueError("the int -0")
+    return int(text)
 
 
 def _is_count(value: Any) -> bool:

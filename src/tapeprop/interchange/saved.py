@@ -109,7 +109,7 @@ def _changed_by_hand(graph: GraphStructure, description: Any, classes: Classes |
             f"save: expected layers that their constructors' arguments make again: {error}; {remedy}"
         ) from error
     ours, theirs = dict(graph.walk()), dict(again.walk())
-    for key in [*ours, *theirs]:
+    for key in ours | theirs:
         mine, other = (_fact(walked[key]) if key in walked else "nothing" for walked in (ours, theirs))
         if mine != other:
             raise GraphError(
@@ -131,8 +131,8 @@ def _fact(member: Layer | Parameter) -> str:
     if isinstance(member, GraphStructure | Sequential):
         return "a container"
     try:
-        arguments = arguments_of(member, "")
-        plain = {name: None if callable(x) else encode(x, "", lambda layer: 0) for name, x in arguments.items()}
+        given = arguments_of(member, "")
+        plain = {name: encode(x, "", lambda layer: 0) for name, x in given.items() if not name.endswith("initializer")}
     except GraphError:  # a layer that another makes for itself, and that need not be written down
         plain = {}
     return f"{type(member).__qualname__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"
@@ -246,7 +246,10 @@ def _build(graph: GraphStructure, saved: dict[str, Any], given: dict[str, Any], 
         if given:
             raise GraphError(f"load: {type(graph).__name__} has no build() that could take {', '.join(given)}")
         return
-    known = inspect.signature(build).parameters.keys() - set(OF_THE_MACHINE)
+    taken = inspect.signature(build).parameters
+    if wrong := [name for name in given if name not in taken]:
+        raise TypeError(f"load: expected options of build() out of {', '.join(taken)}, got {', '.join(wrong)}")
+    known = taken.keys() - set(OF_THE_MACHINE)
     unknown = [name for name in saved if name not in known]
     if unknown:
         got = ", ".join(map(shown, unknown[:20]))

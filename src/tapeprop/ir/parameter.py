@@ -48,6 +48,10 @@ class Parameter:
         self._initial = initial
         self._own: np.ndarray | None = None
 
+    def __getstate__(self) -> dict:
+        """A copy is a parameter of its own, with the value of now and no storage yet."""
+        return {**vars(self), "storage": None, "_own": self.value.copy(), "_initial": None}
+
     def __repr__(self) -> str:
         return f"Parameter({self.name}, {self.shape})"
 

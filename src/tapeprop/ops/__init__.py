@@ -37,6 +37,13 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"tapeprop.ops has no op {name!r}; dir(tapeprop.ops) lists them")
 
 
+def _iterate(tensor: Tensor) -> Any:
+    """The parts along axis 0. TypeError for a scalar, or where the axis is open."""
+    if not tensor.shape or not isinstance(tensor.shape[0], int):
+        raise TypeError(f"cannot iterate over {tensor!r}: its first axis has no known size; use split() or slices")
+    return (tensor[i] for i in range(tensor.shape[0]))
+
+
 def _install_operators() -> None:
     """x + y, 2 * x, x @ y, x[1:3] and so on record ops."""
     ops: dict[str, Any] = globals()
@@ -46,16 +53,24 @@ def _install_operators() -> None:
         setattr(Tensor, f"__{name}__", lambda self, other: function(self, other))
         setattr(Tensor, f"__r{name}__", lambda self, other: function(other, self))
 
-    pairs = {"add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide", "pow": "power", "matmul": "matmul"}
+    pairs = {
+        "add": "add",
+        "sub": "subtract",
+        "mul": "multiply",
+        "truediv": "divide",
+        "pow": "power",
+        "matmul": "matmul",
+    }
     for name, op in pairs.items():
         binary(name, op)
     for name, op in {"lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal"}.items():
         setattr(Tensor, f"__{name}__", lambda self, other, function=ops[op]: function(self, other))
     Tensor.__neg__ = lambda self: ops["negate"](self)  # type: ignore[attr-defined]
     Tensor.__abs__ = lambda self: ops["abs"](self)  # type: ignore[attr-defined]
+    Tensor.__iter__ = _iterate  # type: ignore[attr-defined]
     Tensor.__getitem__ = lambda self, key: ops["index"](self, key)  # type: ignore[attr-defined]
 
 
 _install_operators()
 
-__all__ = ["Op", "Sample", "Tensor", "as_tensor", "record", "register", "registry", "where", *_found]  # noqa: PLE0604
+__all__ = ["Op", "Sample", "Tensor", "as_tensor", "record", "register", "registry", "where", *_found]

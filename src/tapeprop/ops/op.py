@@ -122,6 +122,8 @@ class Op:
     name: ClassVar[str]
     #: (result, operand) pairs that may share memory: the kernel reads each element of the operand before it writes the result's.
     inplace: ClassVar[tuple[tuple[int, int], ...]] = ()
+    #: Operands that are float64 whatever the dtype of the others: accumulators.
+    fixed_float64: ClassVar[tuple[int, ...]] = ()
     #: Whether result 0 is operand 0's memory under another shape; such an op has no kernel.
     alias: ClassVar[bool] = False
     #: The ONNX operators that this op covers.
@@ -205,7 +207,7 @@ def record(op: Op | str, operands: Sequence[Any], attributes: Attributes | None 
     try:
         results = op.infer(tensors, attributes)
     except GraphError as error:
-        if node and node not in str(error):
+        if node and repr(node) not in str(error):
             raise type(error)(f"node {node!r}: {error}") from None
         raise
     instruction = Instruction(op, tensors, attributes, node)
@@ -219,7 +221,9 @@ def same_dtype(name: str, operands: Sequence[Tensor]) -> str:
     """The floating dtype that all operands share. DTypeError naming the op."""
     found = {operand.dtype for operand in operands}
     if len(found) != 1 or not found <= {"float32", "float64"}:
-        raise DTypeError(f"{name}: expected operands of one floating dtype, got {', '.join(sorted(found))}; cast one of them")
+        raise DTypeError(
+            f"{name}: expected operands of one floating dtype, got {', '.join(sorted(found))}; cast one of them"
+        )
     return found.pop()
 
 

@@ -1,8 +1,8 @@
 """A child process that compiles kernels: `python -m tapeprop.runtime.compile_worker`, driven by `linker`.
 
-Both ways messages are a length (8 bytes, little-endian) and a pickle. In: one `Kernel` each. Out, for each: ("code",
-ObjectCode), ("absent", message) where the builder's module cannot be imported here, or ("error", message). It ends
-when its input ends, so it does not outlive the process that started it.
+Both ways messages are a length (8 bytes, little-endian) and a pickle. Out, first: `READY`. In: one `Kernel` each. Out,
+for each: ("code", ObjectCode), ("absent", message) where the builder's module cannot be imported here, or ("error",
+message). It ends when its input ends, so it does not outlive the process that started it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
+import signal
 import struct
 import sys
 from typing import BinaryIO
 
 from tapeprop.ir.kernels import Kernel
 
-__all__ = ["answer", "main", "receive", "send"]
+__all__ = ["READY", "answer", "main", "receive", "send"]
+
+READY = "tapeprop compile worker"
 
 
 def send(stream: BinaryIO, message: object) -> None:
@@ -57,9 +60,12 @@ def answer(kernel: Kernel) -> tuple[str, object]:
 
 def main() -> None:
     """Answers kernels until the input ends."""
+    # An interrupt reaches the whole group; the parent ends its input then.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What a builder or a library prints must not get between the messages.
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    send(replies, READY)
     while True:
         try:
             kernel = receive(sys.stdin.buffer)

@@ -12,8 +12,10 @@ from tapeprop.compiler.verify import verify
 from tapeprop.errors import CompileError, GraphError, LabelError, NumericsError
 from tapeprop.ir import Constant, Gradient, Input, Parameter, Program, Region, Tensor
 from tapeprop.ops.op import failure_text
+from tapeprop.runtime.executor import BoundTape, times
 from tapeprop.runtime.memory import Arena, Buffer, address_of, aligned
 from tapeprop.runtime.state import cell
+from tapeprop.runtime.team import run_bound
 
 HEADER = 4  # words of a row before its fields: kernel, barrier, control block, row number
 CONTROL_WORDS = 64
@@ -22,8 +24,9 @@ CONTROL_WORDS = 64
 class Executable:
     """One tape over one set of sizes.
 
-    program: its inputs are leaves with an `Input` source, whose arrays `bind` gives. lender, borrowed: the executable of a forward tape and {tensor as this program knows it: tensor as the lender does},
-    for a backward tape that reads what the forward tape left.
+    program: its inputs are leaves with an `Input` source, whose arrays `bind` gives. lender, borrowed: the executable of a
+    forward tape and {tensor as this program knows it: tensor as the lender does}, for a backward tape that reads what the
+    forward tape left.
     """
 
     def __init__(
@@ -40,17 +43,17 @@ class Executable:
     ):
         self.program = program
         self.arena = arena
-        self.arenas = {**(lender.arenas if lender else {}), arena_name: arena}
-        self.workers = workers
+        self.arenas: dict[str, Arena] = {**(lender.arenas if lender else {}), arena_name: arena}
         self._fixed: dict[str, np.ndarray] = {}  # buffers that never move: storage and constants
         self._lender = lender
         self._borrowed = dict(borrowed or {})
         self.plan = plan(program, sizes, self._locate, arena=arena_name, share=share)
         self.tape: Tape = encode(self.plan, [span.name for span in program.spans], arena_name)
         self._check_buffers(sizes)
+        self.workers = worthwhile_workers(self.tape, workers)
         arena.ensure(self.tape.arena_bytes)
         self._scratch = aligned(self.tape.scratch_bytes * max(workers, 1))
-        self._bound: np.ndarray | None = None
+        self._bound: BoundTape | None = None
         self._generations: tuple[int, ...] = ()
         self._patches: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._inputs: dict[str, int] = {}
@@ -133,7 +136,7 @@ class Executable:
             name: (np.array([w for w, _ in items]), np.array([o for _, o in items])) for name, items in patches.items()
         }
         self._flat = bound
-        self._bound = bound.reshape(count, width)
+        self._bound = BoundTape(bound.reshape(count, width), self.control)
         for name, where in self._inputs.items():
             self._patch(name, where)
 
@@ -144,6 +147,8 @@ class Executable:
 
     def prepare(self) -> None:
         """Links the kernels and binds the rows where that has not been done, or the arena has moved."""
+        if not self.tape.rows:
+            return  # aliases only
         if self._bound is None or self._generations != tuple(arena.generation for arena in self.arenas.values()):
             self._bind_rows()
 
@@ -167,21 +172,37 @@ class Executable:
             return 0, 0
         return bounds[0][0], bounds[-1][1] - bounds[0][0]
 
-    def run(self, first: str | None = None, last: str | None = None, steps: int = 1) -> None:
+    def run(
+        self,
+        first: str | None = None,
+        last: str | None = None,
+        steps: int = 1,
+        timing: np.ndarray | None = None,
+    ) -> None:
         """Runs the spans from `first` to `last` (all by default) `steps` times in one native call.
 
-        LabelError, GraphError: what a kernel reported, with the node's name; the rows after it did not run.
+        timing: a buffer from `timing(steps)`, for all spans. LabelError, GraphError: what a kernel reported, with the node's name; the
+        rows after it did not run.
         """
-        from tapeprop.runtime.team import run_team
-
-        self.prepare()
+        if first is None and last is None:
+            self.run_rows(0, len(self.tape.rows), steps, timing)
+            return
         names = [span.name for span in self.program.spans]
         start, count = self.rows_of(first or names[0], last or names[-1])
+        self.run_rows(start, count, steps, timing)
+
+    def run_rows(self, start: int, count: int, steps: int = 1, timing: np.ndarray | None = None) -> None:
+        """Runs rows start to start + count; see `run`."""
         if count == 0:
             return
-        failed = run_team(self._bound, self.control, first=start, count=count, steps=steps, workers=self.workers)
+        self.prepare()
+        failed = run_bound(self._bound, start, count, steps, self.workers, timing)  # type: ignore[arg-type]
         if failed is not None:
             self.raise_failure(*failed)
+
+    def timing(self, steps: int) -> np.ndarray:
+        """A buffer for a timed run of all rows: cycle counts, int64 (steps, workers, rows, 2)."""
+        return times(steps, self.workers, len(self.tape.rows))
 
     def raise_failure(self, number: int, code: int) -> None:
         """Turns what a kernel reported into the error that the user sees."""
@@ -207,3 +228,20 @@ class Executable:
         """The index of the input whose memory the tensor is, or None."""
         buffer = self.plan.places[tensor].buffer
         return int(buffer[5:]) if buffer.startswith("input") else None
+
+
+BARRIER_SECONDS, WAKE_SECONDS = 1e-6, 30e-6  # with room for a worker that was parked
+CORE_FLOPS, CORE_BYTES = 2e10, 1e10  # per second, of a modest core
+
+
+def worthwhile_workers(tape: Tape, workers: int) -> int:
+    """How many of `workers` a tape is worth: one, where waking them and meeting at barriers costs more than they save.
+
+    Any number gives the same bits, so this is a matter of time alone.
+    """
+    seconds = 0.0
+    for row in tape.rows:
+        op, call = row.step.instruction.op, row.step.call
+        seconds += max(op.flops(call) / CORE_FLOPS, op.traffic(call) / CORE_BYTES)
+    barriers = sum(row.barrier for row in tape.rows)
+    return workers if seconds > 2 * (barriers * BARRIER_SECONDS + WAKE_SECONDS) else 1

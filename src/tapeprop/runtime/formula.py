@@ -32,7 +32,9 @@ class Formula:
         self, arrays: Sequence[np.ndarray], dtype: str, wanted: Sequence[int] = (0,)
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """(copies of the outputs, the gradients of the inputs in `wanted`). Floating arrays are cast to dtype, others to int64."""
-        given = [np.ascontiguousarray(a, dtype=dtype if a.dtype.kind == "f" else "int64").reshape(a.shape) for a in arrays]
+        given = [
+            np.ascontiguousarray(a, dtype=dtype if a.dtype.kind == "f" else "int64").reshape(a.shape) for a in arrays
+        ]
         key = (tuple((a.shape, str(a.dtype)) for a in given), dtype, tuple(wanted))
         with self._lock:
             if key not in self._plans:

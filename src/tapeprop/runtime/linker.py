@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -19,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from tapeprop.errors import CompileError
 from tapeprop.ir.kernels import Kernel
 from tapeprop.runtime import kernel_cache
-from tapeprop.runtime.compile_worker import receive, send
 
 if TYPE_CHECKING:
     from tapeprop.runtime.kernel_cache import KernelCache
@@ -193,11 +193,9 @@ class _Children:
         leftover += reversed(self.todo)  # no child could be started
 
     def _feed(self) -> None:
+        child = None
         try:
             child = _start_child()
-        except OSError:
-            child = None
-        try:
             while child is not None and not self.stopped:
                 with self.news:
                     if not self.todo:
@@ -217,20 +215,38 @@ class _Children:
             self.news.notify()
 
 
-def _start_child() -> subprocess.Popen:
-    """A compile worker that finds the same modules as this process does."""
+def _start_child() -> subprocess.Popen | None:
+    """A compile worker that finds the same modules as this process does; None where there can be none.
+
+    That is so in a program that embeds Python: its executable is no interpreter.
+    """
+    from tapeprop.runtime.compile_worker import READY, receive
+
     root = str(Path(kernel_cache.__file__).parents[2])
     path = [root, *(os.path.abspath(folder or os.getcwd()) for folder in sys.path)]
-    return subprocess.Popen(
-        # -P: the current folder must not come first, as it may hold files named like modules
-        [sys.executable, "-P", "-m", "tapeprop.runtime.compile_worker"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path))},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+    try:
+        child = subprocess.Popen(
+            # -P: the current folder must not come first, as it may hold files named like modules
+            [sys.executable, "-P", "-m", "tapeprop.runtime.compile_worker"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path))},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+    except OSError:
+        return None
+    try:
+        if receive(child.stdout) == READY:  # type: ignore[arg-type]
+            return child
+    except (EOFError, pickle.UnpicklingError):
+        pass
+    child.kill()
+    _end_child(child)
+    return None
 
 
 def _ask(child: subprocess.Popen, kernel: Kernel) -> tuple[str, Any]:
+    from tapeprop.runtime.compile_worker import receive, send
+
     try:
         send(child.stdin, kernel)  # type: ignore[arg-type]
         return receive(child.stdout)  # type: ignore[arg-type, return-value]

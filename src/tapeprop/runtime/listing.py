@@ -80,7 +80,7 @@ def list_program(program: Program, title: str) -> Listing:
             names[tensor] = f"%{len(names)}" if kind == "%" else kind
         return f"{names[tensor]}{text(tensor.shape).replace(' ', '')}"
 
-    rows = []
+    rows: list[dict[str, str]] = []
     for span in program.spans:
         for instruction in span.instructions:
             operands = " ".join(map(name, instruction.operands))

@@ -165,7 +165,6 @@ class Lowering:
         optimised = optimize(program)
         return optimised, dict(zip(kept, optimised.outputs, strict=True)), reached
 
-
     def joint(self, shapes: Sequence[Shape]) -> Program:
         """Forward in training and backward from every output to every trained parameter and input: what users look at."""
         found = self.trace(shapes, True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tapeprop.errors import DTypeError, NumericsError, ShapeError, StateError
 from tapeprop.compiler.interpret import array_type
+from tapeprop.errors import DTypeError, NumericsError, ShapeError, StateError
 from tapeprop.ir import Dim, Parameter, Shape, Tensor
 from tapeprop.ir.dims import text
 from tapeprop.runtime.executable import Executable
@@ -116,7 +116,9 @@ class Network:
         """An executable with this network's options."""
         return Executable(program, sizes, arena, share=self.options.share_memory, workers=self.workers, **more)
 
-    def execute(self, executable: Executable, first: str | None = None, last: str | None = None, steps: int = 1) -> None:
+    def execute(
+        self, executable: Executable, first: str | None = None, last: str | None = None, steps: int = 1
+    ) -> None:
         """Runs an executable; row by row, looking at every result, where `debug_nan` is set."""
         if self.options.debug_nan:
             _run_watchfully(executable, first, last, steps)
@@ -213,7 +215,7 @@ class Network:
                 plan.backward[key] = self._make_backward(plan, subset, frozen)
             executable, results, reached = plan.backward[key]
             seeds = [np.ascontiguousarray(gradients[i], dtype=self.options.dtype) for i in subset]
-            wanted = {t.source.index - len(plan.inputs): t for t in executable.program.inputs[len(plan.inputs) :]}
+            wanted = dict(enumerate(executable.program.inputs[len(plan.inputs) :]))
             for i, array in zip(subset, seeds, strict=True):
                 if i in wanted:
                     executable.bind(wanted[i], array)
@@ -298,32 +300,23 @@ class Network:
 def as_input(array: object, dtype: str, what: str) -> np.ndarray:
     """`array` as a C-contiguous array of `dtype`; itself where it is one already.
 
-    DTypeError for complex, object, string and other arrays that are no real numbers.
+    DTypeError for complex, object, string and other arrays that are no real numbers, ShapeError for one with an empty axis.
     """
     given = np.asarray(array)
     if given.dtype.kind not in "fiub":
         raise DTypeError(f"{what}: expected real numbers, got dtype {given.dtype}; convert the array to {dtype} first")
+    if given.size == 0:
+        raise ShapeError(f"{what}: expected at least one sample and no empty axis, got shape {given.shape}")
     return np.ascontiguousarray(given, dtype=dtype).reshape(given.shape)
-
-
-def check_not_empty(array: np.ndarray, what: str) -> None:
-    """ShapeError where an axis has no elements."""
-    if array.size == 0:
-        raise ShapeError(f"{what}: expected at least one sample and no empty axis, got shape {array.shape}")
 
 
 def _run_watchfully(executable: Executable, first: str | None, last: str | None, steps: int) -> None:
     """Row by row; NumericsError names the first instruction that made a NaN or an infinity, and its node."""
-    from tapeprop.runtime.team import run_team
-
-    executable.prepare()
     names = [span.name for span in executable.program.spans]
     start, count = executable.rows_of(first or names[0], last or names[-1])
     for _ in range(steps):
         for number in range(start, start + count):
-            failed = run_team(executable._bound, executable.control, first=number, count=1, steps=1, workers=1)
-            if failed is not None:
-                executable.raise_failure(*failed)
+            executable.run_rows(number, 1)
             row = executable.tape.rows[number]
             for result in row.step.instruction.results:
                 found = executable.view(result) if executable.is_input(result) is None else np.zeros(1)
@@ -338,4 +331,3 @@ def _run_watchfully(executable: Executable, first: str | None, last: str | None,
 def pending_of(parameters: Iterable[Parameter]) -> list[Parameter]:
     """Those whose gradient waits to be consumed."""
     return [p for p in parameters if cell(p).pending]
-

@@ -17,14 +17,15 @@ from tapeprop.compiler.gradient import FLOATS, gradients
 from tapeprop.compiler.passes import optimize
 from tapeprop.errors import GraphError
 from tapeprop.ir import Gradient, Input, Parameter, Program, Region, Shape, Span, Store, Tensor, Trace, recording
+from tapeprop.ir.tensor import mark
 from tapeprop.ops.elementwise import compute
 from tapeprop.ops.gather import accumulate, advance, count_correct, take_rows
 from tapeprop.runtime.executable import Executable
-from tapeprop.ir.tensor import mark
 from tapeprop.runtime.lowering import buckets, deposit
 from tapeprop.runtime.memory import Buffer
 from tapeprop.runtime.network import Network, pending_of
 from tapeprop.runtime.state import cell
+from tapeprop.runtime.timing import RowTime, Snapshot, time_rows
 from tapeprop.runtime.update import OptimizerState, Unit, mark_consumed, record_update, require_optimizer
 
 
@@ -42,6 +43,11 @@ class StepProgram:
     program: Program
     losses: list[Tensor]
     reached: list[Parameter]
+
+    def program_leaves(self) -> list[Tensor]:
+        """Every leaf that the program reads or stores to."""
+        read = [t for call in self.program.instructions for t in call.operands if t.producer is None]
+        return list(dict.fromkeys([*read, *(s.target for span in self.program.spans for s in span.stores)]))
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,9 @@ def _weighted(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     )[0]
 
 
-def _count(trace: Trace, source: BatchSource, total: Tensor, outputs: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
+def _count(
+    trace: Trace, source: BatchSource, total: Tensor, outputs: Sequence[Tensor], labels: Sequence[Tensor]
+) -> None:
     """Adds the step's loss and its correct predictions to the totals of the epoch."""
     loss, samples, correct = (
         trace.leaf(Region(source.totals, k, 1), (1,), "float64", name)
@@ -214,6 +222,22 @@ class Trainer:
             network.execute(executable)
             return float(executable.view(step.losses[0])[()])
 
+    def time_rows(self, arrays, labels, losses, weights, repeats: int) -> list[RowTime]:
+        """The time of each row of a training step, over `repeats` steps; weights, gradients and counters are put back."""
+        network = self.network
+        with network.lock:
+            require_optimizer(self.optimizers)
+            step, executable = self.step_plan(arrays, labels, losses, weights)
+            for tensor, array in zip(step.program.inputs, (*arrays, *labels), strict=True):
+                executable.bind(tensor, array)
+            state = [t.source for t in step.program_leaves() if isinstance(t.source, Parameter)]
+            snapshot = Snapshot([*state, *self.optimizers.total()], self.optimizers)
+            network.forget()
+            try:
+                return time_rows(executable, repeats)
+            finally:
+                snapshot.restore()
+
     # ---- update alone
 
     def update(self) -> None:
@@ -266,7 +290,9 @@ class FitSession:
     The arrays must not change during the session. The last, smaller batch of an epoch has a plan of its own over the same state.
     """
 
-    def __init__(self, trainer: Trainer, arrays, labels, losses, weights, batch_size: int, accuracy: bool, accumulate: int):
+    def __init__(
+        self, trainer: Trainer, arrays, labels, losses, weights, batch_size: int, accuracy: bool, accumulate: int
+    ):
         self.trainer = trainer
         self.arrays = [*arrays, *labels]
         self.inputs = len(arrays)

@@ -61,7 +61,10 @@ class OptimizerState:
         self._slots: dict[tuple[Segment, str], Buffer] = {}
 
     def assign(self, wanted: Sequence[tuple[UpdateRule, Sequence[Parameter]]]) -> None:
-        """Makes the units fit `wanted`: (rule, its parameters) for each optimizer. A parameter that stays under its rule keeps its state."""
+        """Makes the units fit `wanted`: (rule, its parameters) for each optimizer.
+
+        A parameter that stays under its rule keeps its state.
+        """
         rule_of = {p: rule for rule, parameters in wanted for p in parameters}
         kept: list[Unit] = []
         changed = False
@@ -120,13 +123,21 @@ class OptimizerState:
         flat = self.buffer(home.segment, name, rule).array
         return flat[home.start : home.start + parameter.size].reshape(parameter.shape)
 
+    def buffers(self) -> list[Buffer]:
+        """Every buffer that updates write to, besides the parameters' own."""
+        return [*self._slots.values(), *(unit.scalars for unit in self.units)]
+
     def total(self) -> list[Parameter]:
         """Every parameter that has an optimizer."""
         return [p for unit in self.units for p in unit.parameters]
 
 
 def record_update(
-    trace: Trace, state: OptimizerState, units: Sequence[Unit], clip_norm: float | None, clipped: Sequence[Parameter] = ()
+    trace: Trace,
+    state: OptimizerState,
+    units: Sequence[Unit],
+    clip_norm: float | None,
+    clipped: Sequence[Parameter] = (),
 ) -> None:
     """Records one update of `units` in `trace`: its stores hold the new weights, slots and counters.
 

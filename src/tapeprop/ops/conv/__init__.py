@@ -89,7 +89,9 @@ def _check_channels(channels: Size, w: Shape, attributes: Attributes) -> None:
 
 def _check_gradient(dy: Tensor, expected: Shape) -> None:
     if not all(same(a, b) for a, b in zip(dy.shape, expected)):
-        raise ShapeError(f"conv2d: expected a gradient of shape {text(expected)}, got {text(dy.shape)}; check size and stride")
+        raise ShapeError(
+            f"conv2d: expected a gradient of shape {text(expected)}, got {text(dy.shape)}; check size and stride"
+        )
 
 
 def _windows(x: np.ndarray, kernel: Sequence[int], attributes: Attributes) -> np.ndarray:

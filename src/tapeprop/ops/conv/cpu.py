@@ -1,15 +1,14 @@
 """CPU kernels of the convolutions: three walks around one microkernel, without a column matrix.
 
-A band of rows of the image is staged in the worker's scratch as zero-padded planes, one for each phase of the stride, so that
-every tap of the filter reads a plane at a fixed distance. Pixels are numbered along a whole plane, padding included; then a
-vector of neighbouring pixels is a vector of memory for every tap, and the product's table of distances is the only trace of
-the filter's shape. Columns that fall into the padding between two rows are computed and dropped. (The idea is the shifted
-product of Anderson et al., "Low-memory GEMM-based convolution algorithms", 2017, with a microkernel that sums over taps.)
+A band of rows of the image is staged in the worker's scratch as planes: one for each column of the filter's taps, shifted by it,
+zero-padded, strided, and as wide as the result. Pixels are numbered along a plane, so that a vector of neighbouring pixels is
+a vector of memory, and a tap in another row of the filter lies whole rows further on; the product's table of distances is the
+only trace of the filter's shape. Of im2col, which copies every pixel for each tap, this keeps the copies across a row only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import gcd
 
@@ -17,10 +16,10 @@ from tapeprop.ops.op import ITEM_BYTES, ArrayType, Attributes, Call, Launch, Ref
 from tapeprop.targets.cpu.kernel import NumbaKernel
 from tapeprop.targets.cpu.tiles import microtile
 
-STAGED_BYTES = 192 * 1024  # of a band: planes and the weights that meet them share the second-level cache
+STAGED_BYTES = 320 * 1024  # of a band: its planes and the weights that meet them share the second-level cache
 GRAINS = 8  # that a convolution is cut into where its shape allows
 PIXELS = 512  # of a band whose gradients the weight gradient lays out anew
-BLOCK_ROWS = 72  # of the weight gradient that share one such layout, at most
+BLOCK_ROWS = 72  # of the weight gradient that share such a layout, at most
 
 _GEOMETRY = (
     "images", "groups", "channels", "height_in", "width_in", "filters", "taps_h", "taps_w", "stride_h", "stride_w",
@@ -70,43 +69,39 @@ class Geometry:
         return self.taps_h * self.taps_w
 
     @property
-    def halo(self) -> tuple[int, int]:
-        """How far the last tap lies below and to the right of the first, in pixels of y."""
-        return (self.taps_h - 1) * self.step_h // self.stride_h, (self.taps_w - 1) * self.step_w // self.stride_w
+    def halo(self) -> int:
+        """How many rows of a plane lie below those that the first row of taps reads."""
+        return (self.taps_h - 1) * self.step_h // self.stride_h
 
     @property
-    def slots(self) -> tuple[int, int]:
-        """How many phases of the stride the taps read, along each axis: tap k reads slot k % slots."""
-        return (
-            min(self.taps_h, self.stride_h // gcd(self.stride_h, self.step_h)),
-            min(self.taps_w, self.stride_w // gcd(self.stride_w, self.step_w)),
-        )
+    def slots(self) -> int:
+        """How many phases of the vertical stride the taps read: row kh of the filter reads phase kh % slots."""
+        return min(self.taps_h, self.stride_h // gcd(self.stride_h, self.step_h))
 
     @property
     def direct(self) -> bool:
-        """Whether x can be read where it lies, its rows being the planes': no padding, no stride."""
-        inside = self.height_out + self.halo[0] <= self.height_in and self.width_out + self.halo[1] <= self.width_in
-        return (self.stride_h, self.stride_w, self.top, self.left) == (1, 1, 0, 0) and inside
+        """Whether the rows of x are the planes' rows: a filter one column wide, no padding, no stride."""
+        plain = (self.taps_w, self.stride_h, self.stride_w, self.top, self.left) == (1, 1, 1, 0, 0)
+        return plain and (self.height_out + self.halo, self.width_out) == (self.height_in, self.width_in)
 
 
-def _bands(rows: int, halo: int, row_bytes: int, units: int, limit: int | None = None) -> int:
-    """Rows of a band: few enough to stage and to give every worker a band where `units` are few; at least 1."""
-    most = max(STAGED_BYTES // max(row_bytes, 1) - halo, 4)
-    if limit is not None:
-        most = min(most, limit)
-    wanted = max(1, min(-(-GRAINS // units), rows // 4))
-    return max(1, min(rows, most, -(-rows // wanted)))
+def _band(rows: int, halo: int, row_bytes: int, parts: int = 1, limit: int | None = None) -> int:
+    """Rows of a band: as many as can be staged, at least 4, or as make `parts` bands; all bands about equal."""
+    most = max(STAGED_BYTES // row_bytes - halo, 4)
+    most = min(most, rows if limit is None else limit)
+    bands = max(-(-rows // most), min(parts, rows // 4), 1)
+    return -(-rows // bands)
 
 
-def _blocks(count: int, units: int) -> int:
+def _block(count: int, units: int) -> int:
     """Channels that one worker computes from a staged band: all, where there are bands enough."""
     parts = max(1, min(-(-GRAINS // units), count // 16))
     return -(-count // (parts * 4)) * 4 if parts > 1 else count
 
 
 def _whole(elements: int) -> int:
-    """Elements rounded up to whole cache lines, with a vector of slack behind them."""
-    return -(-elements // 16) * 16 + 16
+    """Elements rounded up to whole cache lines."""
+    return -(-elements // 16) * 16
 
 
 def _scratch(dtype: str, *parts: int, table: int) -> tuple[list[int], int, int]:
@@ -115,33 +110,55 @@ def _scratch(dtype: str, *parts: int, table: int) -> tuple[list[int], int, int]:
     for part in parts:
         starts.append(total)
         total += _whole(part)
-    words = total * ITEM_BYTES[dtype] // 8
-    return starts, words, total + _whole(table * 8 // ITEM_BYTES[dtype])
+    return starts, total * ITEM_BYTES[dtype] // 8, total + _whole(table * 8 // ITEM_BYTES[dtype])
 
 
 def _launch(
     builder: str, call: Call, refs: Sequence[Ref], geometry: Geometry, integers: Sequence[int], elements: int
 ) -> Launch:
-    """A row: arrays flat, then scratch twice, as elements and as int64 words."""
+    """A row: arrays flat, then the scratch twice, as elements and as int64 words."""
     dtype = call.results[0].dtype
     types = {"operand": call.operands, "result": call.results}
     arrays: list = [(ref, (types[ref.kind][ref.index].size,)) for ref in refs]
     arrays += [(Ref("scratch"), (1, elements)), (Ref("scratch"), (1, elements * ITEM_BYTES[dtype] // 8))]
-    return launch(
-        f"{__name__}:{builder}",
-        call,
-        arrays,
-        [*geometry.integers, *integers],
-        scratch=(elements, dtype),
-        dtype=dtype,
-        **microtile(dtype),
-    )
+    integers = [*geometry.integers, *integers]
+    sizes = microtile(dtype)
+    name = f"{__name__}:{builder}"
+    return launch(name, call, arrays, integers, scratch=(elements, dtype), dtype=dtype, **sizes)
 
 
-def _kernel(body, dtype: str, arrays: Sequence[str], integers: Sequence[str]) -> NumbaKernel:
+def _kernel(body: Callable, dtype: str, arrays: Sequence[str], integers: Sequence[str]) -> NumbaKernel:
     kinds = [(name, dtype, 1) for name in arrays]
     kinds += [("scratch", dtype, 2), ("words", "int64", 2)]
     return NumbaKernel(body, kinds, (*_GEOMETRY, *integers))
+
+
+def _stager(lanes: int) -> Callable:
+    """The compiled function that stages a band of some channels of an image for `forward` and `weight_grad`."""
+    import numba
+
+    from tapeprop.targets.cpu.gemm import stage_plane
+
+    @numba.njit(error_model="numpy")
+    def stage(
+        x, start, channels, height_in, width_in, taps_w, stride_h, stride_w, top, left, step_h, step_w, width_out,
+        slots, first_row, rows, planes, plane,
+    ):  # fmt: skip
+        for c in range(channels):
+            for slot in range(slots):
+                phase = slot * step_h % stride_h - top
+                h = first_row * stride_h + phase
+                first_u = (stride_h - 1 - phase) // stride_h - first_row
+                last_u = (height_in - 1 - phase) // stride_h - first_row
+                for kw in range(taps_w):
+                    w = kw * step_w - left
+                    stage_plane(
+                        lanes, x, start + (c * height_in + h) * width_in + w, stride_h * width_in, stride_w,
+                        first_u, last_u + 1, (stride_w - 1 - w) // stride_w, (width_in - 1 - w) // stride_w + 1,
+                        planes, ((c * slots + slot) * taps_w + kw) * plane, rows, width_out,
+                    )  # fmt: skip
+
+    return stage
 
 
 # ---- forward
@@ -149,43 +166,40 @@ def _kernel(body, dtype: str, arrays: Sequence[str], integers: Sequence[str]) ->
 
 def forward_launch(call: Call) -> Launch:
     """The row of y = conv(x, w) + b."""
-    x, w = call.operands[:2]
     y, g = call.results[0], Geometry.of(*call.operands[:2], call.results[0], call.attributes)
-    item, (halo_h, halo_w), (slots_h, slots_w) = ITEM_BYTES[y.dtype], g.halo, g.slots
-    pitch = g.width_in if g.direct else g.width_out + halo_w
-    planes = g.channels * slots_h * slots_w
-    band = _bands(g.height_out, halo_h, planes * pitch * item, g.images * g.groups)
-    bands = -(-g.height_out // band)
-    plane = g.height_in * g.width_in if g.direct else (band + halo_h) * pitch
-    block = _blocks(g.filters, g.images * g.groups * bands)
-    (start,), words, elements = _scratch(y.dtype, 0 if g.direct else planes * plane, table=g.channels * g.taps)
-    assert start == 0
-    bias = Ref("operand", len(call.operands) - 1)
-    integers = [slots_h, slots_w, band, block, pitch, plane, int(g.direct), 1 if len(call.operands) == 3 else -1, words]
-    return _launch("forward", call, [Ref("operand", 0), Ref("operand", 1), bias, Ref("result")], g, integers, elements)
+    planes, units = g.channels * g.slots * g.taps_w, g.images * g.groups
+    band = _band(g.height_out, g.halo, planes * g.width_out * ITEM_BYTES[y.dtype], -(-GRAINS // units))
+    block = _block(g.filters, units * -(-g.height_out // band))
+    plane = g.height_in * g.width_in if g.direct else (band + g.halo) * g.width_out
+    _, words, elements = _scratch(y.dtype, 0 if g.direct else planes * plane, table=g.channels * g.taps)
+    biased = len(call.operands) == 3
+    refs = [Ref("operand", 0), Ref("operand", 1), Ref("operand", 2 if biased else 1), Ref("result")]
+    integers = [g.slots, band, block, plane, int(g.direct), 1 if biased else -1, words]
+    return _launch("forward", call, refs, g, integers, elements)
 
 
 def forward(dtype: str, lanes: int, height: int) -> NumbaKernel:
-    """y = conv(x, w) + bias. A grain is a block of filters on a band of rows of one image: per image (filters, taps of all
-    channels) times (taps, pixels)."""
-    from tapeprop.targets.cpu.gemm import B_TABLE, PER_ROW, gemm_panel, stage_row
+    """y = conv(x, w) + bias.
 
-    width, addressing, addend = 2 * lanes, B_TABLE, PER_ROW
+    A grain is a block of filters on a band of rows of one image: (filters, taps of all channels) times (taps, pixels).
+    """
+    from tapeprop.targets.cpu.gemm import B_TABLE, PER_ROW, gemm_panel
+
+    width, addressing, addend, stage = 2 * lanes, B_TABLE, PER_ROW, _stager(lanes)
 
     def body(
         x, w, bias, y, scratch, words, images, groups, channels, height_in, width_in, filters, taps_h, taps_w,
         stride_h, stride_w, top, left, step_h, step_w, height_out, width_out,
-        slots_h, slots_w, band, block, pitch, plane, direct, bias_m, table_start, worker, workers,
+        slots, band, block, plane, direct, bias_m, table_start, worker, workers,
     ):  # fmt: skip
         planes, table = scratch[worker], words[worker]
         depth = channels * taps_h * taps_w
-        entry = table_start
-        for c in range(channels):
-            for kh in range(taps_h):
+        for kh in range(taps_h):
+            slot, row = kh % slots, kh * step_h // stride_h * width_out
+            for c in range(channels):
                 for kw in range(taps_w):
-                    slot = (c * slots_h + kh % slots_h) * slots_w + kw % slots_w
-                    table[entry] = slot * plane + kh * step_h // stride_h * pitch + kw * step_w // stride_w
-                    entry += 1
+                    number = (c * slots + slot) * taps_w + kw
+                    table[table_start + (c * taps_h + kh) * taps_w + kw] = number * plane + row
         bands, blocks = (height_out + band - 1) // band, (filters + block - 1) // block
         halo = (taps_h - 1) * step_h // stride_h
         grains = images * groups * bands * blocks
@@ -196,35 +210,28 @@ def forward(dtype: str, lanes: int, height: int) -> NumbaKernel:
             image_group = place // bands
             first_row = (place - image_group * bands) * band
             rows = min(band, height_out - first_row)
-            source_image = image_group * channels * height_in * width_in
+            image = image_group * channels * height_in * width_in
             source, source_start = planes, 0
             if direct:
-                source, source_start = x, source_image + first_row * width_in
+                source, source_start = x, image + first_row * width_in
             elif place != staged:
                 staged = place
-                for c in range(channels):
-                    for slot in range(slots_h * slots_w):
-                        phase_h, phase_w = slot // slots_w * step_h % stride_h, slot % slots_w * step_w % stride_w
-                        target = (c * slots_h * slots_w + slot) * plane
-                        low = (left - phase_w + stride_w - 1) // stride_w
-                        high = (width_in - 1 + left - phase_w) // stride_w + 1
-                        for u in range(rows + halo):
-                            h = (first_row + u) * stride_h + phase_h - top
-                            line = source_image + (c * height_in + h) * width_in + phase_w - left
-                            last = high if 0 <= h < height_in else low
-                            stage_row(lanes, x, line, stride_w, low, last, planes, target + u * pitch, pitch)
-            o = image_group % groups * filters + first_filter
-            target = ((image_group // groups * groups * filters + o) * height_out + first_row) * width_out
-            pixels = (rows - 1) * pitch + width_out
+                stage(
+                    x, image, channels, height_in, width_in, taps_w, stride_h, stride_w, top, left, step_h, step_w,
+                    width_out, slots, first_row, rows + halo, planes, plane,
+                )  # fmt: skip
+            group = image_group % groups
+            o = group * filters + first_filter
+            target = (((image_group - group) * filters + o) * height_out + first_row) * width_out
+            pixels = rows * width_out
             for q in range(0, pixels, width):
-                row = q // pitch
                 gemm_panel(
                     lanes, height, addressing, addend, min(block, filters - first_filter), min(width, pixels - q), depth,
-                    w, o * depth, depth, 1, source, source_start + q, 0, table, table_start, 0, bias, o, bias_m,
-                    y, target + row * width_out, height_out * width_out, row * pitch - q, width_out, pitch, width_out,
+                    w, o * depth, depth, 1, source, source_start + q, 0, table, table_start, bias, o, bias_m,
+                    y, target + q, height_out * width_out,
                 )  # fmt: skip
 
-    integers = ("slots_h", "slots_w", "band", "block", "pitch", "plane", "direct", "bias_m", "table_start")
+    integers = ("slots", "band", "block", "plane", "direct", "bias_m", "table_start")
     return _kernel(body, dtype, ("x", "w", "bias", "y"), integers)
 
 
@@ -235,20 +242,31 @@ def input_grad_launch(call: Call) -> Launch:
     """The row of dx from dy, w."""
     dy, w = call.operands
     dx = call.results[0]
-    g = Geometry.of(dx, w, dy, call.attributes)
-    item, (halo_h, halo_w), tile = ITEM_BYTES[dx.dtype], g.halo, microtile(dx.dtype)
+    g, tile = Geometry.of(dx, w, dy, call.attributes), microtile(dx.dtype)
     first_u, first_v = g.top // g.stride_h, g.left // g.stride_w
     count_u = (g.height_in - 1 + g.top) // g.stride_h - first_u + 1
     count_v = (g.width_in - 1 + g.left) // g.stride_w - first_v + 1
-    pitch = count_v + halo_w
-    band = _bands(count_u, halo_h, g.filters * pitch * item, g.images * g.groups)
-    bands = -(-count_u // band)
-    plane = (band + halo_h) * pitch
-    block = _blocks(g.channels, g.images * g.groups * bands)
+    planes, units, direct = g.filters * g.taps_w, g.images * g.groups, g.direct and g.taps_h == 1
+    band = _band(count_u, g.halo, planes * count_v * ITEM_BYTES[dx.dtype], -(-GRAINS // units))
+    block = _block(g.channels, units * -(-count_u // band))
+    plane = g.height_out * g.width_out if direct else (band + g.halo) * count_v
     padded = -(-g.channels // tile["lanes"]) * tile["lanes"]
-    parts = (g.filters * plane, g.filters * g.taps * padded, block * 2 * tile["lanes"])
-    (_, weights, tile_start), words, elements = _scratch(dx.dtype, *parts, table=g.filters * g.taps)
-    integers = [first_u, count_u, first_v, count_v, band, block, pitch, plane, padded, weights, tile_start, words]
+    phases = g.stride_w if g.stride_h * g.stride_w > 1 else 0
+    parts = (0 if direct else planes * plane, g.filters * g.taps * padded, phases * block * 2 * tile["lanes"])
+    entries = g.filters * g.taps
+    (_, weights, tiles), words, elements = _scratch(dx.dtype, *parts, table=entries + g.stride_h * g.stride_w + 1)
+    common_h, common_w = gcd(g.stride_h, g.step_h), gcd(g.stride_w, g.step_w)
+    # Taps a period apart read one phase, rows a hop apart.
+    integers = [
+        first_u,
+        count_u,
+        first_v,
+        count_v,
+        g.stride_h // common_h,
+        g.stride_w // common_w,
+        g.step_h // common_h,
+    ]
+    integers += [band, block, plane, int(direct), padded, weights, tiles, words, words + entries]
     refs = [Ref("operand", 0), Ref("operand", 1), Ref("result")]
     return _launch("input_grad", call, refs, g, integers, elements)
 
@@ -257,21 +275,21 @@ def input_grad(dtype: str, lanes: int, height: int) -> NumbaKernel:
     """dx[n, c, h, w] = sum over o, kh, kw of w[o, c, kh, kw] dy[n, o, (h + top - kh step) / stride, ...], whole quotients only.
 
     Pixels h + top = stride u + phase of one phase meet the same taps, and tap kh reads row u - kh step // stride: each phase
-    is a correlation of stride 1. A grain is a block of channels on a band of u of one image.
+    is a correlation of stride 1. A grain is a block of channels on a band of u of one image: (channels, taps of all filters)
+    times (taps, pixels).
     """
-    from tapeprop.targets.cpu.gemm import B_TABLE, NO_ADDEND, gemm_panel, spread_row, stage_row, transpose_panel
+    from tapeprop.targets.cpu.gemm import B_TABLE, NO_ADDEND, gemm_panel, stage_plane, transpose_panel, weave_row
 
     width, addressing, addend = 2 * lanes, B_TABLE, NO_ADDEND
 
     def body(
         dy, w, dx, scratch, words, images, groups, channels, height_in, width_in, filters, taps_h, taps_w,
         stride_h, stride_w, top, left, step_h, step_w, height_out, width_out,
-        first_u, count_u, first_v, count_v, band, block, pitch, plane, padded, weights, tile, table_start,
-        worker, workers,
+        first_u, count_u, first_v, count_v, period_h, period_w, hop_h, band, block, plane, direct,
+        padded, weights, tiles, table_start, starts, worker, workers,
     ):  # fmt: skip
         planes, table = scratch[worker], words[worker]
-        halo_h, halo_w = (taps_h - 1) * step_h // stride_h, (taps_w - 1) * step_w // stride_w
-        taps = taps_h * taps_w
+        halo, taps, strided = (taps_h - 1) * step_h // stride_h, taps_h * taps_w, stride_h * stride_w > 1
         bands, blocks = (count_u + band - 1) // band, (channels + block - 1) // block
         grains = groups * images * bands * blocks
         staged, packed = -1, -1
@@ -279,90 +297,86 @@ def input_grad(dtype: str, lanes: int, height: int) -> NumbaKernel:
             place = grain // blocks
             first_channel = (grain - place * blocks) * block
             group_image = place // bands
-            group, u0 = group_image // images, first_u + (place - group_image * bands) * band
-            image, end_u = group_image - group * images, min(u0 + band, first_u + count_u)
+            u0 = first_u + (place - group_image * bands) * band
+            rows_u = min(band, first_u + count_u - u0)
+            group = group_image // images
+            image_group = (group_image - group * images) * groups + group
             if group != packed:
-                # the taps of a phase one after another, and for each a row of weights, one for every channel
-                packed = group
-                entry = 0
+                # The taps of a phase one after another, and for each a row of weights, one for every channel.
+                packed, entry = group, 0
                 for phase in range(stride_h * stride_w):
+                    table[starts + phase] = entry
+                    first_h, first_w = 0, 0
+                    while first_h < taps_h and first_h * step_h % stride_h != phase // stride_w:
+                        first_h += 1
+                    while first_w < taps_w and first_w * step_w % stride_w != phase % stride_w:
+                        first_w += 1
+                    first_row = halo - first_h * step_h // stride_h
                     for o in range(filters):
-                        source = (group * filters + o) * channels * taps
-                        for kh in range(taps_h):
-                            for kw in range(taps_w):
-                                if kh * step_h % stride_h * stride_w + kw * step_w % stride_w == phase:
-                                    shift_h, shift_w = kh * step_h // stride_h, kw * step_w // stride_w
-                                    distance = (halo_h - shift_h) * pitch + halo_w - shift_w
-                                    table[table_start + entry] = o * plane + distance
+                        weights_of = (group * filters + o) * channels * taps
+                        row = first_row
+                        for kh in range(first_h, taps_h, period_h):
+                            for kw in range(first_w, taps_w, period_w):
+                                table[table_start + entry] = (o * taps_w + kw) * plane + row * count_v
+                                if strided or kh + kw == 0:
                                     for c in range(0, channels, lanes):
                                         transpose_panel(
-                                            lanes, w, source + c * taps + kh * taps_w + kw, taps,
-                                            min(lanes, channels - c), 1, planes, weights + entry * padded + c, padded,
+                                            lanes, w, weights_of + c * taps + kh * taps_w + kw, taps,
+                                            min(lanes, channels - c), 1 if strided else taps,
+                                            planes, weights + entry * padded + c, padded,
                                         )  # fmt: skip
-                                    entry += 1
-            if place != staged:
+                                entry += 1
+                            row -= hop_h
+                table[starts + stride_h * stride_w] = entry
+            source_image = image_group * filters * height_out * width_out
+            source, source_start = planes, 0
+            if direct:
+                source, source_start = dy, source_image + u0 * width_out
+            elif place != staged:
                 staged = place
-                skipped = halo_w - first_v
                 for o in range(filters):
-                    line = ((image * groups + group) * filters + o) * height_out
-                    for u in range(end_u - u0 + halo_h):
-                        h = u0 - halo_h + u
-                        high = width_out + skipped if 0 <= h < height_out else skipped
-                        stage_row(
-                            lanes, dy, (line + h) * width_out - skipped, 1, skipped, high, planes, o * plane + u * pitch,
-                            pitch,
+                    line = source_image + (o * height_out + u0 - halo) * width_out + first_v
+                    for kw in range(taps_w):
+                        shift = kw * step_w // stride_w
+                        stage_plane(
+                            lanes, dy, line - shift, width_out, 1, halo - u0, height_out + halo - u0,
+                            shift - first_v, width_out + shift - first_v,
+                            planes, (o * taps_w + kw) * plane, rows_u + halo, count_v,
                         )  # fmt: skip
             rows = min(block, channels - first_channel)
-            target = ((image * groups + group) * channels + first_channel) * height_in
-            entry = 0
-            for phase in range(stride_h * stride_w):
-                phase_h, phase_w = phase // stride_w, phase % stride_w
-                depth_h, depth_w = 0, 0
-                for kh in range(taps_h):
-                    depth_h += kh * step_h % stride_h == phase_h
-                for kw in range(taps_w):
-                    depth_w += kw * step_w % stride_w == phase_w
-                depth = filters * depth_h * depth_w
-                low_u = max(u0, (top - phase_h + stride_h - 1) // stride_h)
-                high_u = min(end_u, (height_in - 1 + top - phase_h) // stride_h + 1)
-                low_v = max(first_v, (left - phase_w + stride_w - 1) // stride_w)
-                high_v = min(first_v + count_v, (width_in - 1 + left - phase_w) // stride_w + 1)
-                length = high_v - low_v
-                pixels = (high_u - low_u - 1) * pitch + length if high_u > low_u and length > 0 else 0
-                source = (low_u - u0) * pitch + low_v - first_v
-                h = low_u * stride_h + phase_h - top
-                corner = (target + h) * width_in + low_v * stride_w + phase_w - left
+            target = (image_group * channels + first_channel) * height_in * width_in
+            pixels = rows_u * count_v
+            for phase_h in range(stride_h):
                 for q in range(0, pixels, width):
-                    row, columns = q // pitch, min(width, pixels - q)
-                    # stride 1: straight to dx, run by run; else through a tile, whose pixels are then spread
-                    c, c_start, c_m, run = dx, corner + row * width_in, height_in * width_in, row * pitch - q
-                    run_length = length
-                    if stride_h * stride_w > 1:
-                        c, c_start, c_m, run, run_length = planes, tile, width, 0, width
-                    gemm_panel(
-                        lanes, height, addressing, addend, rows, columns, depth,
-                        planes, weights + entry * padded + first_channel, 1, padded, planes, source + q, 0,
-                        table, table_start + entry, 0, planes, 0, -1,
-                        c, c_start, c_m, run, run_length, max(pitch, run_length), width_in,
-                    )  # fmt: skip
-                    if stride_h * stride_w > 1:
-                        low = row * pitch - q
-                        while low < columns:
-                            first, last = max(low, 0), min(low + length, columns)
-                            if first < last:
-                                place_in = corner + row * stride_h * width_in + (first - low) * stride_w
+                    columns = min(width, pixels - q)
+                    for phase_w in range(stride_w):
+                        phase = starts + phase_h * stride_w + phase_w
+                        entry, depth = table[phase], table[phase + 1] - table[phase]
+                        c, c_start, c_m = dx, target + (u0 - top) * width_in + q, height_in * width_in
+                        if strided:
+                            c, c_start, c_m = planes, tiles + phase_w * block * width, width
+                        gemm_panel(
+                            lanes, height, addressing, addend, rows, columns, depth,
+                            planes, weights + entry * padded + first_channel, 1, padded, source, source_start + q, 0,
+                            table, table_start + entry, planes, 0, -1, c, c_start, c_m,
+                        )  # fmt: skip
+                    if strided:
+                        # The phases of each row side by side, where they lie inside the image.
+                        for row in range(q // count_v, (q + columns - 1) // count_v + 1):
+                            h = (u0 + row) * stride_h + phase_h - top
+                            first, last = max(row * count_v, q), min((row + 1) * count_v, q + columns)
+                            w0 = (first_v + first - row * count_v) * stride_w - left
+                            high = min((last - first) * stride_w, width_in - w0)
+                            if 0 <= h < height_in:
                                 for i in range(rows):
-                                    spread_row(
-                                        lanes, planes, tile + i * width + first, last - first,
-                                        dx, place_in + i * height_in * width_in, stride_w,
+                                    weave_row(
+                                        lanes, planes, tiles + i * width + first - q, block * width, stride_w,
+                                        max(0, -w0), high, dx, target + (i * height_in + h) * width_in + w0,
                                     )  # fmt: skip
-                            low += pitch
-                            row += 1
-                entry += depth
 
     integers = (
-        "first_u", "count_u", "first_v", "count_v", "band", "block", "pitch", "plane", "padded", "weights", "tile",
-        "table_start",
+        "first_u", "count_u", "first_v", "count_v", "period_h", "period_w", "hop_h", "band", "block", "plane", "direct",
+        "padded", "weights", "tiles", "table_start", "starts",
     )  # fmt: skip
     return _kernel(body, dtype, ("dy", "w", "dx"), integers)
 
@@ -375,19 +389,16 @@ def weight_grad_launch(call: Call) -> Launch:
     x, dy = call.operands
     dw = call.results[0]
     g = Geometry.of(x, dw, dy, call.attributes)
-    item, (halo_h, halo_w), (slots_h, slots_w) = ITEM_BYTES[dw.dtype], g.halo, g.slots
     width, rows = 2 * microtile(dw.dtype)["lanes"], g.channels * g.taps
     blocks = max(1, min(-(-rows // 24), max(4, -(-rows // BLOCK_ROWS))))
     block = -(-rows // (8 * blocks)) * 8
-    staged = min(g.channels, (block - 2) // g.taps + 2)  # channels that a block of rows may touch
-    pitch = g.width_in if g.direct else g.width_out + halo_w
-    row_bytes = staged * slots_h * slots_w * pitch * item
-    band = _bands(g.height_out, halo_h, row_bytes, GRAINS, max(1, PIXELS // g.width_out))
-    plane = g.height_in * g.width_in if g.direct else (band + halo_h) * pitch
-    planes = 0 if g.direct else staged * slots_h * slots_w * plane
-    parts = (planes, band * g.width_out * width, block * width)
-    (_, panel, sums), words, elements = _scratch(dw.dtype, *parts, table=band * g.width_out + block)
-    integers = [slots_h, slots_w, band, block, pitch, plane, int(g.direct), panel, sums, words]
+    planes = min(g.channels, (block - 2) // g.taps + 2) * g.slots * g.taps_w  # of the channels that a block may touch
+    row_bytes = planes * g.width_out * ITEM_BYTES[dw.dtype]
+    band = _band(g.height_out, g.halo, row_bytes, limit=max(1, PIXELS // g.width_out))
+    plane = g.height_in * g.width_in if g.direct else (band + g.halo) * g.width_out
+    parts = (0 if g.direct else planes * plane, band * g.width_out * width, block * width)
+    (_, panel, sums), words, elements = _scratch(dw.dtype, *parts, table=block)
+    integers = [g.slots, band, block, plane, int(g.direct), panel, sums, words]
     refs = [Ref("operand", 0), Ref("operand", 1), Ref("result")]
     return _launch("weight_grad", call, refs, g, integers, elements)
 
@@ -398,23 +409,18 @@ def weight_grad(dtype: str, lanes: int, height: int) -> NumbaKernel:
     A grain is a block of rows (c, kh, kw) on a panel of filters o: per band (rows, pixels) times (pixels, filters), the
     gradients transposed so that filters lie in vectors. The sums of the bands are added in order.
     """
-    from tapeprop.targets.cpu.gemm import A_TABLE, ROWS, gemm_panel, stage_row, transpose_panel
+    from tapeprop.targets.cpu.gemm import A_ROWS, ROWS, gemm_panel, transpose_panel
 
-    width, addressing, addend = 2 * lanes, A_TABLE, ROWS
+    width, addressing, addend, stage = 2 * lanes, A_ROWS, ROWS, _stager(lanes)
 
     def body(
         x, dy, dw, scratch, words, images, groups, channels, height_in, width_in, filters, taps_h, taps_w,
         stride_h, stride_w, top, left, step_h, step_w, height_out, width_out,
-        slots_h, slots_w, band, block, pitch, plane, direct, panel, sums, table_start, worker, workers,
+        slots, band, block, plane, direct, panel, sums, table_start, worker, workers,
     ):  # fmt: skip
         planes, table = scratch[worker], words[worker]
-        taps = taps_h * taps_w
+        taps, halo = taps_h * taps_w, (taps_h - 1) * step_h // stride_h
         depth = channels * taps
-        rows_start = table_start + band * width_out
-        for h in range(band):
-            for v in range(width_out):
-                table[table_start + h * width_out + v] = h * pitch + v
-        halo, slots = (taps_h - 1) * step_h // stride_h, slots_h * slots_w
         panels, blocks = (filters + width - 1) // width, (depth + block - 1) // block
         grains = groups * panels * blocks
         for grain in range(grains * worker // workers, grains * (worker + 1) // workers):
@@ -424,60 +430,45 @@ def weight_grad(dtype: str, lanes: int, height: int) -> NumbaKernel:
             first_filter = (place - group * panels) * width
             rows, columns = min(block, depth - first), min(width, filters - first_filter)
             first_channel, end_channel = first // taps, (first + rows - 1) // taps + 1
+            c, kh, kw = 0, first % taps // taps_w, first % taps_w
             for i in range(rows):
-                c, tap = (first + i) // taps - first_channel, (first + i) % taps
-                kh, kw = tap // taps_w, tap % taps_w
-                slot = (c * slots_h + kh % slots_h) * slots_w + kw % slots_w
-                table[rows_start + i] = slot * plane + kh * step_h // stride_h * pitch + kw * step_w // stride_w
+                number = (c * slots + kh % slots) * taps_w + kw
+                table[table_start + i] = number * plane + kh * step_h // stride_h * width_out
+                kw += 1
+                if kw == taps_w:
+                    kh, kw = kh + 1, 0
+                    if kh == taps_h:
+                        c, kh = c + 1, 0
             for image in range(images):
-                source_image = ((image * groups + group) * channels + first_channel) * height_in * width_in
-                gradients = (image * groups + group) * filters + first_filter
+                image_group = image * groups + group
+                start = (image_group * channels + first_channel) * height_in * width_in
+                gradients = image_group * filters + first_filter
                 for first_row in range(0, height_out, band):
                     band_rows = min(band, height_out - first_row)
                     pixels = band_rows * width_out
                     source, source_start = planes, 0
                     if direct:
-                        source, source_start = x, source_image + first_row * width_in
+                        source, source_start = x, start + first_row * width_in
                     else:
-                        for c in range(end_channel - first_channel):
-                            for slot in range(slots):
-                                phase_h, phase_w = (
-                                    slot // slots_w * step_h % stride_h,
-                                    slot % slots_w * step_w % stride_w,
-                                )
-                                target = (c * slots + slot) * plane
-                                low = (left - phase_w + stride_w - 1) // stride_w
-                                high = (width_in - 1 + left - phase_w) // stride_w + 1
-                                for u in range(band_rows + halo):
-                                    h = (first_row + u) * stride_h + phase_h - top
-                                    line = source_image + (c * height_in + h) * width_in + phase_w - left
-                                    last = high if 0 <= h < height_in else low
-                                    stage_row(lanes, x, line, stride_w, low, last, planes, target + u * pitch, pitch)
+                        stage(
+                            x, start, end_channel - first_channel, height_in, width_in, taps_w, stride_h, stride_w,
+                            top, left, step_h, step_w, width_out, slots, first_row, band_rows + halo, planes, plane,
+                        )  # fmt: skip
                     for j in range(0, columns, lanes):
-                        line = ((gradients + j) * height_out + first_row) * width_out
                         transpose_panel(
-                            lanes,
-                            dy,
-                            line,
-                            height_out * width_out,
-                            min(lanes, columns - j),
-                            pixels,
-                            planes,
-                            panel + j,
-                            width,
-                        )
+                            lanes, dy, ((gradients + j) * height_out + first_row) * width_out, height_out * width_out,
+                            min(lanes, columns - j), pixels, planes, panel + j, width,
+                        )  # fmt: skip
                     fresh = image == 0 and first_row == 0
                     gemm_panel(
                         lanes, height, addressing, addend, rows, columns, pixels, source, source_start, 0, 0,
-                        planes, panel, width, table, table_start, rows_start, planes, sums, -1 if fresh else width,
-                        planes, sums, width, 0, columns, columns, 0,
+                        planes, panel, width, table, table_start, planes, sums, -1 if fresh else width,
+                        planes, sums, width,
                     )  # fmt: skip
             for j in range(columns):
                 target = (group * filters + first_filter + j) * depth + first
                 for i in range(rows):
                     dw[target + i] = planes[sums + i * width + j]
 
-    integers = (
-        "slots_h", "slots_w", "band", "block", "pitch", "plane", "direct", "panel", "sums", "table_start",
-    )  # fmt: skip
+    integers = ("slots", "band", "block", "plane", "direct", "panel", "sums", "table_start")
     return _kernel(body, dtype, ("x", "dy", "dw"), integers)

@@ -8,7 +8,7 @@ computed by one kernel generator (`cpu.loop`). Operands broadcast as in NumPy.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,11 @@ from tapeprop.ops.expression import cost, derivative, evaluate
 from tapeprop.ops.formulas import FORMULAS, Formula
 from tapeprop.ops.op import ITEM_BYTES, Call, Launch, Op, Ref, Sample, as_tensor, record, register
 from tapeprop.ops.scalar import Scalar, constant, encode, input_scalar, inputs_of, substitute
+
+if TYPE_CHECKING:  # the functions below that come from the table of formulas
+
+    def __getattr__(name: str) -> Callable[..., Tensor]: ...
+
 
 Operand = Tensor | Parameter | np.ndarray | float | int
 FLOATS = ("float32", "float64")
@@ -99,7 +104,9 @@ def _gradient(call: Instruction, i: int, j: int, g: Tensor) -> Tensor | None:
         slope = _formula_slope(call.attributes["formula"], i, root, output, flowing)
     else:
         slope = derivative(root, i, flowing)
-    if root.args:  # the result stands for the forward expression where the derivative contains it: nothing is computed twice
+    if (
+        root.args
+    ):  # the result stands for the forward expression where the derivative contains it: nothing is computed twice
         slope = substitute(slope, {root: output})
     if slope is flowing:
         return g
@@ -108,7 +115,9 @@ def _gradient(call: Instruction, i: int, j: int, g: Tensor) -> Tensor | None:
     operands = [*call.operands, call.results[j], g]
     used = inputs_of([slope])
     renumbered = substitute(slope, {old: input_scalar(new) for new, old in enumerate(used)})
-    return _record([renumbered], [operands[k] for k in used], f"{call.attributes['label']}'", call.attributes["dtype"])[0]
+    return _record([renumbered], [operands[k] for k in used], f"{call.attributes['label']}'", call.attributes["dtype"])[
+        0
+    ]
 
 
 def _formula_slope(formula: tuple, i: int, root: Scalar, output: Scalar, flowing: Scalar) -> Scalar:
@@ -227,11 +236,15 @@ globals().update(comparisons)
 def add_if_pending(gradient: Tensor, standing: Tensor, pending: Tensor) -> Tensor:
     """standing + gradient where pending is not 0, else gradient: how backward() treats a parameter's gradient buffer."""
     return compute(
-        lambda g, s, p: scalar.where(scalar.equal(p, 0.0), g, s + g), gradient, standing, pending, label="add_if_pending"
+        lambda g, s, p: scalar.where(scalar.equal(p, 0.0), g, s + g),
+        gradient,
+        standing,
+        pending,
+        label="add_if_pending",
     )[0]
 
 
-__all__ = ["add_if_pending", "compute", *_functions, *comparisons]  # noqa: PLE0604
+__all__ = ["add_if_pending", "compute", *_functions, *comparisons]
 
 
 # ---- the kernel launch

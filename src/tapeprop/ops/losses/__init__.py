@@ -8,7 +8,7 @@ with.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from tapeprop.errors import LabelError, ShapeError
 from tapeprop.ir import Constant, Size, Tensor, UndecidedError
 from tapeprop.ir.dims import same, text
-from tapeprop.ops import elementwise
+from tapeprop.ops import elementwise, scalar
 from tapeprop.ops.op import (
     Call,
     Launch,
@@ -35,6 +35,7 @@ from tapeprop.ops.op import (
 )
 from tapeprop.ops.reduce import mean
 from tapeprop.ops.reduce import sum as reduce_sum
+from tapeprop.ops.scalar import Scalar
 from tapeprop.ops.shape import reshape
 from tapeprop.ops.softmax import log_softmax, softmax
 
@@ -82,7 +83,7 @@ def _weights(labels: np.ndarray, classes: int, dtype: np.dtype) -> np.ndarray:
     """(N, C): labels as weights of the classes. LabelError where one is out of range."""
     if labels.dtype.kind == "f":
         return labels
-    if labels.size and not (0 <= labels.min() and labels.max() < classes):
+    if labels.size and (labels.min() < 0 or labels.max() >= classes):
         raise LabelError(f"expected labels in 0 .. {classes - 1}, got {labels.min()} .. {labels.max()}")
     return np.eye(classes, dtype=dtype)[labels]
 
@@ -93,8 +94,12 @@ def _weighted(weights: np.ndarray, costs: np.ndarray) -> np.ndarray:
         return np.where(weights == 0, 0, weights * costs).sum(1).astype(weights.dtype)
 
 
-def _label_launch(builder: str, call: Call, arrays: Sequence[Any], integers: Sequence[int], labels: int) -> Launch:
+def _label_launch(builder: str, call: Call, labels: int, shape: tuple[int, ...]) -> Launch:
+    """Every array flat, then N and C. labels: which operand they are."""
     dense = call.operands[labels].dtype != "int64"
+    arrays: list[tuple[Ref, tuple[int, ...]]] = [(Ref("operand", i), (a.size,)) for i, a in enumerate(call.operands)]
+    arrays += [(Ref("result", i), (a.size,)) for i, a in enumerate(call.results)]
+    integers = (*shape, LABEL_OUT_OF_RANGE)
     return launch(f"{HERE}:{builder}", call, arrays, integers, dtype=call.results[0].dtype, dense=dense)
 
 
@@ -160,7 +165,7 @@ class SoftmaxCrossEntropy(Op):
             to_logits = through if to_logits is None else to_logits + through
         return [to_logits, to_labels]
 
-    def reference(self, call: Call, *arrays: np.ndarray):
+    def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         logits, labels = arrays
         n, c = logits.shape
         weights = _weights(labels, c, logits.dtype)
@@ -173,13 +178,12 @@ class SoftmaxCrossEntropy(Op):
         return [rows, (shares / total * weights.sum(1, keepdims=True) - weights) / logits.dtype.type(n)]
 
     def cpu(self, call: Call) -> Launch:
-        arrays = [operand(0, call), operand(1, call), result(0, call), result(1, call)]
-        return _label_launch(self.name, call, arrays, (LABEL_OUT_OF_RANGE,), 1)
+        return _label_launch(self.name, call, 1, call.operands[0].shape)
 
     def flops(self, call: Call) -> int:
         return 6 * call.operands[0].size
 
-    def samples(self):
+    def samples(self) -> list[Sample]:
         return _label_samples((0, 1), 1.0)
 
 
@@ -238,7 +242,7 @@ class MeanLoss(Op):
         (g,) = gradients
         return [None if g is None else record("mean_loss_grad", [g], {"count": call.operands[0].shape[0]})[0]]
 
-    def reference(self, call: Call, *arrays: np.ndarray):
+    def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         return [np.array(arrays[0].mean(dtype=np.float64), arrays[0].dtype)]
 
     def cpu(self, call: Call) -> Launch:
@@ -248,7 +252,7 @@ class MeanLoss(Op):
     def flops(self, call: Call) -> int:
         return call.operands[0].size
 
-    def samples(self):
+    def samples(self) -> list[Sample]:
         return [Sample(lambda r, n=n: [r.uniform(0, 3, n)], depth=n) for n in (1, 5, 77)]
 
 
@@ -267,14 +271,14 @@ class MeanLossGrad(Op):
         (g,) = gradients
         return [None if g is None else record("mean_loss", [g])[0]]
 
-    def reference(self, call: Call, *arrays: np.ndarray):
+    def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         return [np.full(call["count"], arrays[0] / call["count"])]
 
     def cpu(self, call: Call) -> Launch:
         arrays = [(Ref("operand", 0), (1,)), result(0, call)]
         return launch(f"{HERE}:mean_loss_grad", call, arrays, dtype=call.results[0].dtype)
 
-    def samples(self):
+    def samples(self) -> list[Sample]:
         return [Sample(lambda r: [np.array(r.standard_normal())], {"count": count}) for count in (1, 5, 77)]
 
 
@@ -302,15 +306,14 @@ class NLL(Op):
         dense = wanted[1] and labels.dtype != "int64"
         return [to_logs, -(logs * _column(g)) if dense else None]
 
-    def reference(self, call: Call, *arrays: np.ndarray):
+    def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         logs, labels = arrays
         return [_weighted(_weights(labels, logs.shape[1], logs.dtype), -logs)]
 
     def cpu(self, call: Call) -> Launch:
-        arrays = [operand(0, call), operand(1, call), result(0, call)]
-        return _label_launch(self.name, call, arrays, (LABEL_OUT_OF_RANGE,), 1)
+        return _label_launch(self.name, call, 1, call.operands[0].shape)
 
-    def samples(self):
+    def samples(self) -> list[Sample]:
         return _label_samples((0, 1), -1.0)
 
 
@@ -321,7 +324,7 @@ class NLLGrad(Op):
     name = "nll_grad"
 
     def infer(self, operands, attributes):
-        labels, g = operands
+        _, g = operands
         check_rank(self.name, g, 1, "(N,)")
         return [((g.shape[0], attributes["classes"]), same_dtype(self.name, [g]))]
 
@@ -333,15 +336,14 @@ class NLLGrad(Op):
         dense = wanted[0] and labels.dtype != "int64"
         return [-(g * _column(rows)) if dense else None, record("nll", [g, labels])[0]]
 
-    def reference(self, call: Call, *arrays: np.ndarray):
+    def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         labels, g = arrays
         return [-_weights(labels, call["classes"], g.dtype) * g[:, None]]
 
     def cpu(self, call: Call) -> Launch:
-        arrays = [operand(0, call), operand(1, call), result(0, call)]
-        return _label_launch(self.name, call, arrays, (LABEL_OUT_OF_RANGE,), 0)
+        return _label_launch(self.name, call, 0, call.results[0].shape)
 
-    def samples(self):
+    def samples(self) -> list[Sample]:
         return [
             Sample(lambda r: [r.integers(0, 7, 5), r.standard_normal(5)], {"classes": 7}, gradient=(1,)),
             Sample(
@@ -362,3 +364,86 @@ def nll(log_probabilities: Any, labels: Any) -> Tensor:
     log_probabilities, labels = as_tensor(log_probabilities), as_tensor(labels)
     (rows,) = record("nll", [log_probabilities, labels])
     return record("mean_loss", [rows])[0]
+
+
+# ---- compositions
+
+
+def _expect_same_shape(name: str, y_pred: Tensor, y_true: Tensor) -> None:
+    """ShapeError unless the shapes agree: (N,) beside (N, 1) would broadcast to (N, N) and train on nonsense."""
+    if y_pred.ndim != y_true.ndim or not all(same(a, b) for a, b in zip(y_pred.shape, y_true.shape)):
+        raise ShapeError(
+            f"{name}: expected y_true of y_pred's shape {text(y_pred.shape)}, got {text(y_true.shape)}; "
+            "reshape one of them"
+        )
+
+
+def _mean_of(name: str, term: Callable[[Scalar, Scalar], Scalar], y_pred: Any, y_true: Any) -> Tensor:
+    """The mean over all elements of term(prediction, truth)."""
+    y_pred, y_true = as_tensor(y_pred), as_tensor(y_true)
+    _expect_same_shape(name, y_pred, y_true)
+    return mean(elementwise.compute(term, y_pred, y_true, label=name)[0])
+
+
+def mse(y_pred: Any, y_true: Any) -> Tensor:
+    """The mean over all elements of (y_pred - y_true)^2; both of one shape and floating dtype. ShapeError,
+    DTypeError.
+    """
+    return _mean_of("mse", lambda p, t: (p - t) * (p - t), y_pred, y_true)
+
+
+def mae(y_pred: Any, y_true: Any) -> Tensor:
+    """The mean over all elements of |y_pred - y_true|, whose derivative at 0 is 0; operands as for `mse`."""
+    return _mean_of("mae", lambda p, t: scalar.absolute(p - t), y_pred, y_true)
+
+
+def hinge(y_pred: Any, y_true: Any) -> Tensor:
+    """The mean over all elements of max(1 - y_true y_pred, 0), truth being -1 or 1; its derivative at the kink is 0."""
+
+    def term(p: Scalar, t: Scalar) -> Scalar:
+        margin = 1 - t * p
+        return scalar.where(margin <= 0, 0.0, margin)  # a NaN is not <= 0 and stays
+
+    return _mean_of("hinge", term, y_pred, y_true)
+
+
+def huber(y_pred: Any, y_true: Any, delta: float = 1.0) -> Tensor:
+    """The mean over all elements of e^2 / 2 where |e| <= delta, else delta (|e| - delta / 2) (Huber 1964).
+
+    e = y_pred - y_true; operands as for `mse`.
+    """
+
+    def term(p: Scalar, t: Scalar) -> Scalar:
+        size = scalar.absolute(p - t)
+        near = scalar.minimum(size, float(delta))
+        return near * (size - 0.5 * near)
+
+    return _mean_of("huber", term, y_pred, y_true)
+
+
+def binary_cross_entropy(logits: Any, y_true: Any) -> Tensor:
+    """The mean over all elements of -t log s - (1 - t) log(1 - s), s = sigmoid(logit) and t in [0, 1] the truth.
+
+    Computed as max(x, 0) - x t + log(1 + e^-|x|), which neither overflows nor rounds a small loss away.
+    """
+
+    def term(x: Scalar, t: Scalar) -> Scalar:
+        return (scalar.maximum(x, 0.0) - x * t) + scalar.log1p(scalar.exp(-scalar.absolute(x)))
+
+    return _mean_of("binary_cross_entropy", term, logits, y_true)
+
+
+def kl_divergence(y_pred: Any, y_true: Any, log_predictions: bool = False) -> Tensor:
+    """The mean over samples of the sum over classes of p log(p / q), p = y_true and q = y_pred, both (N, C).
+
+    A class with p = 0 adds 0. log_predictions: y_pred holds log q instead. ShapeError, DTypeError.
+    """
+    y_pred, y_true = as_tensor(y_pred), as_tensor(y_true)
+    check_rank("kl_divergence", y_pred, 2, "(N, C)")
+    _expect_same_shape("kl_divergence", y_pred, y_true)
+
+    def term(q: Scalar, p: Scalar) -> Scalar:
+        cost = p * (scalar.log(p) - (q if log_predictions else scalar.log(q)))
+        return scalar.where(scalar.equal(p, 0.0), 0.0, cost)
+
+    return mean(reduce_sum(elementwise.compute(term, y_pred, y_true, label="kl_divergence")[0], 1))

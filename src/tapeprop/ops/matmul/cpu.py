@@ -121,8 +121,8 @@ def product(dtype: str, lanes: int, height: int) -> NumbaKernel:
                     addend, addend_start, addend_m = c, c_start, n
                 gemm_panel(
                     lanes, height, strided, rows_kind, rows, columns, terms,
-                    a, a_start + first * a_k, a_m, a_k, right, b_start + first * b_k, b_k, a, 0, 0,
-                    addend, addend_start, addend_m, c, c_start, n, 0, columns, columns, 0,
+                    a, a_start + first * a_k, a_m, a_k, right, b_start + first * b_k, b_k, a, 0,
+                    addend, addend_start, addend_m, c, c_start, n,
                 )  # fmt: skip
 
     arrays = [(name, dtype, 1) for name in ("a", "b", "bias", "c")]

@@ -12,12 +12,13 @@ dx = gamma / std (dy - dbeta / M - x^ dgamma / M).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tapeprop.errors import GraphError, ShapeError
-from tapeprop.ir import Shape, Tensor, UndecidedError
+from tapeprop.ir import Instruction, Shape, Tensor, UndecidedError
 from tapeprop.ir.dims import product, same, text
 from tapeprop.ops import elementwise
 from tapeprop.ops.op import (
@@ -30,15 +31,14 @@ from tapeprop.ops.op import (
     launch,
     record,
     register,
-    result,
     same_dtype,
 )
-from tapeprop.ops.op import operand as operand_of
-from tapeprop.ops.shape import reshape
+from tapeprop.ops.shape import expand, reshape
 
 __all__ = ["batch_norm", "batch_norm_inference"]
 
 HERE = "tapeprop.ops.norm.cpu"
+BLOCK = 32  # channels that one worker takes at a time where each has one value per sample
 
 
 def _expect_channels(name: str, x: Tensor, vectors: dict[str, Tensor]) -> None:
@@ -48,29 +48,22 @@ def _expect_channels(name: str, x: Tensor, vectors: dict[str, Tensor]) -> None:
     for what, vector in vectors.items():
         if vector.ndim != 1 or not same(vector.shape[0], x.shape[1]):
             raise ShapeError(
-                f"{name}: expected {what} of shape {text((x.shape[1],))}, one value for each channel of x {text(x.shape)}, "
-                f"got {text(vector.shape)}"
+                f"{name}: expected {what} of shape {text((x.shape[1],))}, one value for each channel of x "
+                f"{text(x.shape)}, got {text(vector.shape)}"
             )
 
 
 def _expect_several_values(shape: Shape) -> None:
-    """ShapeError where a channel is known to have a single value; open sizes are checked again with those of the
-    call.
-    """
+    """ShapeError where a channel is known to have a single value; open sizes are checked again in the call."""
     try:
         single = same(product((shape[0], *shape[2:])), 1)
     except UndecidedError:
         return
     if single:
         raise ShapeError(
-            f"batch_norm: one value per channel in training, shape {text(shape)}: its variance is 0 and its gradient nothing; "
-            "expected at least two, use a larger batch"
+            f"batch_norm: expected several values per channel in training, got one value per channel, shape {text(shape)}; "
+            "use a larger batch"
         )
-
-
-def _view(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """(N, C, spatial)."""
-    return shape[0], shape[1], int(np.prod(shape[2:], dtype=np.int64))
 
 
 def _along(x: np.ndarray, vector: np.ndarray) -> np.ndarray:
@@ -79,7 +72,8 @@ def _along(x: np.ndarray, vector: np.ndarray) -> np.ndarray:
 
 
 def _through_statistics(call: Instruction, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """Gradients of (x, running_mean, running_var) given those of (batch_mean, inverse_std, new_running_mean, new_running_var).
+    """Gradients of (x, running_mean, running_var) given those of (batch_mean, inverse_std, new_running_mean,
+    new_running_var).
 
     Nobody trains through these, so plain ops will do.
     """
@@ -90,14 +84,13 @@ def _through_statistics(call: Instruction, gradients: Sequence[Tensor | None]) -
     variances = [g for g in (None if to_new_var is None else to_new_var * (1 - kept),) if g is not None]
     if to_inverse is not None:
         variances.append(to_inverse * inverse_std * inverse_std * inverse_std * -0.5)
-    parts = [reshape(elementwise.sum_of(*means), _column(x))] if means else []
+    parts = []
+    if means:
+        parts.append(expand(reshape(elementwise.sum_of(*means), _column(x)), x.shape, mean=True))
     if variances:
         slope = reshape(elementwise.sum_of(*variances) * 2.0, _column(x))
-        parts.append((x - reshape(mean, _column(x))) * slope)
-    count = product((x.shape[0], *x.shape[2:]))
-    if not isinstance(count, int):
-        raise UndecidedError(f"the value of {count}")
-    through = elementwise.sum_of(*parts) / float(count) + elementwise.multiply(x, 0.0) if parts else None
+        parts.append((x - reshape(mean, _column(x))) * expand(slope, x.shape, mean=True))
+    through = elementwise.sum_of(*parts) if parts else None
     return through, *(None if g is None else g * kept for g in (to_new_mean, to_new_var))
 
 
@@ -138,7 +131,7 @@ class BatchNorm(Op):
                 found[0] = through if found[0] is None else found[0] + through
         return found
 
-    def reference(self, call: Call, *arrays: np.ndarray):
+    def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         x, gamma, beta, running_mean, running_var = arrays
         _expect_several_values(x.shape)
         axes = (0, *range(2, x.ndim))
@@ -151,28 +144,24 @@ class BatchNorm(Op):
         return [a.astype(x.dtype) for a in (y, mean, inverse_std, new_mean, new_var)]
 
     def cpu(self, call: Call) -> Launch:
-        shape = call.operands[0].shape
-        _expect_several_values(shape)
-        view = _view(shape)
-        arrays = [(Ref("operand", 0), view), *(operand_of(i, call) for i in range(1, 5))]
-        arrays += [(Ref("result", 0), view), *(result(i, call) for i in range(1, 5))]
-        return _launch("batch_norm", call, arrays, (float_bits(call["momentum"]), float_bits(call["epsilon"])))
+        _expect_several_values(call.operands[0].shape)
+        settings = [int(np.float64(call[name]).view(np.int64)) for name in ("momentum", "epsilon")]
+        return _launch(self.name, call, settings)
 
     def flops(self, call: Call) -> int:
         return 8 * call.operands[0].size
 
-    def samples(self):
+    def samples(self) -> list[Sample]:
         return [
             Sample(
                 lambda r, s=shape: [
-                    *_operands(r, s, 1),
-                    r.standard_normal(s[1]),
+                    *_operands(r, s),
                     r.standard_normal(s[1]),
                     r.uniform(0.5, 2, s[1]),
                 ],
                 {"momentum": momentum, "epsilon": epsilon},
                 depth=shape[0] * int(np.prod(shape[2:])),
-                gradient=(0, 1, 2),
+                gradient=(0, 1, 2, 3, 4),
             )
             for shape, momentum, epsilon in [
                 ((2, 3, 4, 5), 0.9, 1e-5),
@@ -183,6 +172,23 @@ class BatchNorm(Op):
                 ((3, 2, 45, 37), 0.9, 1e-5),
             ]
         ]
+
+
+def _launch(builder: str, call: Call, settings: Sequence[int]) -> Launch:
+    """The kernel for planes, or where a channel has one value per sample, that for columns with sums in scratch.
+
+    Arrays of x's shape are flat, read as (N, C, spatial).
+    """
+    n, c, *spatial = call.results[0].shape
+    sizes = (n, c, int(np.prod(spatial, dtype=np.int64)))
+    dtype = call.results[0].dtype
+    arrays: list[tuple[Ref, tuple[int, ...]]] = [(Ref("operand", i), (a.size,)) for i, a in enumerate(call.operands)]
+    arrays += [(Ref("result", i), (a.size,)) for i, a in enumerate(call.results)]
+    if sizes[2] > 1:
+        return launch(f"{HERE}:{builder}_planes", call, arrays, (*sizes, *settings), dtype=dtype)
+    arrays.append((Ref("scratch"), (1, 2 * BLOCK)))
+    scratch = (2 * BLOCK, "float64")
+    return launch(f"{HERE}:{builder}_columns", call, arrays, (*sizes, *settings), scratch=scratch, dtype=dtype)
 
 
 @register
@@ -205,7 +211,7 @@ class BatchNormGrad(Op):
             "batch_norm in training has no second derivative; write the normalisation with mean() and sqrt() to get one"
         )
 
-    def reference(self, call: Call, *arrays: np.ndarray):
+    def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         dy, x, gamma, mean, inverse_std = (a.astype(np.float64) for a in arrays)
         axes = (0, *range(2, x.ndim))
         normal = (x - _along(x, mean)) * _along(x, inverse_std)
@@ -215,20 +221,17 @@ class BatchNormGrad(Op):
         return [a.astype(arrays[0].dtype) for a in (dx * _along(x, gamma * inverse_std), dgamma, dbeta)]
 
     def cpu(self, call: Call) -> Launch:
-        view = _view(call.operands[0].shape)
-        arrays = [(Ref("operand", 0), view), (Ref("operand", 1), view), *(operand_of(i, call) for i in range(2, 5))]
-        arrays += [(Ref("result", 0), view), result(1, call), result(2, call)]
-        return _launch("batch_norm_grad", call, arrays, ())
+        return _launch(self.name, call, ())
 
     def flops(self, call: Call) -> int:
         return 10 * call.operands[0].size
 
-    def samples(self):
+    def samples(self) -> list[Sample]:
         return [
             Sample(
                 lambda r, s=shape: [
                     r.standard_normal(s),
-                    *_operands(r, s, 1)[:2],
+                    *_operands(r, s)[:2],
                     r.standard_normal(s[1]),
                     r.uniform(0.5, 2, s[1]),
                 ],
@@ -239,9 +242,9 @@ class BatchNormGrad(Op):
         ]
 
 
-def _operands(r: np.random.Generator, shape: tuple[int, ...], spread: float) -> list[np.ndarray]:
+def _operands(r: np.random.Generator, shape: tuple[int, ...]) -> list[np.ndarray]:
     """x, gamma, beta."""
-    return [r.standard_normal(shape) * spread, r.uniform(0.5, 2, shape[1]), r.standard_normal(shape[1])]
+    return [r.standard_normal(shape), r.uniform(0.5, 2, shape[1]), r.standard_normal(shape[1])]
 
 
 def batch_norm(
@@ -269,5 +272,5 @@ def batch_norm_inference(x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps
     x, gamma, beta, mean, var = (as_tensor(a) for a in (x, gamma, beta, mean, var))
     _expect_channels("batch_norm", x, {"gamma": gamma, "beta": beta, "mean": mean, "var": var})
     scale = gamma / elementwise.sqrt(var + float(epsilon))
-    mean, scale, beta = (reshape(a, (a.shape[0], *[1] * (x.ndim - 2))) for a in (mean, scale, beta))
+    mean, scale, beta = (reshape(a, _column(x)) for a in (mean, scale, beta))
     return (x - mean) * scale + beta

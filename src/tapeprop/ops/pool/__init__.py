@@ -29,10 +29,8 @@ from tapeprop.ops.op import (
     as_tensor,
     check_rank,
     launch,
-    operand,
     record,
     register,
-    result,
     same_dtype,
 )
 
@@ -64,7 +62,8 @@ def pool_attributes(
     for extent, side in zip(sizes, sides):
         if 2 * max(side) > extent:
             raise ShapeError(
-                f"{name}: expected padding of at most half the window {sizes}, got {tuple(sides)}; pad less or widen the window"
+                f"{name}: expected padding of at most half the window {sizes}, got {tuple(sides)}; "
+                "pad less or widen the window"
             )
     return {"size": sizes, "stride": strides, "padding": tuple(sides)}
 
@@ -85,8 +84,8 @@ def pooled_shape(name: str, shape: Shape, attributes: Attributes) -> Shape:
         room = extent + sum(padding)
         if not _may_be_at_least(room, size):
             raise ShapeError(
-                f"{name}: expected an image of at least the window {attributes['size']} after padding, got {text(shape)} "
-                f"with padding {attributes['padding']}; use a smaller window or fewer pooling layers"
+                f"{name}: expected an image of at least the window {attributes['size']} after padding, "
+                f"got {text(shape)} with padding {attributes['padding']}; use a smaller window or fewer pooling layers"
             )
         found.append((room - size) // stride + 1)
     return (*shape[:2], *found)
@@ -131,21 +130,27 @@ def _picks(x: np.ndarray, attributes: Attributes) -> np.ndarray:
     return np.take_along_axis(targets, place[..., None], -1)[..., 0]
 
 
-def _pool_launch(builder: str, call: Call, image: tuple[int, ...], places: bool = False, **parameters: bool) -> Launch:
-    """Each array as (N C, rows, columns), then the geometry. image: the shape (N, C, H, W) that windows slide over;
-    places: whether the kernel keeps the places of the maxima of a row of windows.
+def _pool_launch(builder: str, call: Call, image: tuple[int, ...], places: bool = False, **parameters: Any) -> Launch:
+    """Every array flat, then the geometry. image: the shape (N, C, H, W) that windows slide over.
+
+    places: whether the kernel keeps the places of the maxima of a row of windows. ShapeError where the window does not fit.
     """
-    pooled = pooled_shape(builder, image, call.attributes)  # its sizes may have been open when the call was recorded
-    (size_h, size_w), (stride_h, stride_w), ((top, _), (left, _)) = call["size"], call["stride"], call["padding"]
+    pooled_shape(builder, image, call.attributes)  # its sizes may have been open when the call was recorded
+    (size_h, size_w), (stride_h, stride_w), ((top, bottom), (left, right)) = (
+        call["size"],
+        call["stride"],
+        call["padding"],
+    )
+    n, c, height, width = image
+    high, wide = (height + top + bottom - size_h) // stride_h + 1, (width + left + right - size_w) // stride_w + 1
     dtype = call.results[0].dtype
-    arrays: list[tuple[Ref, tuple[int, ...]]] = []
-    for ref, (n, c, *plane) in (*(operand(i, call) for i in range(len(call.operands))), result(0, call)):
-        arrays.append((ref, (n * c, *plane)))
+    kinds = [*((Ref("operand", i), a) for i, a in enumerate(call.operands)), (Ref("result", 0), call.results[0])]
+    arrays: list[tuple[Ref, tuple[int, ...]]] = [(ref, (a.size,)) for ref, a in kinds]
     scratch = None
     if places:
-        arrays.append((Ref("scratch"), (1, pooled[3])))
-        scratch = (pooled[3], "int32" if dtype == "float32" else "int64")
-    integers = (top, left, size_h, size_w, stride_h)
+        arrays.append((Ref("scratch"), (1, wide)))
+        scratch = (wide, "int32" if dtype == "float32" else "int64")
+    integers = (n * c, height, width, high, wide, top, left, size_h, size_w, stride_h)
     return launch(
         f"{HERE}:{builder}", call, arrays, integers, scratch=scratch, stride=stride_w, dtype=dtype, **parameters
     )
@@ -174,7 +179,7 @@ class MaxPool2D(Op):
         (g,) = gradients
         return [None if g is None else record("max_pool2d_grad", [call.operands[0], g], call.attributes)[0]]
 
-    def reference(self, call: Call, *arrays: np.ndarray):
+    def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         (x,) = arrays
         pooled_shape(self.name, x.shape, call.attributes)
         return [_windows(x, call.attributes, -np.inf).max(-1)]
@@ -185,7 +190,7 @@ class MaxPool2D(Op):
     def flops(self, call: Call) -> int:
         return call.results[0].size * _window_size(call.attributes)
 
-    def samples(self):
+    def samples(self) -> list[Sample]:
         return [
             Sample(lambda r, s=shape: [r.standard_normal(s)], attributes) for shape, attributes in _cases(self.name)
         ]
@@ -207,12 +212,12 @@ class MaxPool2DPick(Op):
         (g,) = gradients
         return [None, None if g is None else record("max_pool2d_grad", [call.operands[0], g], call.attributes)[0]]
 
-    def reference(self, call: Call, *arrays: np.ndarray):
+    def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         x, z = arrays
-        shape = pooled_shape(self.name, x.shape, call.attributes)
+        pooled_shape(self.name, x.shape, call.attributes)
         flat = z.reshape(*z.shape[:2], -1)
         picks = _picks(x, call.attributes).reshape(*z.shape[:2], -1)
-        return [np.take_along_axis(flat, picks, -1).reshape(shape)]
+        return [np.take_along_axis(flat, picks, -1).reshape(call.results[0].shape)]
 
     def cpu(self, call: Call) -> Launch:
         return _pool_launch(self.name, call, call.operands[0].shape, places=True)
@@ -220,7 +225,7 @@ class MaxPool2DPick(Op):
     def flops(self, call: Call) -> int:
         return call.results[0].size * _window_size(call.attributes)
 
-    def samples(self):
+    def samples(self) -> list[Sample]:
         return [
             Sample(lambda r, s=shape: [r.standard_normal(s), r.standard_normal(s)], attributes, gradient=(1,))
             for shape, attributes in _cases(self.name)
@@ -243,7 +248,7 @@ class MaxPool2DGrad(Op):
         (g,) = gradients
         return [None, None if g is None else record("max_pool2d_pick", [call.operands[0], g], call.attributes)[0]]
 
-    def reference(self, call: Call, *arrays: np.ndarray):
+    def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         x, dy = arrays
         pooled_shape(self.name, x.shape, call.attributes)
         n, c, h, w = x.shape
@@ -258,7 +263,7 @@ class MaxPool2DGrad(Op):
     def flops(self, call: Call) -> int:
         return call.operands[1].size * _window_size(call.attributes)
 
-    def samples(self):
+    def samples(self) -> list[Sample]:
         return [
             Sample(
                 lambda r, s=shape, a=attributes: [r.standard_normal(s), r.standard_normal(pooled_shape("", s, a))],
@@ -301,7 +306,7 @@ class AvgPool2D(Op):
         attributes = {**call.attributes, "height": height, "width": width}
         return [None if g is None else record("avg_pool2d_grad", [g], attributes)[0]]
 
-    def reference(self, call: Call, *arrays: np.ndarray):
+    def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         (x,) = arrays
         pooled_shape(self.name, x.shape, call.attributes)
         return [_windows(x, call.attributes, 0.0).sum(-1) / _counts(x.shape, call.attributes).astype(x.dtype)]
@@ -312,7 +317,7 @@ class AvgPool2D(Op):
     def flops(self, call: Call) -> int:
         return call.results[0].size * _window_size(call.attributes)
 
-    def samples(self):
+    def samples(self) -> list[Sample]:
         return [
             Sample(lambda r, s=shape: [r.standard_normal(s)], attributes, depth=_window_size(attributes))
             for shape, attributes in _cases(self.name)
@@ -337,7 +342,7 @@ class AvgPool2DGrad(Op):
         attributes = {key: value for key, value in call.attributes.items() if key not in ("height", "width")}
         return [None if g is None else record("avg_pool2d", [g], attributes)[0]]
 
-    def reference(self, call: Call, *arrays: np.ndarray):
+    def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         (dy,) = arrays
         shape = call.results[0].shape
         pooled_shape(self.name, shape, call.attributes)
@@ -354,7 +359,7 @@ class AvgPool2DGrad(Op):
     def flops(self, call: Call) -> int:
         return call.operands[0].size * _window_size(call.attributes)
 
-    def samples(self):
+    def samples(self) -> list[Sample]:
         return [
             Sample(
                 lambda r, s=shape, a=attributes: [r.standard_normal(pooled_shape("", s, a))],

@@ -19,7 +19,7 @@ import numpy as np
 from tapeprop.errors import DTypeError, ShapeError, StateError
 from tapeprop.ir import Tensor, current
 from tapeprop.ir.dims import text
-from tapeprop.ops.op import Attributes, Call, Launch, Op, Ref, Sample, as_tensor, launch, record, register, same_dtype
+from tapeprop.ops.op import Call, Launch, Op, Ref, Sample, as_tensor, launch, record, register, same_dtype
 from tapeprop.ops.shape import normalise_axes
 
 __all__ = ["dropout"]
@@ -90,13 +90,13 @@ class NextRandom(Op):
     def vjp(self, call, gradients, wanted):
         return [None]
 
-    def reference(self, call: Call, *arrays: np.ndarray):
+    def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         return [arrays[0] + np.array([0, 1])]
 
     def cpu(self, call: Call) -> Launch:
         return launch(f"{HERE}:next_random", call, [(Ref("operand", 0), (2,)), (Ref("result", 0), (2,))])
 
-    def samples(self):
+    def samples(self) -> list[Sample]:
         return [Sample(lambda r: [np.array([r.integers(-(2**62), 2**62), 41])], gradient=())]
 
 
@@ -124,7 +124,7 @@ class Dropout(Op):
         (g,) = gradients
         return [None if g is None else record(self, [g, call.operands[1]], call.attributes)[0], None]
 
-    def reference(self, call: Call, *arrays: np.ndarray):
+    def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         x, counter = arrays
         shape = tuple(1 if axis in call["shared_axes"] else n for axis, n in enumerate(x.shape))
         drawn = words(int(counter[0]), int(counter[1]), call["site"], int(np.prod(shape, dtype=np.int64)))
@@ -132,18 +132,20 @@ class Dropout(Op):
         return [x * (mask.astype(x.dtype) * x.dtype.type(scale(call["rate"])))]
 
     def cpu(self, call: Call) -> Launch:
-        view = _runs(call.operands[0].shape, call["shared_axes"])
+        axes = _runs(call.operands[0].shape, call["shared_axes"])
+        size = (call.results[0].size,)
         arrays = [
-            (Ref("operand", 0), view),
+            (Ref("operand", 0), size),
             (Ref("operand", 1), (2,)),
-            (Ref("result", 0), view),
-            (Ref("scratch"), (GROUP,)),
+            (Ref("result", 0), size),
+            (Ref("scratch"), (1, GROUP)),
         ]
-        integers = (call["site"], threshold(call["rate"]), float_bits(scale(call["rate"])))
+        factor = int(np.float64(scale(call["rate"])).view(np.int64))
         dtype = call.results[0].dtype
+        integers = (*axes, call["site"], threshold(call["rate"]), factor)
         return launch(f"{HERE}:dropout", call, arrays, integers, scratch=(GROUP, dtype), dtype=dtype)
 
-    def samples(self):
+    def samples(self) -> list[Sample]:
         return [
             Sample(
                 lambda r, s=shape: [r.standard_normal(s), np.array([r.integers(-(2**62), 2**62), 2**33 + 7])],
@@ -173,23 +175,23 @@ def _expect_rate(rate: float) -> None:
 
 
 def _runs(shape: tuple[int, ...], shared: tuple[int, ...]) -> tuple[int, ...]:
-    """`shape` as three pairs (own, shared), neighbours of one kind merged. ShapeError where they alternate more
-    often.
+    """`shape` as (own, shared, own, shared, own, shared), neighbours of one kind merged, towards the end.
+
+    ShapeError where the kinds alternate too often.
     """
     sizes = [1] * 6
-    place = 0
-    for axis, size in enumerate(shape):
-        if size == 1:
+    place = len(sizes)
+    for axis in reversed(range(len(shape))):
+        if shape[axis] == 1:
             continue
-        kind = int(axis in shared)
-        if place % 2 != kind:
-            place += 1
-        if place >= len(sizes):
+        while place == len(sizes) or place % 2 != int(axis in shared):
+            place -= 1
+        if place < 0:
             raise ShapeError(
-                f"dropout: expected at most three runs of shared axes, got shared_axes {shared} of a tensor of rank {len(shape)}; "
-                "transpose the shared axes together"
+                f"dropout: expected at most three runs of own and shared axes, got shared_axes {shared} of a tensor of "
+                f"rank {len(shape)}; transpose the shared axes together"
             )
-        sizes[place] *= size
+        sizes[place] *= shape[axis]
     return tuple(sizes)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tapeprop.ops.reduce import BLOCK
 from tapeprop.targets.cpu.kernel import NumbaKernel
 
 GROUPS = ("k0", "r0", "k1", "r1", "k2", "r2")
@@ -44,11 +45,11 @@ def total_runs(dtype: str) -> NumbaKernel:
 
 def total_columns(dtype: str) -> NumbaKernel:
     """y (k0 * k1 * k2 * inner,) = sums of x over r0, r1 and r2, divided by `divisor`."""
+    block = BLOCK
 
     def body(y, x, scratch, k0, r0, k1, r1, k2, r2, inner, divisor, worker, workers):
         count = np.float64(divisor)
         sums = scratch[worker]
-        block = sums.size
         blocks = (inner + block - 1) // block
         grains = k0 * k1 * k2 * blocks
         step2 = r2 * inner
@@ -136,10 +137,10 @@ def extreme_columns(dtype: str, largest: bool) -> NumbaKernel:
     """y (k0 * k1 * k2 * inner,) = the largest (smallest) elements of x over r0, r1 and r2; NaN where there is one."""
     limit = -np.inf if largest else np.inf
     choose = _choose(largest)
+    block = BLOCK
 
     def body(y, x, scratch, k0, r0, k1, r1, k2, r2, inner, worker, workers):
         bests = scratch[worker]
-        block = bests.size
         blocks = (inner + block - 1) // block
         grains = k0 * k1 * k2 * blocks
         step2 = r2 * inner

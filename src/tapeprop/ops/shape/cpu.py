@@ -15,7 +15,7 @@ GRAIN = 1024  # elements of a flat array that one worker does at a time
 
 PLAN = (
     *(f"{what}{axis}" for what in ("size", "y_step", "x_step") for axis in range(6)),
-    *("m", "y_row", "x_row", "n", "x_column", "tile_m", "tile_n", "offset"),
+    *("m", "y_row", "x_row", "n", "x_column", "tile_m", "tile_n", "offset", "divisor"),
 )
 
 
@@ -51,12 +51,19 @@ def cast(dtype: str, to: str) -> NumbaKernel:
     return NumbaKernel(body, arrays=((to, 1), (dtype, 1)))
 
 
-def strided(dtype: str) -> NumbaKernel:
-    """y, contiguous, from elements of x that lie at given strides; both flat. The plan is that of `shape.strides`."""
+def strided(dtype: str, mean: bool) -> NumbaKernel:
+    """y, contiguous, from elements of x that lie at given strides, both flat; with mean, each divided by `divisor`.
+
+    The integers are the plan that `shape.strides` makes.
+    """
+    from numba import njit
+
+    real = np.float64 if dtype == "float64" else np.float32
+    finish = njit(lambda value, divisor: value / real(divisor)) if mean else njit(lambda value, divisor: value)
 
     def body(y, x, *plan):
         sizes, y_steps, x_steps = plan[0:6], plan[6:12], plan[12:18]
-        m, y_row, x_row, n, x_column, tile_m, tile_n, offset, worker, workers = plan[18:28]
+        m, y_row, x_row, n, x_column, tile_m, tile_n, offset, divisor, worker, workers = plan[18:29]
         tiles_m, tiles_n = (m + tile_m - 1) // tile_m, (n + tile_n - 1) // tile_n
         grains = tiles_m * tiles_n
         for axis in range(6):
@@ -82,55 +89,13 @@ def strided(dtype: str) -> NumbaKernel:
                 if x_column == 1:
                     source = x[first : first + width]
                     for column in range(width):
-                        target[column] = source[column]
+                        target[column] = finish(source[column], divisor)
                 elif x_column == 0:
-                    value = x[first]
+                    value = finish(x[first], divisor)
                     for column in range(width):
                         target[column] = value
                 else:
                     for column in range(width):
-                        target[column] = x[np.uint64(first + column * x_column)]
+                        target[column] = finish(x[np.uint64(first + column * x_column)], divisor)
 
     return NumbaKernel(body, arrays=((dtype, 1), (dtype, 1)), integers=PLAN)
-
-
-def strided_mean(dtype: str) -> NumbaKernel:
-    """As `strided`, for strides 0 and those of x itself, each element divided by the last integer of the plan."""
-    real = {"float32": np.float32, "float64": np.float64}[dtype]
-
-    def body(y, x, *plan):
-        sizes, y_steps, x_steps = plan[0:6], plan[6:12], plan[12:18]
-        m, y_row, x_row, n, x_column, tile_m, tile_n, offset, divisor, worker, workers = plan[18:29]
-        repeats = real(divisor)
-        tiles_m, tiles_n = (m + tile_m - 1) // tile_m, (n + tile_n - 1) // tile_n
-        grains = tiles_m * tiles_n
-        for axis in range(6):
-            grains *= sizes[axis]
-        for grain in range(grains * worker // workers, grains * (worker + 1) // workers):
-            rest = grain // tiles_n
-            j = (grain - rest * tiles_n) * tile_n
-            i = rest % tiles_m * tile_m
-            rest //= tiles_m
-            to, start = j, offset + j * x_column
-            for k in range(6):
-                axis = 5 - k
-                if sizes[axis] > 1:
-                    above = rest // sizes[axis]
-                    at = rest - above * sizes[axis]
-                    rest = above
-                    to += at * y_steps[axis]
-                    start += at * x_steps[axis]
-            width = min(tile_n, n - j)
-            for row in range(i, min(i + tile_m, m)):
-                target = y[to + row * y_row : to + row * y_row + width]
-                first = start + row * x_row
-                if x_column == 0:
-                    value = x[first] / repeats
-                    for column in range(width):
-                        target[column] = value
-                else:
-                    source = x[first : first + width]
-                    for column in range(width):
-                        target[column] = source[column] / repeats
-
-    return NumbaKernel(body, arrays=((dtype, 1), (dtype, 1)), integers=(*PLAN, "divisor"))

@@ -65,7 +65,11 @@ def copy_launch(call: Call, strides: Sequence[int], offset: int = 0, divisor: in
     tile_m = TILE if turns else max(1, GRAIN // n)
     outer = [padded([axis[part] for axis in moved], OUTER_AXES, fill) for part, fill in ((0, 1), (1, 0), (2, 0))]
     integers = [*outer[0], *outer[1], *outer[2], m, row_result, row_operand, n, column, tile_m, tile_n, offset]
-    arrays = [(Ref("result"), (result.size,)), (Ref("operand"), (source.size,))]
-    if divisor is None:
-        return launch("tapeprop.ops.shape.cpu:strided", call, arrays, integers, dtype=source.dtype)
-    return launch("tapeprop.ops.shape.cpu:strided_mean", call, arrays, [*integers, divisor], dtype=source.dtype)
+    return launch(
+        "tapeprop.ops.shape.cpu:strided",
+        call,
+        [(Ref("result"), (result.size,)), (Ref("operand"), (source.size,))],
+        [*integers, divisor or 1],
+        dtype=source.dtype,
+        mean=divisor is not None,
+    )

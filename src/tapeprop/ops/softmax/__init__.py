@@ -37,18 +37,18 @@ HERE = "tapeprop.ops.softmax.cpu"
 BLOCK = 64  # columns that one worker takes at a time
 
 
-def _launch(builder: str, call: Call, **parameters: bool) -> Launch:
-    """Every array as (outer, n, inner) about the axis of n."""
+def _launch(builder: str, call: Call, **parameters: Any) -> Launch:
+    """Every array flat, read as (outer, n, inner) about the axis of n."""
     shape, axis = call.results[0].shape, call["axis"]
-    view = (_product(shape[:axis]), shape[axis], _product(shape[axis + 1 :]))
-    arrays: list[tuple[Ref, tuple[int, ...]]] = [(Ref("operand", i), view) for i in range(len(call.operands))]
-    arrays.append((Ref("result", 0), view))
+    sizes = _product(shape[:axis]), shape[axis], _product(shape[axis + 1 :])
+    arrays: list[tuple[Ref, tuple[int, ...]]] = [(Ref("operand", i), (a.size,)) for i, a in enumerate(call.operands)]
+    arrays.append((Ref("result", 0), (call.results[0].size,)))
     dtype = call.results[0].dtype
-    if view[2] == 1:
-        return launch(f"{HERE}:{builder}_rows", call, arrays, dtype=dtype, **parameters)
+    if sizes[2] == 1:
+        return launch(f"{HERE}:{builder}_rows", call, arrays, sizes, dtype=dtype, **parameters)
     arrays.append((Ref("scratch"), (1, 3 * BLOCK)))
     scratch = (3 * BLOCK, "float64")
-    return launch(f"{HERE}:{builder}_columns", call, arrays, dtype=dtype, scratch=scratch, **parameters)
+    return launch(f"{HERE}:{builder}_columns", call, arrays, sizes, dtype=dtype, scratch=scratch, **parameters)
 
 
 def _product(sizes: tuple[int, ...]) -> int:
@@ -103,7 +103,7 @@ class Softmax(Op):
         (g,) = gradients
         return [None if g is None else record("softmax_grad", [call.results[0], g], call.attributes)[0]]
 
-    def reference(self, call: Call, *arrays: np.ndarray):
+    def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         weights = np.exp(_distance(arrays[0], call["axis"]))
         return [weights / weights.sum(call["axis"], keepdims=True)]
 
@@ -113,7 +113,7 @@ class Softmax(Op):
     def flops(self, call: Call) -> int:
         return 5 * call.results[0].size
 
-    def samples(self):
+    def samples(self) -> list[Sample]:
         return [Sample(lambda r, s=shape: [r.standard_normal(s)], {"axis": axis}, shape[axis]) for shape, axis in CASES]
 
 
@@ -132,7 +132,7 @@ class LogSoftmax(Op):
         (g,) = gradients
         return [None if g is None else record("log_softmax_grad", [call.results[0], g], call.attributes)[0]]
 
-    def reference(self, call: Call, *arrays: np.ndarray):
+    def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         distance = _distance(arrays[0], call["axis"])
         return [distance - np.log(np.exp(distance).sum(call["axis"], keepdims=True))]
 
@@ -142,7 +142,7 @@ class LogSoftmax(Op):
     def flops(self, call: Call) -> int:
         return 5 * call.results[0].size
 
-    def samples(self):
+    def samples(self) -> list[Sample]:
         return [Sample(lambda r, s=shape: [r.standard_normal(s)], {"axis": axis}, shape[axis]) for shape, axis in CASES]
 
 
@@ -167,7 +167,7 @@ class SoftmaxGrad(Op):
             to_y = g * (dy - reduce_sum(y * dy, axis, keepdims=True)) - dy * reduce_sum(y * g, axis, keepdims=True)
         return [to_y, record(self, [y, g], call.attributes)[0]]
 
-    def reference(self, call: Call, *arrays: np.ndarray):
+    def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         y, dy = arrays
         return [y * (dy - (y * dy).sum(call["axis"], keepdims=True))]
 
@@ -177,7 +177,7 @@ class SoftmaxGrad(Op):
     def flops(self, call: Call) -> int:
         return 4 * call.results[0].size
 
-    def samples(self):
+    def samples(self) -> list[Sample]:
         return [
             Sample(
                 lambda r, s=shape: [r.uniform(0, 1, s), r.standard_normal(s)],
@@ -209,7 +209,7 @@ class LogSoftmaxGrad(Op):
         to_y = -(weighted * reduce_sum(dy, axis, keepdims=True)) if wanted[0] else None
         return [to_y, g - reduce_sum(weighted, axis, keepdims=True)]
 
-    def reference(self, call: Call, *arrays: np.ndarray):
+    def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         y, dy = arrays
         return [dy - np.exp(y) * dy.sum(call["axis"], keepdims=True)]
 
@@ -219,7 +219,7 @@ class LogSoftmaxGrad(Op):
     def flops(self, call: Call) -> int:
         return 4 * call.results[0].size
 
-    def samples(self):
+    def samples(self) -> list[Sample]:
         return [
             Sample(
                 lambda r, s=shape: [-r.uniform(0, 4, s), r.standard_normal(s)],

@@ -1,7 +1,8 @@
-"""CPU kernels of softmax and its gradient on (outer, n, inner), the axis of the sum in the middle.
+"""CPU kernels of softmax and its gradient on (outer, n, inner), flat, the axis of the sum in the middle.
 
-"rows": inner is 1, and a worker takes whole rows. "columns": a worker takes a block of neighbours of the inner axis, each
-a lane of its own. Each sum is one worker's and runs in float64, so the bits do not depend on how many workers there are.
+"rows": inner is 1, and a worker takes whole rows. "columns": a worker takes a block of neighbours of the inner axis,
+each a lane of its own. Each sum is one worker's and runs in float64, so the bits do not depend on how many workers
+there are.
 
 Rows are read through slices, whose indices LLVM knows to be >= 0 (see ops/shape/cpu.py).
 """
@@ -12,7 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from tapeprop.ops.softmax import BLOCK
 from tapeprop.targets.cpu.kernel import NumbaKernel
+
+SIZES = ("outer", "n", "inner")
 
 
 def softmax_rows(dtype: str, logarithm: bool) -> NumbaKernel:
@@ -26,13 +30,11 @@ def softmax_rows(dtype: str, logarithm: bool) -> NumbaKernel:
     log_of: Any = block_math.log_of
     kind: Any = np.dtype(dtype).type
 
-    def body(x, y, worker, workers):
-        rows, n = x.shape[0], x.shape[1]
-        source, target = x.reshape(-1), y.reshape(-1)
-        for row in range(rows * worker // workers, rows * (worker + 1) // workers):
+    def body(x, y, outer, n, inner, worker, workers):
+        for row in range(outer * worker // workers, outer * (worker + 1) // workers):
             start = row * n
             top = max_block(x, start, n)
-            given, made = source[start : start + n], target[start : start + n]
+            given, made = x[start : start + n], y[start : start + n]
             for i in range(n):
                 # those at +inf share, as equal numbers do: inf - inf would be NaN
                 made[i] = kind(0.0) if (top == np.inf) & (given[i] == np.inf) else given[i] - top
@@ -46,7 +48,7 @@ def softmax_rows(dtype: str, logarithm: bool) -> NumbaKernel:
                 for i in range(n):
                     made[i] = made[i] / total
 
-    return NumbaKernel(body, [("x", dtype, 3), ("y", dtype, 3)])
+    return NumbaKernel(body, [("x", dtype, 1), ("y", dtype, 1)], SIZES)
 
 
 def softmax_columns(dtype: str, logarithm: bool) -> NumbaKernel:
@@ -55,11 +57,9 @@ def softmax_columns(dtype: str, logarithm: bool) -> NumbaKernel:
 
     exp_block: Any = block_math.exp_block
     log_block: Any = block_math.log_block
+    block = BLOCK
 
-    def body(x, y, scratch, worker, workers):
-        outer, n, inner = x.shape
-        source, target = x.reshape(-1), y.reshape(-1)
-        block = scratch.shape[1] // 3
+    def body(x, y, scratch, outer, n, inner, worker, workers):
         blocks = (inner + block - 1) // block
         grains = outer * blocks
         mine = worker * scratch.shape[1]
@@ -73,13 +73,13 @@ def softmax_columns(dtype: str, logarithm: bool) -> NumbaKernel:
                 tops[j] = -np.inf
                 totals[j] = 0.0
             for k in range(n):
-                given = source[base + k * inner : base + k * inner + width]
+                given = x[base + k * inner : base + k * inner + width]
                 for j in range(width):
                     value, before = np.float64(given[j]), tops[j]
                     tops[j] = value if (value > before) | (value != value) else before
             for k in range(n):
                 start = base + k * inner
-                given, made = source[start : start + width], target[start : start + width]
+                given, made = x[start : start + width], y[start : start + width]
                 for j in range(width):
                     value = np.float64(given[j])
                     made[j] = 0.0 if (tops[j] == np.inf) & (value == np.inf) else value - tops[j]
@@ -96,11 +96,11 @@ def softmax_columns(dtype: str, logarithm: bool) -> NumbaKernel:
             if logarithm:
                 log_block(scratch, mine + block, width)
             for k in range(n):
-                made = target[base + k * inner : base + k * inner + width]
+                made = y[base + k * inner : base + k * inner + width]
                 for j in range(width):
                     made[j] = made[j] - totals[j] if logarithm else made[j] / totals[j]
 
-    return NumbaKernel(body, [("x", dtype, 3), ("y", dtype, 3)], scratch="float64")
+    return NumbaKernel(body, [("x", dtype, 1), ("y", dtype, 1)], SIZES, scratch="float64")
 
 
 def softmax_grad_rows(dtype: str, logarithm: bool) -> NumbaKernel:
@@ -112,12 +112,10 @@ def softmax_grad_rows(dtype: str, logarithm: bool) -> NumbaKernel:
     exp_block: Any = block_math.exp_block
     kind: Any = np.dtype(dtype).type
 
-    def body(y, dy, dx, worker, workers):
-        rows, n = y.shape[0], y.shape[1]
-        outputs, flowing, target = y.reshape(-1), dy.reshape(-1), dx.reshape(-1)
-        for row in range(rows * worker // workers, rows * (worker + 1) // workers):
+    def body(y, dy, dx, outer, n, inner, worker, workers):
+        for row in range(outer * worker // workers, outer * (worker + 1) // workers):
             start = row * n
-            given, g, made = outputs[start : start + n], flowing[start : start + n], target[start : start + n]
+            given, g, made = y[start : start + n], dy[start : start + n], dx[start : start + n]
             if logarithm:
                 total = kind(sum_rows(dy, start, 1, n, n))
                 for i in range(n):
@@ -130,7 +128,7 @@ def softmax_grad_rows(dtype: str, logarithm: bool) -> NumbaKernel:
                 for i in range(n):
                     made[i] = given[i] * (g[i] - total)
 
-    return NumbaKernel(body, [("y", dtype, 3), ("dy", dtype, 3), ("dx", dtype, 3)])
+    return NumbaKernel(body, [("y", dtype, 1), ("dy", dtype, 1), ("dx", dtype, 1)], SIZES)
 
 
 def softmax_grad_columns(dtype: str, logarithm: bool) -> NumbaKernel:
@@ -138,11 +136,9 @@ def softmax_grad_columns(dtype: str, logarithm: bool) -> NumbaKernel:
     from tapeprop.targets.cpu import block_math
 
     exp_block: Any = block_math.exp_block
+    block = BLOCK
 
-    def body(y, dy, dx, scratch, worker, workers):
-        outer, n, inner = y.shape
-        outputs, flowing, target = y.reshape(-1), dy.reshape(-1), dx.reshape(-1)
-        block = scratch.shape[1] // 3
+    def body(y, dy, dx, scratch, outer, n, inner, worker, workers):
         blocks = (inner + block - 1) // block
         grains = outer * blocks
         for grain in range(grains * worker // workers, grains * (worker + 1) // workers):
@@ -154,12 +150,16 @@ def softmax_grad_columns(dtype: str, logarithm: bool) -> NumbaKernel:
                 totals[j] = 0.0
             for k in range(n):
                 start = base + k * inner
-                given, g = outputs[start : start + width], flowing[start : start + width]
+                given, g = y[start : start + width], dy[start : start + width]
                 for j in range(width):
                     totals[j] += np.float64(g[j]) if logarithm else np.float64(given[j]) * np.float64(g[j])
             for k in range(n):
                 start = base + k * inner
-                given, g, made = outputs[start : start + width], flowing[start : start + width], target[start : start + width]
+                given, g, made = (
+                    y[start : start + width],
+                    dy[start : start + width],
+                    dx[start : start + width],
+                )
                 if logarithm:
                     for j in range(width):
                         made[j] = given[j]
@@ -170,4 +170,4 @@ def softmax_grad_columns(dtype: str, logarithm: bool) -> NumbaKernel:
                     for j in range(width):
                         made[j] = given[j] * (g[j] - totals[j])
 
-    return NumbaKernel(body, [("y", dtype, 3), ("dy", dtype, 3), ("dx", dtype, 3)], scratch="float64")
+    return NumbaKernel(body, [("y", dtype, 1), ("dy", dtype, 1), ("dx", dtype, 1)], SIZES, scratch="float64")

@@ -68,7 +68,8 @@ def _emit_map(context: Any, builder: Any, signature: Any, args: Any, function: s
 def _emit_sum(
     context: Any, builder: Any, kinds: Any, arrays: Any, rows: Any, term: Callable[..., Any], function: str = ""
 ) -> Any:
-    """The float64 sum of term(math, elements of each array, as float64 vectors) over `rows` (start, rows, stride, count).
+    """The float64 sum of term(math, elements of each array, as float64 vectors) over `rows` (start, rows, stride,
+    count).
 
     function: applied to the elements before they are widened, in their own precision; "" for none.
     """
@@ -158,7 +159,14 @@ def from_bits(typing, bits):
 
 
 def _emit_zip(
-    context: Any, builder: Any, kinds: Any, arrays: Any, starts: Any, count: Any, scalars: Any, formula: Callable[..., Any]
+    context: Any,
+    builder: Any,
+    kinds: Any,
+    arrays: Any,
+    starts: Any,
+    count: Any,
+    scalars: Any,
+    formula: Callable[..., Any],
 ) -> Any:
     """target[...] = formula(math, elements of the other arrays, the scalars in every lane); the target comes first."""
     bits, name = kinds[0].dtype.bitwidth, kinds[0].dtype.name
@@ -176,7 +184,8 @@ def _emit_zip(
 
 @intrinsic
 def normalise_block(typing, target, array, start, count, mean, rest, scale, shift):
-    """target = ((array - mean) - rest) scale + shift over a stretch of both; float64 scalars, rounded to the arrays' dtype.
+    """target = ((array - mean) - rest) scale + shift over a stretch of both; float64 scalars, rounded to the arrays'
+    dtype.
 
     rest: what rounding took from the mean, so that a mean far larger than the deviation costs no digits.
     """
@@ -193,7 +202,9 @@ def normalise_block(typing, target, array, start, count, mean, rest, scale, shif
 
 @intrinsic
 def normalise_grad_block(typing, target, flowing, array, start, count, center, scale, mean, slope):
-    """target = (flowing - center) scale - (array - mean) slope over a stretch of all; float64 scalars, rounded to the dtype."""
+    """target = (flowing - center) scale - (array - mean) slope over a stretch of all; float64 scalars, rounded to the
+    dtype.
+    """
 
     def generate(context, builder, signature, args):
         def formula(math, dy, x, center, scale, mean, slope):
@@ -277,7 +288,6 @@ def max_block(typing, array, start, count):
             mask = math.lane_mask(builder.sub(size, i))
             value = math.load(element_pointer(context, builder, kind, values, builder.add(first, i)), mask)
             before = builder.load(top, typ=math.float)
-            # `maximum` costs a second comparison unless one operand is known not to be NaN; a NaN in `before` has to stay
             larger = math.maximum(before, value)
             builder.store(larger if mask is None else math.select(mask, larger, before), top)
         one = VectorMath(builder, kind.dtype.bitwidth, 1)

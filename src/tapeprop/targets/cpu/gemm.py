@@ -1,10 +1,10 @@
-"""The microkernel of every matrix product and convolution, and the two ways to lay out its operands.
+"""The microkernel of every matrix product and convolution, and the ways to lay out its operands.
 
 `gemm_panel` computes C (m, n) = A (m, k) B (k, n) for a panel of at most two vectors of columns. Its tiles keep `height` x 2
-vectors of accumulators in registers, load one row of B and broadcast one column of A per step (Goto and van de Geijn,
-"Anatomy of High-Performance Matrix Multiplication", 2008; the tile is BLIS's). Neither operand needs to be packed: A is read
-at two strides or through tables of offsets, B at one stride or through a table, which is what makes a convolution's column
-matrix implicit. Sums run over k in rising order from zero, whatever the tile. This module imports numba.
+vectors of sums in registers; each step loads one row of B and broadcasts one column of A (Goto and van de Geijn, "Anatomy of
+High-Performance Matrix Multiplication", 2008; the tile is BLIS's). Neither operand has to be packed: A is read at two strides
+or through a table of rows, B at one stride or through a table, which is what makes a convolution's column matrix implicit.
+Sums run over k in rising order from zero, whatever the tile. This module imports numba.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from tapeprop.targets.cpu.plain import twin
 from tapeprop.targets.cpu.vector_arithmetic import VectorArithmetic
 
 __all__ = [
-    "A_TABLE",
+    "A_ROWS",
     "B_TABLE",
     "NO_ADDEND",
     "PER_ROW",
     "ROWS",
     "STRIDED",
     "gemm_panel",
-    "stage_row",
+    "stage_plane",
     "transpose_panel",
+    "weave_row",
 ]
 
 #: How `gemm_panel` finds an element of A and a row of B.
-STRIDED, B_TABLE, A_TABLE = 0, 1, 2
+STRIDED, B_TABLE, A_ROWS = 0, 1, 2
 #: What it adds to the sums: nothing, rows of vectors, or one number per row.
 NO_ADDEND, ROWS, PER_ROW = 0, 1, 2
 
@@ -55,6 +56,10 @@ class _Emitter(VectorArithmetic):
     def scalar(self, place: Value) -> Value:
         """The element at `place` in every lane."""
         return self.broadcast(self.builder.load(place, typ=self.float_scalar, align=self.bits // 8))
+
+    def window(self, low: Value, high: Value) -> Value:
+        """Lanes of i1: low <= lane number < high."""
+        return self.builder.and_(self.lane_mask(high), self.builder.not_(self.lane_mask(low)))
 
     def word(self, table: Value, index: Value | int) -> Value:
         """table[index] of an int64 table."""
@@ -125,32 +130,25 @@ def _call(builder: ir.IRBuilder, name: str, values: Sequence[Value], emit: Calla
 # ---- the product
 
 
-_PRODUCT = (
-    "m n k a a_start a_m a_k b b_start b_k table table_start rows_start addend addend_start addend_m "
-    "c c_start c_m run_first run_length run_pitch run_step"
-).split()
+_PRODUCT = "m n k a a_start a_m a_k b b_start b_k table table_start addend addend_start addend_m c c_start c_m".split()
 
 
 @intrinsic(prefer_literal=True)
 def gemm_panel(
     typing_context, lanes, height, addressing, addend_kind,
-    m, n, k, a, a_start, a_m, a_k, b, b_start, b_k, table, table_start, rows_start,
-    addend, addend_start, addend_m, c, c_start, c_m, run_first, run_length, run_pitch, run_step,
+    m, n, k, a, a_start, a_m, a_k, b, b_start, b_k, table, table_start, addend, addend_start, addend_m, c, c_start, c_m,
 ):  # fmt: skip
     """C (m, n) = A (m, k) B (k, n) + addend, for 1 <= n <= 2 * lanes columns and any m, k >= 0.
 
-    The first four arguments are literal ints: elements in a vector, rows of the tallest tile, and how A, B and the addend are
-    read. Arrays are C-contiguous, of one floating dtype (table: int64); starts, strides and table entries count elements.
+    The first four arguments are literal ints: elements in a vector, rows of the tallest tile, how A and B are read, and what
+    is added. Arrays are C-contiguous, of one floating dtype (table: int64); starts, strides and table entries count elements.
 
-    STRIDED: A[i, s] = a[a_start + i * a_m + s * a_k], row s of B begins at b[b_start + s * b_k].
+    STRIDED: A[i, s] = a[a_start + i * a_m + s * a_k], row s of B begins at b[b_start + s * b_k]. C[i, j] goes to
+    c[c_start + i * c_m + j].
     B_TABLE: row s of B begins at b[b_start + table[table_start + s]] instead.
-    A_TABLE: A[i, s] = a[a_start + table[rows_start + i] + table[table_start + s]] instead.
+    A_ROWS: A[i, s] = a[a_start + table[table_start + i] + s] instead.
     ROWS: addend[addend_start + i * addend_m + j] is added to the finished sum of C[i, j]; PER_ROW:
     addend[addend_start + i * addend_m]; neither where addend_m is negative.
-
-    Columns are stored in runs: run r covers columns first + r * pitch up to, not including, that + length, and puts
-    them at c[c_start + i * c_m + r * run_step], from the run's first column on, be it column 0 or not. Columns between runs
-    are dropped. A whole panel is one run: first 0, length and pitch n.
     """
     literal = _literals([lanes, height, addressing, addend_kind])
     if literal is None:
@@ -179,21 +177,20 @@ def _emit_product(e: _Emitter, given: dict[str, Value], height: int, addressing:
     b = e.builder
     for name in ("a", "b", "addend", "c"):
         given[name] = e.move(given[name], given[f"{name}_start"])
-    rows_of = b.gep(given["table"], [given["rows_start"]], source_etype=_I64)
     given["table"] = b.gep(given["table"], [given["table_start"]], source_etype=_I64)
     with b.if_else(b.icmp_signed(">", given["n"], _I64(e.lanes))) as branches:
         for vectors, branch in zip((2, 1), branches):
             with branch:
-                # Tables take a pointer per row. With twelve, LLVM 20 runs out of general registers on x86, hoists the
-                # loads to free them, spills vectors in consequence, and halves the speed of two vectors.
-                tallest = min(height, 8) if addressing == A_TABLE and vectors == 2 else height
+                # A table of rows takes a pointer for each. With twelve, LLVM 20 runs out of general registers on x86,
+                # hoists the loads to free them, spills vectors in consequence, and halves the speed of two vectors.
+                tallest = min(height, 8) if addressing == A_ROWS and vectors == 2 else height
                 start = _I64(0)
                 for rows in [tallest, *(h for h in (8, 4, 2, 1) if h < tallest)]:
                     loop = _Loop(b, f"rows{rows}", start)
                     (start,) = loop.values
                     after = b.add(start, _I64(rows))
                     loop.test(b.icmp_signed("<=", after, given["m"]))
-                    tile = _Tile(e, given, rows, vectors, start, rows_of)
+                    tile = _Tile(e, given, rows, vectors, start)
                     tile.sum(addressing)
                     if addend_kind != NO_ADDEND:
                         tile.add(addend_kind)
@@ -204,10 +201,8 @@ def _emit_product(e: _Emitter, given: dict[str, Value], height: int, addressing:
 class _Tile:
     """`rows` x `vectors` of C from row `first` on; `sums` holds its values row by row."""
 
-    def __init__(
-        self, e: _Emitter, given: dict[str, Value], rows: int, vectors: int, first: Value, rows_of: Value
-    ) -> None:
-        self.e, self.given, self.rows, self.vectors, self.first, self.rows_of = e, given, rows, vectors, first, rows_of
+    def __init__(self, e: _Emitter, given: dict[str, Value], rows: int, vectors: int, first: Value) -> None:
+        self.e, self.given, self.rows, self.vectors, self.first = e, given, rows, vectors, first
         b = e.builder
         self.masks = [e.lane_mask(b.sub(given["n"], _I64(v * e.lanes))) for v in range(vectors)]
         self.sums: list[list[Value]] = []
@@ -216,10 +211,10 @@ class _Tile:
         """The loop over k."""
         e, b, given, rows, vectors = self.e, self.e.builder, self.given, self.rows, self.vectors
         step, twice = given["a_m"], b.mul(given["a_m"], _I64(2))
-        fixed: list[Value] = []  # of A, one pointer per row
-        moving: list[Value] = []  # of A, one per three rows: x86 addresses reach p, p + step and p + 2 step
-        if addressing == A_TABLE:
-            entries = b.gep(self.rows_of, [self.first], source_etype=_I64)
+        fixed: list[Value] = []  # pointers into A, one per row
+        moving: list[Value] = []  # one per three rows: an address of x86 reaches p, p + step and p + 2 step
+        if addressing == A_ROWS:
+            entries = b.gep(given["table"], [self.first], source_etype=_I64)
             fixed = [e.move(given["a"], e.word(entries, r)) for r in range(rows)]
         else:
             top = e.move(given["a"], b.mul(self.first, step))
@@ -233,11 +228,10 @@ class _Tile:
         loop.test(b.icmp_signed("<", s, given["k"]))
         start = line_now[0] if line_now else e.move(given["b"], e.word(given["table"], s))
         columns = [e.load(e.move(start, v * e.lanes), mask) for v, mask in enumerate(self.masks)]
-        shift = e.word(given["table"], s) if addressing == A_TABLE else None
         sums = []
         for r in range(rows):
-            if addressing == A_TABLE:
-                place = e.move(fixed[r], shift)
+            if addressing == A_ROWS:
+                place = e.move(fixed[r], s)
             else:
                 place = e.move(moving_now[r // 3], *([], [step], [twice])[r % 3])
             value = e.scalar(place)
@@ -268,50 +262,35 @@ class _Tile:
             self.sums.append(phis)
 
     def store(self) -> None:
-        """Writes the runs."""
-        e, b, given = self.e, self.e.builder, self.given
-        place = e.move(given["c"], b.mul(self.first, given["c_m"]))
-        loop = _Loop(b, "runs", given["run_first"], place)
-        low, place = loop.values
-        loop.test(b.icmp_signed("<", low, given["n"]))
-        high = b.add(low, given["run_length"])
-        high = b.select(b.icmp_signed("<", high, given["n"]), high, given["n"])
-        window = []
-        for v in range(self.vectors):
-            below, skipped = (e.lane_mask(b.sub(end, _I64(v * e.lanes))) for end in (high, low))
-            window.append(b.and_(below, b.not_(skipped)))
-        row = e.move(place, b.neg(low))  # where column 0 would lie
+        """Writes the columns that there are."""
+        e, given = self.e, self.given
+        row = e.move(given["c"], e.builder.mul(self.first, given["c_m"]))
         for sums in self.sums:
-            for v, (x, mask) in enumerate(zip(sums, window)):
+            for v, (x, mask) in enumerate(zip(sums, self.masks)):
                 e.store(x, e.move(row, v * e.lanes), mask)
             row = e.move(row, given["c_m"])
-        loop.close(b.add(low, given["run_pitch"]), e.move(place, given["run_step"]))
 
 
 @twin(gemm_panel)
 def _gemm_panel(
     lanes, height, addressing, addend_kind,
-    m, n, k, a, a_start, a_m, a_k, b, b_start, b_k, table, table_start, rows_start,
-    addend, addend_start, addend_m, c, c_start, c_m, run_first, run_length, run_pitch, run_step,
+    m, n, k, a, a_start, a_m, a_k, b, b_start, b_k, table, table_start, addend, addend_start, addend_m, c, c_start, c_m,
 ):  # fmt: skip
     a, b, table, addend, c = (array.reshape(-1) for array in (a, b, table, addend, c))
-    rows, steps, columns = np.arange(m), np.arange(k), np.arange(n)
-    offsets = table[table_start : table_start + k] if addressing != STRIDED else steps
-    if addressing == A_TABLE:
-        left = a[a_start + table[rows_start : rows_start + m, None] + offsets]
+    rows, steps, columns = np.arange(m)[:, None], np.arange(k), np.arange(n)
+    if addressing == A_ROWS:
+        left = a[a_start + table[table_start : table_start + m, None] + steps]
     else:
-        left = a[a_start + rows[:, None] * a_m + steps * a_k]
-    lines = b_start + (offsets if addressing == B_TABLE else steps * b_k)
-    right = b[lines[:, None] + columns]
+        left = a[a_start + rows * a_m + steps * a_k]
+    lines = table[table_start : table_start + k] if addressing == B_TABLE else steps * b_k
+    right = b[b_start + lines[:, None] + columns]
     sums = np.zeros((m, n), c.dtype)
     for s in range(k):
         sums += left[:, s, None] * right[s]
     if addend_kind != NO_ADDEND and addend_m >= 0:
-        places = addend_start + rows[:, None] * addend_m
+        places = addend_start + rows * addend_m
         sums += addend[places + columns if addend_kind == ROWS else places]
-    for r, low in enumerate(range(run_first, n, run_pitch)):
-        for column in range(max(low, 0), min(low + run_length, n)):
-            c[c_start + rows * c_m + r * run_step + column - low] = sums[:, column]
+    c[c_start + rows * c_m + columns] = sums
 
 
 # ---- laying out operands
@@ -382,74 +361,153 @@ def _transpose_panel(lanes, x, x_start, x_step, rows, count, y, y_start, y_step)
 
 
 @intrinsic(prefer_literal=True)
-def stage_row(typing_context, lanes, x, x_start, x_step, low, high, y, y_start, count):
-    """y[y_start + j] = x[x_start + j * x_step] where low <= j < high, else 0, for j < count.
+def stage_plane(
+    typing_context, lanes, x, x_start, x_row, x_step, top, bottom, low, high, y, y_start, rows, count
+):  # fmt: skip
+    """y[y_start + u * count + j] = x[x_start + u * x_row + j * x_step] where top <= u < bottom and low <= j < high, else 0.
 
-    lanes: a literal int, the elements in a vector. Written in whole vectors: up to lanes - 1 elements beyond `count` are
-    overwritten with zeros, so rows have to be staged in rising order.
+    For u < rows, j < count. lanes: a literal int, the elements in a vector. x_step 1 and 2 are fast.
     """
     literal = _literals([lanes])
     if literal is None:
         return None
-    signature = types.void(lanes, x, *[types.intp] * 4, y, types.intp, types.intp)
+    signature = types.void(lanes, x, *[types.intp] * 7, y, *[types.intp] * 3)
 
     def codegen(context, builder, _signature, args):
-        _, x_, x_start_, x_step_, low_, high_, y_, y_start_, count_ = args
-        e = _Emitter(builder, x.dtype.bitwidth, literal[0])
-        source = e.move(_pointer(context, builder, x, x_), x_start_)
-        target = e.move(_pointer(context, builder, y, y_), y_start_)
-        high_ = builder.select(builder.icmp_signed("<", high_, count_), high_, count_)
-        with builder.if_else(builder.icmp_signed("==", x_step_, _I64(1))) as branches:
-            for branch, adjacent in zip(branches, (True, False)):
-                with branch:
-                    loop = _Loop(builder, "stage", _I64(0))
-                    (j,) = loop.values
-                    loop.test(builder.icmp_signed("<", j, count_))
-                    below, skipped = (e.lane_mask(builder.sub(end, j)) for end in (high_, low_))
-                    mask = builder.and_(below, builder.not_(skipped))
-                    if adjacent:
-                        value = e.load(e.move(source, j), mask)
-                    else:
-                        value = e.gather(e.move(source, builder.mul(j, x_step_)), x_step_, mask)
-                    e.store(value, e.move(target, j))
-                    loop.close(builder.add(j, _I64(e.lanes)))
+        values = [
+            _pointer(context, builder, x, args[1]),
+            *args[2:9],
+            _pointer(context, builder, y, args[9]),
+            *args[10:],
+        ]
+        bits = x.dtype.bitwidth
+        emit = lambda inner, parameters: _emit_staging(_Emitter(inner, bits, literal[0]), *parameters)  # noqa: E731
+        _call(builder, f"stage_plane_{bits}_{literal[0]}", values, emit)
         return context.get_dummy_value()
 
     return signature, codegen
 
 
-@twin(stage_row)
-def _stage_row(lanes, x, x_start, x_step, low, high, y, y_start, count):
-    x, y = x.reshape(-1), y.reshape(-1)
-    y[y_start : y_start + -(-count // lanes) * lanes] = 0
-    for j in range(max(low, 0), min(high, count)):
-        y[y_start + j] = x[x_start + j * x_step]
+def _emit_staging(e, x, x_start, x_row, x_step, top, bottom, low, high, y, y_start, rows, count) -> None:
+    """Vectors of columns one after another, so that their masks are made once, and down the rows of each."""
+    b, zero, one, full = e.builder, _I64(0), _I64(1), _I64(e.lanes)
+    high = b.select(b.icmp_signed("<", high, count), high, count)
+    columns = _Loop(b, "columns", zero, e.move(x, x_start), e.move(y, y_start))
+    j, x_top, y_top = columns.values
+    columns.test(b.icmp_signed("<", j, count))
+    first, end = b.sub(low, j), b.sub(high, j)
+    written = e.lane_mask(b.sub(count, j))
+    wanted = e.window(first, end)
+    # Every other element: those wanted of two vectors, of which the last reaches no further than its last wanted one.
+    first_pair, end_pair = b.mul(first, _I64(2)), b.sub(b.mul(end, _I64(2)), one)
+    pairs = [e.window(first_pair, end_pair), e.window(b.sub(first_pair, full), b.sub(end_pair, full))]
+    even = ir.Constant(ir.VectorType(ir.IntType(32), e.lanes), list(range(0, 2 * e.lanes, 2)))
+    adjacent, alternate = (b.icmp_signed("==", x_step, _I64(n)) for n in (1, 2))
+    down = _Loop(b, "down", zero, x_top, y_top)
+    u, source, target = down.values
+    down.test(b.icmp_signed("<", u, rows))
+    inside = b.and_(b.icmp_signed("<=", top, u), b.icmp_signed("<", u, bottom))
+    found: list[tuple[Value, Value]] = [(e.value(0.0), b.block)]
+    join = b.append_basic_block("join")
+    some, near, far, second, gathered = (
+        b.append_basic_block(name) for name in ("some", "near", "far", "second", "gather")
+    )
+    b.cbranch(inside, some, join)
+    b.position_at_end(some)
+    b.cbranch(adjacent, near, far)
+    b.position_at_end(near)
+    found.append((e.load(source, wanted), near))
+    b.branch(join)
+    b.position_at_end(far)
+    b.cbranch(alternate, second, gathered)
+    b.position_at_end(second)
+    halves = [e.load(e.move(source, half * e.lanes), mask) for half, mask in enumerate(pairs)]
+    found.append((b.shuffle_vector(*halves, even), second))
+    b.branch(join)
+    b.position_at_end(gathered)
+    value = e.gather(source, x_step, wanted)
+    found.append((value, b.block))
+    b.branch(join)
+    b.position_at_end(join)
+    value = b.phi(e.float)
+    for one_value, block in found:
+        value.add_incoming(one_value, block)
+    e.store(value, target, written)
+    down.close(b.add(u, one), e.move(source, x_row), e.move(target, count))
+    columns.close(b.add(j, full), e.move(x_top, b.mul(full, x_step)), e.move(y_top, full))
+
+
+@twin(stage_plane)
+def _stage_plane(lanes, x, x_start, x_row, x_step, top, bottom, low, high, y, y_start, rows, count):
+    x, plane = x.reshape(-1), y.reshape(-1)[y_start : y_start + rows * count].reshape(rows, count)
+    plane[...] = 0
+    columns = np.arange(max(low, 0), min(high, count))
+    for u in range(max(top, 0), min(bottom, rows)):
+        plane[u, columns] = x[x_start + u * x_row + columns * x_step]
 
 
 @intrinsic(prefer_literal=True)
-def spread_row(typing_context, lanes, x, x_start, count, y, y_start, y_step):
-    """y[y_start + j * y_step] = x[x_start + j] for j < count. lanes: a literal int, the elements in a vector."""
+def weave_row(typing_context, lanes, x, x_start, x_step, phases, low, high, y, y_start):
+    """y[y_start + e] = x[x_start + e % phases * x_step + e // phases] for 0 <= low <= e < high: phases side by side.
+
+    lanes: a literal int, the elements in a vector. One and two phases are fast.
+    """
     literal = _literals([lanes])
     if literal is None:
         return None
-    signature = types.void(lanes, x, types.intp, types.intp, y, types.intp, types.intp)
+    signature = types.void(lanes, x, *[types.intp] * 5, y, types.intp)
 
     def codegen(context, builder, _signature, args):
-        _, x_, x_start_, count_, y_, y_start_, y_step_ = args
-        e = _Emitter(builder, x.dtype.bitwidth, literal[0])
-        source = e.move(_pointer(context, builder, x, x_), x_start_)
-        target = e.move(_pointer(context, builder, y, y_), y_start_)
-        loop = _Loop(builder, "spread", _I64(0))
-        (j,) = loop.values
-        loop.test(builder.icmp_signed("<", j, count_))
-        mask = e.lane_mask(builder.sub(count_, j))
-        e.scatter(e.load(e.move(source, j), mask), e.move(target, builder.mul(j, y_step_)), y_step_, mask)
-        loop.close(builder.add(j, _I64(e.lanes)))
+        values = [_pointer(context, builder, x, args[1]), *args[2:7], _pointer(context, builder, y, args[7]), args[8]]
+        bits = x.dtype.bitwidth
+        emit = lambda inner, parameters: _emit_weaving(_Emitter(inner, bits, literal[0]), *parameters)  # noqa: E731
+        _call(builder, f"weave_row_{bits}_{literal[0]}", values, emit)
         return context.get_dummy_value()
 
     return signature, codegen
 
 
-@twin(spread_row)
-def _spread_row(lanes, x, x_start, count, y, y_start, y_step):
-    y.reshape(-1)[y_start + np.arange(count) * y_step] = x.reshape(-1)[x_start : x_start + count]
+def _emit_weaving(e: _Emitter, x, x_start, x_step, phases, low, high, y, y_start) -> None:
+    b, zero, full = e.builder, _I64(0), _I64(e.lanes)
+    x, y = e.move(x, x_start), e.move(y, y_start)
+    numbers = range(2 * e.lanes)
+    zipped = [n // 2 + (e.lanes if n % 2 else 0) for n in numbers]
+    with b.if_else(b.icmp_signed("==", phases, _I64(2))) as (two, other):
+        with two:
+            loop = _Loop(b, "zip", zero)
+            (j,) = loop.values
+            at = b.mul(j, _I64(2))
+            loop.test(b.icmp_signed("<", at, high))
+            mask = e.lane_mask(b.sub(b.sdiv(b.add(high, _I64(1)), _I64(2)), j))
+            pair = [e.load(e.move(x, j), mask), e.load(e.move(x, x_step, j), mask)]
+            for half in range(2):
+                order = zipped[half * e.lanes : (half + 1) * e.lanes]
+                value = b.shuffle_vector(*pair, ir.Constant(ir.VectorType(ir.IntType(32), e.lanes), order))
+                start = b.add(at, _I64(half * e.lanes))
+                e.store(value, e.move(y, start), e.window(b.sub(low, start), b.sub(high, start)))
+            loop.close(b.add(j, full))
+        with other:
+            outer = _Loop(b, "phases", zero)
+            (phase,) = outer.values
+            outer.test(b.icmp_signed("<", phase, phases))
+            last = b.sub(phases, _I64(1))
+            first, end = (b.sdiv(b.add(b.sub(edge, phase), last), phases) for edge in (low, high))
+            loop = _Loop(b, "spread", zero)
+            (j,) = loop.values
+            loop.test(b.icmp_signed("<", j, end))
+            mask = e.window(b.sub(first, j), b.sub(end, j))
+            value = e.load(e.move(x, b.mul(phase, x_step), j), mask)
+            target = e.move(y, phase, b.mul(j, phases))
+            with b.if_else(b.icmp_signed("==", phases, _I64(1))) as (single, several):
+                with single:
+                    e.store(value, target, mask)
+                with several:
+                    e.scatter(value, target, phases, mask)
+            loop.close(b.add(j, full))
+            outer.close(b.add(phase, _I64(1)))
+
+
+@twin(weave_row)
+def _weave_row(lanes, x, x_start, x_step, phases, low, high, y, y_start):
+    places = np.arange(low, high)
+    y.reshape(-1)[y_start + places] = x.reshape(-1)[x_start + places % phases * x_step + places // phases]

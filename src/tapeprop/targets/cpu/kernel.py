@@ -61,10 +61,10 @@ class NumbaKernel:
     reports: the body gets two more arguments before `worker`, for `intrinsics.report(control, number, code)`: control,
     an int64 view (64,) of the control block (word 32 is the step of the run), and the row's number.
 
-    The body must not allocate, print or touch Python objects: that is found at compile time. Should it raise, the run
-    stops with code `RAISED`. It must not capture arrays of 1 MB and more, nor ctypes functions: they are addresses of
-    one process. Assigning one array slice to another costs two seconds of compile time, as Numba brings the text of the
-    shape error; loops over elements do not.
+    The body must not allocate, reshape, print or touch Python objects, nor assign one array slice to another (Numba
+    would bring the text of the shape error): all that is refused at compile time. Slices to loop over and scalars
+    assigned to slices are fine. Should the body raise, the run stops with code `RAISED`. It must not capture arrays of
+    1 MB and more, nor ctypes functions: they are addresses of one process.
     TypeError or ValueError for a declaration that is none of the above.
     """
 

@@ -69,7 +69,7 @@ def assemble(
         raise CompileError(
             f"{label}: a kernel neither allocates nor touches Python objects, "
             f"but this one calls {', '.join(forbidden)}; "
-            "take memory as scratch, copy elements in loops instead of assigning arrays, and print nothing"
+            "take memory as scratch, declare arrays with the rank the body needs, copy elements in loops, print nothing"
         )
     missing = [name for name in needs if process_symbol(name) is None]
     if missing:

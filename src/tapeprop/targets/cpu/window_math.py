@@ -136,11 +136,12 @@ def window_max(typing, stride, image, start, rows, width, left, size, count, tar
     """target[target_start + o] = the maximum of window o; NaN where one is among its elements, -inf where it has
     none.
     """
-    if _literal(stride) is None:
+    step = _literal(stride)
+    if step is None:
         return None
 
     def generate(context, builder, signature, args):
-        row = _Row(context, builder, image, args[1], _literal(stride), args[2:8])
+        row = _Row(context, builder, image, args[1], step, args[2:8])
         math = row.math
         best = cgutils.alloca_once(builder, math.float)
 
@@ -165,11 +166,12 @@ def window_places(typing, stride, image, start, rows, width, left, size, count, 
 
     target: int32 for a float32 image, int64 for float64.
     """
-    if _literal(stride) is None:
+    step = _literal(stride)
+    if step is None:
         return None
 
     def generate(context, builder, signature, args):
-        row = _Row(context, builder, image, args[1], _literal(stride), args[2:8])
+        row = _Row(context, builder, image, args[1], step, args[2:8])
         math = row.math
         best, places = cgutils.alloca_once(builder, math.float), cgutils.alloca_once(builder, math.int)
 
@@ -205,11 +207,12 @@ def window_places(typing, stride, image, start, rows, width, left, size, count, 
 @intrinsic(prefer_literal=True)
 def window_mean(typing, stride, image, start, rows, width, left, size, count, target, target_start, divisor):
     """target[target_start + o] = the sum of window o / divisor; divisor 0: the number of its elements in the image."""
-    if _literal(stride) is None:
+    step = _literal(stride)
+    if step is None:
         return None
 
     def generate(context, builder, signature, args):
-        row = _Row(context, builder, image, args[1], _literal(stride), args[2:8])
+        row = _Row(context, builder, image, args[1], step, args[2:8])
         math = row.math
         total = cgutils.alloca_once(builder, math.float)
 
@@ -234,11 +237,12 @@ def window_spread(typing, stride, image, start, rows, width, left, size, count, 
     """Adds source[source_start + o] / divisor to every element of window o; divisor 0: the number of its elements in
     the image.
     """
-    if _literal(stride) is None:
+    step = _literal(stride)
+    if step is None:
         return None
 
     def generate(context, builder, signature, args):
-        row = _Row(context, builder, image, args[1], _literal(stride), args[2:8])
+        row = _Row(context, builder, image, args[1], step, args[2:8])
         math = row.math
         share = cgutils.alloca_once(builder, math.float)
 
