@@ -35,7 +35,9 @@ def fma_peak(dtype: str) -> tuple[Callable[[], None], int]:
     vector, i64 = ir.VectorType(scalar, lanes(dtype)), ir.IntType(64)
     module = ir.Module()
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [i64] * 3), "peak")
-    fma = ir.Function(module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{lanes(dtype)}f{scalar.intrinsic_name[1:]}")
+    fma = ir.Function(
+        module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{lanes(dtype)}f{scalar.intrinsic_name[1:]}"
+    )
     entry, loop, end = (function.append_basic_block(name) for name in ("entry", "loop", "end"))
     b = ir.IRBuilder(entry)
     place = b.inttoptr(function.args[0], ir.PointerType())
@@ -69,7 +71,9 @@ def fma_peak(dtype: str) -> tuple[Callable[[], None], int]:
     return run, 2 * lanes(dtype) * SUMS * ROUNDS
 
 
-def prepared(name: str, shapes: list[tuple[int, ...]], dtype: str, **attributes: object) -> tuple[Callable[[], None], int]:
+def prepared(
+    name: str, shapes: list[tuple[int, ...]], dtype: str, **attributes: object
+) -> tuple[Callable[[], None], int]:
     """(a call of an op's kernel on random operands, its floating point operations)."""
     op = tapeprop.ops.registry[name]
     rng = np.random.default_rng(0)
@@ -109,16 +113,16 @@ def prepared(name: str, shapes: list[tuple[int, ...]], dtype: str, **attributes:
 
 
 def best_seconds(calls: list[Callable[[], None]], seconds: float) -> list[float]:
-    """The least time of each call; they alternate for about `seconds`."""
+    """The least time of each call; they alternate for about `seconds`. Time of this thread: the machine may be busy otherwise."""
     best = [float("inf")] * len(calls)
     stop = time.perf_counter() + seconds
     rounds = 0
     while rounds < 3 or time.perf_counter() < stop:
         rounds += 1
         for i, call in enumerate(calls):
-            start = time.perf_counter()
+            start = time.thread_time()
             call()
-            best[i] = min(best[i], time.perf_counter() - start)
+            best[i] = min(best[i], time.thread_time() - start)
     return best
 
 
@@ -154,7 +158,10 @@ def main() -> None:
         top, *times = best_seconds([peak, *(run for run, _ in cases)], 0.4)
         limit = peak_flops / top / 1e9
         reached.append(limit)
-        parts = [f"{1e6 * t:9.1f} us {flops / t / 1e9:5.0f} ({flops / t / 1e9 / limit:4.0%})" for t, (_, flops) in zip(times, cases)]
+        parts = [
+            f"{1e6 * t:9.1f} us {flops / t / 1e9:5.0f} ({flops / t / 1e9 / limit:4.0%})"
+            for t, (_, flops) in zip(times, cases)
+        ]
         print(f"{label:28s} | {limit:4.0f} | {' | '.join(parts)}", flush=True)
 
     print(f"{dtype}; GFLOP/s and share of the fma peak, one core")

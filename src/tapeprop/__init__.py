@@ -3,7 +3,7 @@
 from tapeprop import callbacks, datasets, errors, initializers, layers, losses, ops, optimizers, schedules
 from tapeprop.graph.merge import MergeMode
 from tapeprop.graph.node import LayerNode, SequentialNode
-from tapeprop.model import LayerGraph, gradcheck
+from tapeprop.model import LayerGraph, gradcheck, load
 
 __version__ = "0.1.0"
 
@@ -19,6 +19,7 @@ __all__ = [
     "gradcheck",
     "initializers",
     "layers",
+    "load",
     "losses",
     "ops",
     "optimizers",

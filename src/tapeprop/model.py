@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from tapeprop import interchange
 from tapeprop.graph.graph import CompiledGraph, StepArguments
 from tapeprop.runtime.timing import RowTime
 from tapeprop.training import evaluate as evaluation
+from tapeprop.training import optimizer_state
 from tapeprop.training.fit import fit
 from tapeprop.training.history import History
 from tapeprop.training.model import Model
@@ -72,6 +74,33 @@ class LayerGraph(CompiledGraph):
         """{"loss": ..., metric: ...} over whole arrays in evaluation mode."""
         self._compiled("evaluate()")
         return evaluation.evaluate(self, X, y, loss=loss, metrics=metrics, **options)
+
+    # ---- files
+
+    def save(self, path: Any, classes: Mapping[str, type] | None = None) -> None:
+        """Writes structure, weights, running statistics, optimizer and random state to one safetensors file, atomically.
+
+        classes: {name: class} of layers of your own in the graph; load() needs them too. GraphError where something cannot be
+        written (a Lambda, say): keep its code, and save state_dict() instead.
+        """
+        interchange.save(self, path, classes)
+
+    def optimizer_state_dict(self) -> dict[str, Any] | None:
+        """Optimizer and random state as plain data, for load_optimizer_state_dict(); None before build()."""
+        return optimizer_state.state_of(self)
+
+    def load_optimizer_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Sets what optimizer_state_dict() gave. WeightFileError where it does not fit."""
+        self._compiled("load_optimizer_state_dict()")
+        optimizer_state.restore(self, state)
+
+
+def load(path: Any, classes: Mapping[str, type] | None = None, **options: Any) -> LayerGraph:
+    """The graph that `LayerGraph.save` wrote, built as it was. options: of build(), in place of those in the file.
+
+    WeightFileError for a file that is truncated, corrupt or hostile; nothing it names is imported or run.
+    """
+    return interchange.load(path, classes, graph_class=LayerGraph, **options)
 
 
 def gradcheck(graph: LayerGraph, X: Any, *, eps: float = 1e-6, samples: int = 64, seed: int = 0) -> float:

@@ -13,6 +13,7 @@ import pytest
 import tapeprop
 from tapeprop import cli
 from tapeprop.cli import doctor, output, train
+from tapeprop.runtime.timing import RowTime
 
 COMMANDS = ["train", "summary", "doctor", "cache"]
 
@@ -226,7 +227,7 @@ REPORT = {
     "compile_seconds": 0.0,
     "train_seconds": 5.0,
     "images_per_second": 4314.0,
-    "slowest": [{"row": 7, "op": "conv", "node": "wide", "seconds": 4.2e-5, "share": 0.25}],
+    "slowest": [{"row": 7, "span": "forward", "op": "conv", "node": "wide", "seconds": 4.2e-5, "share": 0.25}],
 }
 
 
@@ -235,11 +236,13 @@ def test_report() -> None:
     assert lines[0].startswith("held-out accuracy 0.9861 on 359 digits")
     assert "4,314 images/s" in lines[1]
     assert "(all of them were in the cache)" in lines[2]
-    assert lines[-1].split() == ["7", "conv", "wide", "42", "us", "25.0%"]
+    assert lines[-1].split() == ["7", "forward", "conv", "wide", "42", "us", "25.0%"]
 
 
 def test_slowest_rows_come_first() -> None:
-    rows = [(i, "op", "node", seconds, 0.1) for i, seconds in enumerate([1.0, 3.0, 2.0, 0.5, 0.1, 0.2])]
+    rows = [
+        RowTime(i, "forward", "op", "node", seconds, 0.1) for i, seconds in enumerate([1.0, 3.0, 2.0, 0.5, 0.1, 0.2])
+    ]
     assert [row["row"] for row in train.slowest(rows)] == [1, 2, 0, 3, 5]
 
 

@@ -25,7 +25,7 @@ def cases():
                 yield pytest.param(op, number, pair, id=f"{name}{number}-{pair[0]}{pair[1]}")
 
 
-@pytest.mark.parametrize(("op", "number", "pair"), cases())
+@pytest.mark.parametrize(("op", "number", "pair"), list(cases()))
 @pytest.mark.parametrize("workers", [1, 3])
 def test_result_in_the_memory_of_an_operand(op, number, pair, workers):
     sample = op.samples()[number]

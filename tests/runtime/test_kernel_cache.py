@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import stat
@@ -11,6 +12,7 @@ from runtime.tapes_for_tests import finish, run_program, start
 from tapeprop.ir.kernels import Kernel
 from tapeprop.runtime import kernel_cache
 from tapeprop.runtime.kernel_cache import KernelCache, entry_key
+from tapeprop.runtime.linker import load
 from tapeprop.targets.cpu.kernel import compile_to_object
 
 LOAD = """
@@ -67,7 +69,9 @@ def test_four_cold_processes_at_once_compile_once(folder):
     results = [finish(child) for child in children]
     assert [out.split()[2] for out, _ in results] == ["3"] * 4
     assert sum("compiled 2 kernels" in err for _, err in results) == 1
+    assert sum("compiled" in err for _, err in results) == 1
     assert sum(out.split()[0] == "True" for out, _ in results) == 1  # only one has imported numba
+    assert not list(folder.rglob("*.lock"))
     assert not list(folder.rglob("*.part"))
 
 
@@ -90,7 +94,7 @@ def test_kill_during_a_compile_leaves_nothing_in_the_way(folder, tmp_path):
     assert wait_for_builders(holder, tmp_path / "hold", 1) == [holder.pid]
     waiter = start(program)
     time.sleep(0.5)
-    assert waiter.poll() is None  # the lock is held
+    assert waiter.poll() is None  # it waits for the other
     holder.kill()
     holder.communicate()
     assert finish(waiter, 30)[0].strip() == "1"
@@ -110,8 +114,9 @@ def test_children_of_a_killed_process_hold_no_lock(folder, tmp_path):
     assert parent.pid not in children
     parent.kill()
     parent.wait()
-    with KernelCache(folder / "kernels").lock(10) as got:
-        assert got
+    keys = [entry_key(kernel("held", value=i)) for i in range(6)]
+    with KernelCache(folder / "kernels").claim(keys) as claim:
+        assert all(key in claim for key in keys)
     for child in children:  # each hangs in its builder; else it would see its input end
         os.kill(child, signal.SIGKILL)
     parent.communicate()
@@ -188,17 +193,29 @@ def test_folder_is_the_users_alone(tmp_path):
     assert open_to_all.info().path is None
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
-def test_folder_that_may_only_be_read_is_read(tmp_path):
+def test_folder_that_may_only_be_read_is_read(tmp_path, monkeypatch):
     cache = KernelCache(tmp_path / "cache")
     cache.store("key", entry())
-    cache.folder.chmod(0o500)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere, so the mode would not do
     reader = KernelCache(cache.folder)
     assert reader.load("key") == entry()
     reader.store("other", entry(2))
     assert reader.load("other") == entry(2)
-    cache.folder.chmod(0o700)
     assert len(cache.files()) == 1
+
+
+def test_full_disk_leaves_kernels_in_memory(tmp_path, monkeypatch, capsys):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    cache = KernelCache(tmp_path / "cache")
+    monkeypatch.setattr(os, "replace", full)
+    for key in ("one", "two"):
+        cache.store(key, entry())
+        assert cache.load(key) == entry()
+    assert not list(cache.folder.iterdir())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in line
 
 
 def test_removed_folder_is_made_again(tmp_path):
@@ -224,16 +241,31 @@ def test_info_and_clear(folder):
 
 
 @pytest.mark.skipif(kernel_cache.fcntl is None, reason="no file locks here")
-def test_wait_for_the_lock_is_bounded(tmp_path):
+def test_a_claim_keeps_others_off(tmp_path):
     first, second = KernelCache(tmp_path / "cache"), KernelCache(tmp_path / "cache")
-    with first.lock() as got:
-        assert got
-        start = time.monotonic()
-        with second.lock(0.1) as got_too:
-            assert not got_too
-        assert time.monotonic() - start >= 0.1
-    with second.lock(0.1) as got:
-        assert got
+    with first.claim(["a", "b"]) as mine:
+        assert "a" in mine
+        with second.claim(["a", "b", "c"]) as theirs:
+            assert [key in theirs for key in "abc"] == [False, False, True]
+        mine.release("a")
+        with second.claim(["a", "b"]) as theirs:
+            assert [key in theirs for key in "ab"] == [True, False]
+    with second.claim(["a", "b"]) as theirs:
+        assert [key in theirs for key in "ab"] == [True, True]
+    assert [file.name for file in (tmp_path / "cache").iterdir()] == ["gate"]
+    with KernelCache(None).claim(["a"]) as claim, KernelCache(None).claim(["a"]) as other:
+        assert "a" in claim
+        assert "a" in other
+
+
+@pytest.mark.skipif(kernel_cache.fcntl is None, reason="no file locks here")
+def test_waiting_for_others_is_bounded(folder, monkeypatch):
+    monkeypatch.setattr(kernel_cache, "WAIT_SECONDS", 0.2)
+    wanted = kernel("constant", value=6000)
+    start = time.monotonic()
+    with kernel_cache.default_cache().claim([entry_key(wanted)]):  # as another process would, and hang
+        assert wanted in load([wanted])
+    assert time.monotonic() - start > 0.2
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="XDG's rules")

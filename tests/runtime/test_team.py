@@ -98,7 +98,7 @@ def test_threads_at_once_give_the_same_bits():
 
 
 def test_workers_without_a_run_sleep():
-    a, _, tape, control = ring_tape()
+    _, _, tape, control = ring_tape()
     run_team(tape, control, workers=3)
     time.sleep(0.05)
     before = time.process_time()

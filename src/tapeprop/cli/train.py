@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from tapeprop.cli.output import add_json, print_json, seconds_text, table
+
+if TYPE_CHECKING:
+    from tapeprop.runtime.timing import RowTime
 
 SLOWEST = 5
 
@@ -82,7 +87,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         callbacks=[] if args.quiet else [Progress(stream=sys.stderr)],
         verbose=0,
     )
-    seconds = sum(history.seconds)
+    seconds, compiled = sum(history.seconds), compile_seconds() - compiled_before
     result = graph.evaluate(X_test, y_test, loss=loss)
     rows = graph.profile_rows(X_train[: args.batch_size], y_train[: args.batch_size], loss, repeats=20)
     report = {
@@ -96,7 +101,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         "loss": result["loss"],
         "train_loss": history.loss[-1],
         "prepare_seconds": build_seconds + history.compile_seconds,
-        "compile_seconds": compile_seconds() - compiled_before,
+        "compile_seconds": compiled,
         "train_seconds": seconds,
         "images_per_second": len(X_train) * args.epochs / seconds,
         "slowest": slowest(rows),
@@ -106,11 +111,9 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def slowest(rows: Any, count: int = SLOWEST) -> list[dict[str, Any]]:
-    """The `count` rows of (number, op, node, seconds, share) that took the longest, longest first."""
-    names = ("row", "op", "node", "seconds", "share")
-    ordered = sorted(rows, key=lambda row: -row[3])
-    return [dict(zip(names, row, strict=True)) for row in ordered[:count]]
+def slowest(rows: Iterable[RowTime], count: int = SLOWEST) -> list[dict[str, Any]]:
+    """The `count` instructions that took the longest, longest first."""
+    return [asdict(row) for row in sorted(rows, key=lambda row: -row.seconds)[:count]]
 
 
 def text(report: dict[str, Any]) -> str:
@@ -125,12 +128,12 @@ def text(report: dict[str, Any]) -> str:
         "",
         f"the {len(report['slowest'])} instructions that took the longest in a step of {report['batch_size']} images:",
         table(
-            ("row", "op", "node", "time", "share"),
+            ("row", "span", "op", "node", "time", "share"),
             [
-                (str(r["row"]), r["op"], r["node"], seconds_text(r["seconds"]), f"{r['share']:.1%}")
+                (str(r["row"]), r["span"], r["op"], r["node"], seconds_text(r["seconds"]), f"{r['share']:.1%}")
                 for r in report["slowest"]
             ],
-            left=(1, 2),
+            left=(1, 2, 3),
         ),
     ]
     if "saved" in report:

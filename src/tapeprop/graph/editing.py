@@ -20,9 +20,6 @@ Ends = LayerNode | Sequence[LayerNode] | None
 class EditableGraph(Layer):
     """Nodes in an adjacency dict that may be edited at any time; see `GraphStructure`."""
 
-    #: Whether build() has succeeded.
-    built_: bool = False
-
     #: (number of edits, labels) when labels were last asked for.
     _labels: tuple[int, dict[LayerNode, str]] = (-1, {})
 
@@ -43,6 +40,11 @@ class EditableGraph(Layer):
         self.root, self.term = root, term
         if graph is None and root is None and term is None:
             self.init_nodes()
+
+    @property
+    def built_(self) -> bool:
+        """Whether build() has succeeded and nothing was edited since."""
+        return False
 
     def init_nodes(self) -> None:
         """A hook for subclasses, to make their nodes.

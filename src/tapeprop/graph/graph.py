@@ -18,7 +18,7 @@ from tapeprop.runtime.network import CacheInfo, Network, Options, as_input
 from tapeprop.runtime.state import pack
 from tapeprop.runtime.timing import RowTime
 from tapeprop.runtime.training import FitSession, Trainer, zero_gradients
-from tapeprop.runtime.update import OptimizerState, set_lr
+from tapeprop.runtime.update import OptimizerState, Unit, set_lr
 
 DTYPES = ("float32", "float64")
 Where = Callable[[str, Parameter], bool]
@@ -121,7 +121,7 @@ class CompiledGraph(GraphStructure):
             return  # what depends on open sizes is checked when they are known
 
     @property
-    def built_(self) -> bool:  # type: ignore[override]
+    def built_(self) -> bool:
         """Whether the graph is built and has not been edited since."""
         return self._network is not None and self._built_version == self.version
 
@@ -160,7 +160,7 @@ class CompiledGraph(GraphStructure):
         with self._exclusive("forward()"):
             return self.present_outputs(network.forward(arrays, bool(is_train)))
 
-    def __call__(self, X: Any, is_train: bool = False) -> Any:  # type: ignore[override]
+    def __call__(self, X: Any, is_train: bool = False) -> Any:
         """forward(X, is_train); on a Tensor, the graph as a layer."""
         from tapeprop.ir import Tensor
 
@@ -217,7 +217,43 @@ class CompiledGraph(GraphStructure):
             self._rules.append((where, made))
         self._synchronised = (-1, -1)
 
-    def _synchronise_optimizers(self) -> None:
+    @property
+    def optimizer(self) -> Any:
+        """The graph's own optimizer, or None."""
+        return self._optimizer
+
+    @property
+    def optimizer_units(self) -> list[Unit]:
+        """The sets of parameters that advance together, with their step counts and learning rates."""
+        return list(self._optimizers.units)
+
+    def split_optimizer(self, parameters: Sequence[Parameter]) -> list[Unit]:
+        """The units of just these parameters; units that hold others as well are cut in two."""
+        return self._optimizers.split(parameters)
+
+    def optimizer_slot(self, parameter: Parameter, name: str, rule: Any) -> np.ndarray:
+        """A live view of an optimizer's per-element state, of the parameter's shape."""
+        return self._optimizers.slot(parameter, name, rule)
+
+    @property
+    def random_counter(self) -> np.ndarray:
+        """A live view of (seed, calls so far), int64 (2,), from which dropout draws."""
+        return self._random.value
+
+    def build_options(self) -> dict[str, Any] | None:
+        """What build() was given, as far as it does not depend on the machine; None before the first build."""
+        if self._network is None:
+            return None
+        options = self._options
+        return {
+            "input_shape": self._input_shape,
+            "dtype": options.dtype,
+            "clip_norm": options.clip_norm,
+            "allow_dead": self._allow_dead,
+            "debug_nan": options.debug_nan,
+        }
+
+    def synchronise_optimizers(self) -> None:
         """Lets the optimizer state follow what nodes and set_optimizer() say now."""
         now = (edits(), self.version)
         if self._synchronised == now:
@@ -240,7 +276,7 @@ class CompiledGraph(GraphStructure):
     @property
     def lr(self) -> float:
         """The learning rate in force: the graph's own optimizer's, or else that of the first node that has one."""
-        self._synchronise_optimizers()
+        self.synchronise_optimizers()
         units = self._optimizers.units
         if not units:
             raise StateError("lr: no optimizer yet; call set_optimizer(SGD(lr=0.01)) first")
@@ -249,14 +285,14 @@ class CompiledGraph(GraphStructure):
 
     def update_lr(self, lr: float) -> None:
         """Sets the learning rate of every optimizer of the graph. ValueError unless finite and >= 0."""
-        self._synchronise_optimizers()
+        self.synchronise_optimizers()
         set_lr(self._optimizers.units, lr)
 
     def update(self) -> None:
         """Lets the optimizers advance the parameters whose gradients are not yet consumed. StateError without an optimizer."""
         _, trainer = self._compiled("update()")
         with self._exclusive("update()"):
-            self._synchronise_optimizers()
+            self.synchronise_optimizers()
             trainer.update()
 
     def zero_grad(self) -> None:
@@ -280,21 +316,21 @@ class CompiledGraph(GraphStructure):
     ) -> FitSession:
         """Many steps per native call over whole arrays: see `runtime.training.FitSession`."""
         _, trainer = self._compiled("fit()")
-        self._synchronise_optimizers()
+        self.synchronise_optimizers()
         return trainer.fit_session(arrays, labels, losses, weights, batch_size, accuracy, accumulate)
 
     def native_step(self, step: StepArguments) -> float:
         """One training step on (arrays, labels, losses, weights) that are checked already; the total loss."""
         _, trainer = self._compiled("train_step()")
         with self._exclusive("train_step()"):
-            self._synchronise_optimizers()
+            self.synchronise_optimizers()
             return trainer.train_step(*step)
 
     def native_row_times(self, step: StepArguments, repeats: int) -> list[RowTime]:
         """The time of each row of a training step on checked arrays; the state is put back afterwards."""
         _, trainer = self._compiled("profile_rows()")
         with self._exclusive("profile_rows()"):
-            self._synchronise_optimizers()
+            self.synchronise_optimizers()
             return trainer.time_rows(*step, repeats)
 
     def output_shapes(self, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:

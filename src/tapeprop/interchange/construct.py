@@ -57,7 +57,8 @@ def reason(error: BaseException) -> str:
 class _Reader:
     """Layers and nodes while they are made.
 
-    depths, counts: of each layer, the levels of layers in it, and the layers that a walk through it meets.
+    depths, counts: of each layer, the levels of layers in it, and the layers that a walk through it meets. met: the
+    sum of the latter.
     """
 
     def __init__(self, file: str, classes: Mapping[str, type[Layer]], graph_class: type[GraphStructure]):
@@ -69,7 +70,7 @@ class _Reader:
         self.counts: list[int] = []
         self.entries: list[Any] = []
         self.nodes: dict[int, LayerNode] = {}
-        self.numbers_given = 0
+        self.met = 0
 
     def graph(self, description: Any) -> GraphStructure:
         top = self._object(description, ("version", "layers", "nodes"), "the structure")
@@ -88,28 +89,22 @@ class _Reader:
 
     def _add(self, entry: Any, where: str) -> None:
         name = entry.get("class") if isinstance(entry, dict) else None
-        held: list[int] = []  # the places of the layers inside
-        layer: Layer
-        extra = 0
-        if name == GRAPH:
-            layer, extra = self._graph(entry, held, where)
-        elif name == SEQUENTIAL:
-            layer = self._sequential(entry, held, where)
-        else:
-            layer = self._layer(entry, held, where)
-        self.layers.append(layer)
+        make = {GRAPH: self._graph, SEQUENTIAL: self._sequential}.get(name) if isinstance(name, str) else None
+        self.layers.append((make or self._layer)(entry, where))
+
+    def _count(self, held: list[int], numbers: int, where: str) -> None:
+        """To be called before a layer is made of those at the places `held`, and of nodes with so many numbers."""
         self.depths.append(1 + max((self.depths[i] for i in held), default=0))
-        self.counts.append(self._count(held, extra, where))
+        self.counts.append(1 + sum(self.counts[i] for i in held))
+        self.met += self.counts[-1] + numbers
         if self.depths[-1] > DEEPEST:
             self._fail(where, f"layers nested at most {DEEPEST} deep", f"{self.depths[-1]}")
+        if self.met > MOST:
+            self._fail(
+                where, f"at most {MOST:,} layers and numbers, counted as often as they are held", f"{self.met:,}"
+            )
 
-    def _count(self, held: list[int], extra: int, where: str) -> int:
-        count = 1 + extra + sum(self.counts[i] for i in held)
-        if count > MOST:
-            self._fail(where, f"at most {MOST:,} layers, counted as often as they are used", f"{count:,}")
-        return count
-
-    def _layer(self, entry: Any, held: list[int], where: str) -> Layer:
+    def _layer(self, entry: Any, where: str) -> Layer:
         given = self._object(entry, ("class", "arguments"), where)
         name, arguments = given["class"], given["arguments"]
         cls = self.classes.get(name) if isinstance(name, str) else None
@@ -119,26 +114,29 @@ class _Reader:
         where = f"{where} ({name})"
         if not isinstance(arguments, dict):
             self._fail(where, "an object of arguments", shown(arguments))
+        held: list[int] = []
         values = {key: self._decode(value, held, f"{where}: {key}"[:200]) for key, value in arguments.items()}
+        self._count(held, 0, where)
         try:
             return _call(cls, values)
         except Exception as error:  # whatever a constructor says to arguments that are not for it
             self._fail(where, "arguments that it takes", reason(error), cause=error)
 
-    def _sequential(self, entry: Any, held: list[int], where: str) -> Layer:
-        pairs = []
+    def _sequential(self, entry: Any, where: str) -> Layer:
+        pairs, held = [], []
         for pair in self._list(self._object(entry, ("class", "children"), where)["children"], f"{where}: children"):
             if not isinstance(pair, list) or len(pair) != 2:
                 self._fail(f"{where}: children", "pairs of a name and a place", shown(pair))
             held.append(self._place(pair[1], len(self.layers), f"{where}: child {shown(pair[0])}"))
             pairs.append((pair[0], self.layers[held[-1]]))
+        self._count(held, 0, where)
         try:
             return Sequential(*pairs)
         except Exception as error:
             self._fail(where, "children that go together", reason(error), cause=error)
 
     def _decode(self, value: Any, held: list[int], where: str, depth: int = 0) -> Any:
-        """An argument as `describe.encode` wrote it; lists become tuples."""
+        """An argument as `describe.encode` wrote it; lists become tuples. The places of layers are added to `held`."""
         if depth > DEEPEST_ARGUMENT:
             self._fail(where, f"values nested at most {DEEPEST_ARGUMENT} deep", "more")
         if isinstance(value, list):
@@ -159,9 +157,9 @@ class _Reader:
 
     # ---- graphs
 
-    def _graph(self, entry: Any, held: list[int], where: str) -> tuple[GraphStructure, int]:
-        """A graph, and how many numbers it has given to nodes."""
+    def _graph(self, entry: Any, where: str) -> GraphStructure:
         given = self._object(entry, _GRAPH_KEYS, where)
+        held: list[int] = []
         nodes = self._graph_nodes(given, held, where)
         numbers, following = self._numbers(given, len(nodes), where), given["next_number"]
         edges = self._edges(given["edges"], len(nodes), where)
@@ -171,7 +169,7 @@ class _Reader:
         if seed is not None and not (type(seed) is int and 0 <= seed <= LARGEST_INT):
             self._fail(f"{where}: seed", "null or an int from 0 to 2**128", shown(seed))
         self._bool(allow_dead, f"{where}: allow_dead")
-        self._count(held, following, where)  # before anything walks through what is inside
+        self._count(held, following, where)
         try:
             graph = self.graph_class(seed=seed)
             graph._numbers.update(zip(nodes, numbers))
@@ -183,7 +181,7 @@ class _Reader:
             graph._allow_dead = allow_dead
         except Exception as error:
             self._fail(where, "nodes that make a graph", reason(error), cause=error)
-        return graph, following
+        return graph
 
     def _graph_nodes(self, given: dict[str, Any], held: list[int], where: str) -> list[LayerNode]:
         places = [self._place(i, len(self.entries), f"{where}: nodes") for i in self._list(given["nodes"], where)]
@@ -215,9 +213,7 @@ class _Reader:
     def _numbers(self, given: dict[str, Any], count: int, where: str) -> list[int]:
         """The numbers of a graph's nodes: node<i> is what they are called in state keys."""
         following = given["next_number"]
-        self.numbers_given += self._place(following, MOST + 1, f"{where}: next_number")
-        if self.numbers_given > MOST:
-            self._fail(f"{where}: next_number", f"at most {MOST:,} in all", f"{self.numbers_given:,}")
+        self._place(following, MOST + 1, f"{where}: next_number")
         numbers = [self._place(i, following, f"{where}: numbers") for i in self._list(given["numbers"], where)]
         if len(numbers) != count or len(set(numbers)) != count:
             self._fail(f"{where}: numbers", f"{count} numbers that differ", shown(numbers))

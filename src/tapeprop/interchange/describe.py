@@ -37,8 +37,9 @@ VERSION = 1
 GRAPH, SEQUENTIAL = "LayerGraph", "Sequential"
 #: Graphs in layers in graphs: deeper than this the recursions over layers would meet Python's limit.
 DEEPEST = 64
-#: Layers counted with repetition, as graphs that use a layer twice walk through it twice, and numbers given to nodes.
-MOST = 250_000
+#: Layers that walks through every entry of the table meet, and numbers given to nodes: some 150,000 nodes in one graph.
+#: Without it a small file could keep the reader busy for hours, by holding layers twice, level by level.
+MOST = 500_000
 
 Classes = Mapping[str, type[Layer]]
 _signatures: weakref.WeakKeyDictionary[type, Mapping[str, inspect.Parameter]] = weakref.WeakKeyDictionary()

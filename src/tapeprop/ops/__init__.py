@@ -65,10 +65,10 @@ def _install_operators() -> None:
         binary(name, op)
     for name, op in {"lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal"}.items():
         setattr(Tensor, f"__{name}__", lambda self, other, function=ops[op]: function(self, other))
-    Tensor.__neg__ = lambda self: ops["negate"](self)  # type: ignore[attr-defined]
-    Tensor.__abs__ = lambda self: ops["abs"](self)  # type: ignore[attr-defined]
-    Tensor.__iter__ = _iterate  # type: ignore[attr-defined]
-    Tensor.__getitem__ = lambda self, key: ops["index"](self, key)  # type: ignore[attr-defined]
+    unary = {"neg": ops["negate"], "abs": ops["abs"], "iter": _iterate}
+    for name, function in unary.items():
+        setattr(Tensor, f"__{name}__", lambda self, function=function: function(self))
+    setattr(Tensor, "__getitem__", lambda self, key: ops["index"](self, key))  # noqa: B010
 
 
 _install_operators()

@@ -1,6 +1,6 @@
 """A child process that compiles kernels: `python -m tapeprop.runtime.compile_worker`, driven by `linker`.
 
-Both ways messages are a length (8 bytes, little-endian) and a pickle. Out, first: `READY`. In: one `Kernel` each. Out,
+It says `READY`. Then messages, both ways, are a length (8 bytes, little-endian) and a pickle. In: one `Kernel` each. Out,
 for each: ("code", ObjectCode), ("absent", message) where the builder's module cannot be imported here, or ("error",
 message). It ends when its input ends, so it does not outlive the process that started it.
 """
@@ -19,7 +19,8 @@ from tapeprop.ir.kernels import Kernel
 
 __all__ = ["READY", "answer", "main", "receive", "send"]
 
-READY = "tapeprop compile worker"
+#: What a worker says before anything else; tells it from other programs.
+READY = b"tapeprop compile worker"
 
 
 def send(stream: BinaryIO, message: object) -> None:
@@ -65,7 +66,8 @@ def main() -> None:
     # What a builder or a library prints must not get between the messages.
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    send(replies, READY)
+    replies.write(READY)
+    replies.flush()
     while True:
         try:
             kernel = receive(sys.stdin.buffer)

@@ -2,8 +2,8 @@
 
 One file per kernel, in a folder of this user alone ($TAPEPROP_CACHE_DIR, or the user's cache folder). A file's name is
 the hash of everything its content depends on: the kernel, numba and llvmlite, the CPU, the sources. Files are written
-whole and then renamed into place, and carry a checksum: whatever is cut short or damaged counts as absent. One process
-compiles at a time, under a file lock that the system takes back when its holder dies.
+whole and then renamed into place, and carry a checksum: whatever is cut short or damaged counts as absent. Of several
+processes that want a kernel one compiles it, under a file lock that the system takes back when its holder dies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,13 +34,15 @@ try:
 except ImportError:  # Windows: without a lock two processes may do the same work, and both get it right
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["CacheInfo", "KernelCache", "cache_folder", "clear", "default_cache", "entry_key", "info"]
+__all__ = ["CacheInfo", "Claim", "KernelCache", "cache_folder", "clear", "default_cache", "entry_key", "info"]
 
 _MAGIC = b"tapeprop kernel 1\n"
 _SUFFIX = ".kernel"
 _PACKAGE = Path(__file__).parent.parent
-_LOCK_SECONDS = 300.0
-_POLL_SECONDS = 0.02
+_GATE_SECONDS = 5.0
+#: How long to wait for another process that compiles the same kernels, and how often to look.
+WAIT_SECONDS = 300.0
+POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -233,29 +235,24 @@ class KernelCache:
             )
         self._told = True
 
-    @contextlib.contextmanager
-    def lock(self, seconds: float = _LOCK_SECONDS) -> Iterator[bool]:
-        """Holds the folder's lock, so that others wait for what is being compiled instead of compiling it too.
+    def claim(self, keys: Iterable[str]) -> Claim:
+        """Claims what is to be compiled: the keys that no other process is at. Does not wait for the others.
 
-        Gives whether it was got within `seconds`. Without it work may be done twice, never wrongly. The lock is the
-        system's (flock): it ends with its holder, however that ends.
+        Who has claimed a key looks once more whether it is stored by now. Claims are the system's locks (flock), so they
+        end with their process, however that ends. Without locks or a folder to write to every key is claimed: work may
+        be done twice, never wrongly.
         """
-        handle = self._lock_handle()
-        if handle is None:
-            yield False
-            return
-        try:
-            yield _wait_for(handle, seconds)
-        finally:
-            os.close(handle)
-
-    def _lock_handle(self) -> int | None:
         if fcntl is None or not self.writable or self.folder is None:
-            return None
+            return Claim(dict.fromkeys(keys))
+        # One at a time through here, so that of two processes with the same wants one gets all of them.
+        gate = _open_lock(self.folder / "gate")
         try:
-            return os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError:
-            return None
+            if gate is not None:
+                _try_for(gate, _GATE_SECONDS)
+            return Claim({key: held for key in keys if (held := _hold(self.folder / f"{key}.lock")) is not _ELSEWHERE})
+        finally:
+            if gate is not None:
+                _let_go(gate)
 
     def files(self) -> list[Path]:
         """The kernels in the folder."""
@@ -269,7 +266,7 @@ class KernelCache:
         files = self.files()
         removed = len(files) + len(self.memory)
         self.memory.clear()
-        leftovers = list(self.folder.glob(".*.part")) if self.folder and self.readable else []
+        leftovers = [*self.folder.glob(".*.part"), *self.folder.glob("*.lock")] if self.folder and self.readable else []
         for file in (*files, *leftovers):
             with contextlib.suppress(OSError):
                 file.unlink()
@@ -284,7 +281,62 @@ class KernelCache:
         return CacheInfo(len(sizes), sum(sizes), self.folder if self.readable else None)
 
 
-def _wait_for(handle: int, seconds: float) -> bool:
+class Claim:
+    """Keys that this process is to compile; `key in claim`. Ends with its `with` block."""
+
+    def __init__(self, held: dict[str, _Lock | None]):
+        self._held = held
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._held
+
+    def release(self, key: str) -> None:
+        """Lets others have one key: after its code has been stored, or has failed to compile."""
+        lock = self._held.pop(key, None)
+        if lock is not None:
+            # Whoever locks the removed file finds the key stored when it looks.
+            with contextlib.suppress(OSError):
+                lock.path.unlink()
+            _let_go(lock.handle)
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for key in list(self._held):
+            self.release(key)
+
+
+@dataclass(frozen=True)
+class _Lock:
+    path: Path
+    handle: int
+
+
+_ELSEWHERE = _Lock(Path(), -1)  # another process holds it
+
+
+def _hold(path: Path) -> _Lock | None:
+    """The lock on a file; None where the system has none to give; `_ELSEWHERE`."""
+    handle = _open_lock(path)
+    if handle is None:
+        return None
+    got = _try_for(handle, 0.0)
+    if got:
+        return _Lock(path, handle)
+    os.close(handle)
+    return _ELSEWHERE if got is False else None
+
+
+def _open_lock(path: Path) -> int | None:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
+
+
+def _try_for(handle: int, seconds: float) -> bool | None:
+    """Whether the lock was got within the time; None on a file system without locks."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -293,9 +345,16 @@ def _wait_for(handle: int, seconds: float) -> bool:
         except BlockingIOError:
             if time.monotonic() >= end:
                 return False
-            time.sleep(_POLL_SECONDS)
-        except OSError:  # a file system without locks
-            return False
+            time.sleep(POLL_SECONDS)
+        except OSError:
+            return None
+
+
+def _let_go(handle: int) -> None:
+    with contextlib.suppress(OSError):
+        # Closing alone would not do where the process has forked meanwhile: the child holds the same open file.
+        fcntl.flock(handle, fcntl.LOCK_UN)
+    os.close(handle)
 
 
 def _encode(entry: ObjectCode) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import subprocess
 import sys
 import threading
@@ -22,13 +21,15 @@ from tapeprop.ir.kernels import Kernel
 from tapeprop.runtime import kernel_cache
 
 if TYPE_CHECKING:
-    from tapeprop.runtime.kernel_cache import KernelCache
+    from tapeprop.runtime.kernel_cache import Claim, KernelCache
     from tapeprop.targets.cpu.object_code import ObjectCode
 
 __all__ = ["compile_seconds", "link", "load", "load_text"]
 
 # Up to this many kernels, starting children that import numba takes longer than compiling here.
 _IN_PROCESS = 3
+# Seconds of waiting for another process after which a line says so.
+_PATIENCE = 2.0
 
 _lock = threading.RLock()
 _addresses: dict[Kernel, int] = {}
@@ -106,24 +107,46 @@ def _link_missing(missing: list[Kernel]) -> None:
 
 
 def _compile_missing(cache: KernelCache, keys: dict[Kernel, str | None], entries: dict[Kernel, ObjectCode]) -> None:
-    """Fills `entries`, compiling what no other process has compiled by the time the cache's lock is had."""
+    """Fills `entries`: compiles what no other process is compiling, and waits for the rest."""
     global _seconds
     start = time.perf_counter()
+    told = False
     try:
-        with cache.lock():
-            # the process that held the lock may have compiled the same kernels
-            entries |= {k: entry for k in keys if k not in entries and (entry := cache.load(keys[k]))}
-            absent = [kernel for kernel in keys if kernel not in entries]
-            if not absent:
-                return
-            _say(f"compiling {_count(absent)} (first use on this machine) ...")
-            begin = time.perf_counter()
-            for kernel, entry in _compile_all(absent):
-                entries[kernel] = entry
-                cache.store(keys[kernel], entry)
-            _say(f"compiled {_count(absent)} in {time.perf_counter() - begin:.1f} s")
+        while absent := [kernel for kernel in keys if kernel not in entries]:
+            waited = time.perf_counter() - start
+            with cache.claim(key for kernel in absent if (key := keys[kernel])) as claim:
+                # another process may have stored it since this one looked
+                entries |= {k: entry for k in absent if (entry := cache.load(keys[k]))}
+                late = waited > kernel_cache.WAIT_SECONDS
+                mine = [k for k in absent if k not in entries and (late or keys[k] is None or keys[k] in claim)]
+                if mine:
+                    _compile_claimed(cache, keys, entries, mine, claim)
+                    continue
+            if not told and waited > _PATIENCE:
+                _say("waiting for another process that compiles the same kernels ...")
+                told = True
+            time.sleep(kernel_cache.POLL_SECONDS)
     finally:
         _seconds += time.perf_counter() - start
+
+
+def _compile_claimed(
+    cache: KernelCache,
+    keys: dict[Kernel, str | None],
+    entries: dict[Kernel, ObjectCode],
+    mine: list[Kernel],
+    claim: Claim,
+) -> None:
+    """Compiles and stores `mine`, giving each back as it is done."""
+    _say(f"compiling {_count(mine)} (first use on this machine) ...")
+    begin = time.perf_counter()
+    for kernel, entry in _compile_all(mine):
+        entries[kernel] = entry
+        key = keys[kernel]
+        cache.store(key, entry)
+        if key is not None:
+            claim.release(key)
+    _say(f"compiled {_count(mine)} in {time.perf_counter() - begin:.1f} s")
 
 
 def _count(kernels: Sequence[Kernel]) -> str:
@@ -220,7 +243,7 @@ def _start_child() -> subprocess.Popen | None:
 
     That is so in a program that embeds Python: its executable is no interpreter.
     """
-    from tapeprop.runtime.compile_worker import READY, receive
+    from tapeprop.runtime.compile_worker import READY
 
     root = str(Path(kernel_cache.__file__).parents[2])
     path = [root, *(os.path.abspath(folder or os.getcwd()) for folder in sys.path)]
@@ -234,11 +257,8 @@ def _start_child() -> subprocess.Popen | None:
         )
     except OSError:
         return None
-    try:
-        if receive(child.stdout) == READY:  # type: ignore[arg-type]
-            return child
-    except (EOFError, pickle.UnpicklingError):
-        pass
+    if child.stdout.read(len(READY)) == READY:  # type: ignore[union-attr]
+        return child
     child.kill()
     _end_child(child)
     return None

@@ -102,9 +102,7 @@ class Lowering:
         wanted: dict[Tensor, None] = dict.fromkeys(found.watched[key] for key in keep)
         if differentiable:
             made = set(reachable([*found.outputs, *(s.value for s in found.stores)]))
-            subsets = [range(len(found.outputs))]
-            if len(found.outputs) > 1:
-                subsets += [range(i, i + 1) for i in range(len(found.outputs))]  # type: ignore[misc]
+            subsets = [range(len(found.outputs)), *(range(i, i + 1) for i in range(len(found.outputs)))]
             for subset in subsets:
                 _, results = self._record_backward(found, list(subset), self._all_wanted(found))
                 for call in reachable(results.values()):

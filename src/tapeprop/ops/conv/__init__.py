@@ -18,7 +18,7 @@ import numpy as np
 from tapeprop.errors import GraphError, ShapeError
 from tapeprop.ir import Shape, Size, Tensor, UndecidedError
 from tapeprop.ir.dims import at_least, same, text
-from tapeprop.ops.op import Attributes, Call, Launch, Op, Sample, check_rank, record, register, same_dtype
+from tapeprop.ops.op import ArrayType, Attributes, Call, Launch, Op, Sample, check_rank, record, register, same_dtype
 from tapeprop.ops.reduce import sum as sum_over
 
 __all__ = ["conv2d", "conv2d_input_grad", "conv2d_weight_grad"]
@@ -108,10 +108,9 @@ def _grouped(array: np.ndarray, axis: int, groups: int) -> np.ndarray:
     return array.reshape(*array.shape[:axis], groups, -1, *array.shape[axis + 1 :])
 
 
-def _multiplications(call: Call, w: Shape, y: Shape) -> int:
-    n, o, oh, ow = y
-    _, c, kh, kw = w
-    return 2 * n * o * oh * ow * c * kh * kw
+def _flops(w: ArrayType, y: ArrayType) -> int:
+    """A multiplication and an addition for every output pixel and every weight of its filter."""
+    return 2 * y.size * w.shape[1] * w.shape[2] * w.shape[3]
 
 
 def _samples(make: Any) -> list[Sample]:
@@ -135,7 +134,7 @@ def _samples(make: Any) -> list[Sample]:
         y = (x[0], w[0], *_output_size(x[2:], w[2:], attributes))
         shapes, own, depth, gradient = make(x, w, y)
 
-        def operands(rng: np.random.Generator, shapes: Sequence[Shape] = shapes) -> list[np.ndarray]:
+        def operands(rng: np.random.Generator, shapes: Sequence[tuple[int, ...]] = shapes) -> list[np.ndarray]:
             return [rng.standard_normal(shape) for shape in shapes]
 
         samples.append(Sample(operands, attributes | own, depth=depth, gradient=gradient))
@@ -192,7 +191,7 @@ class Conv2D(Op):
         return forward_launch(call)
 
     def flops(self, call: Call) -> int:
-        return _multiplications(call, call.operands[1].shape, call.results[0].shape)
+        return _flops(call.operands[1], call.results[0])
 
     def samples(self):
         biased = _samples(lambda x, w, y: ([x, w, (w[0],)], {}, w[1] * w[2] * w[3] + 1, (0, 1, 2)))
@@ -246,7 +245,7 @@ class Conv2DInputGrad(Op):
         return input_grad_launch(call)
 
     def flops(self, call: Call) -> int:
-        return _multiplications(call, call.operands[1].shape, call.operands[0].shape)
+        return _flops(call.operands[1], call.operands[0])
 
     def samples(self):
         return _samples(lambda x, w, y: ([y, w], {"size": x[2:]}, w[0] * w[2] * w[3], (0, 1)))
@@ -290,7 +289,7 @@ class Conv2DWeightGrad(Op):
         return weight_grad_launch(call)
 
     def flops(self, call: Call) -> int:
-        return _multiplications(call, call.results[0].shape, call.operands[1].shape)
+        return _flops(call.results[0], call.operands[1])
 
     def samples(self):
         return _samples(lambda x, w, y: ([x, y], {"kernel": w[2:]}, y[0] * y[2] * y[3], (0, 1)))

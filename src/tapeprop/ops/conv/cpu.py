@@ -9,108 +9,12 @@ only trace of the filter's shape. Of im2col, which copies every pixel for each t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import gcd
 
-from tapeprop.ops.op import ITEM_BYTES, ArrayType, Attributes, Call, Launch, Ref, launch
+from tapeprop.ops.conv.geometry import BLOCK_ROWS, FIELDS, GRAINS, PIXELS, Geometry, band_rows, block_of, scratch_layout
+from tapeprop.ops.op import ITEM_BYTES, Call, Launch, Ref, launch
 from tapeprop.targets.cpu.kernel import NumbaKernel
 from tapeprop.targets.cpu.tiles import microtile
-
-STAGED_BYTES = 320 * 1024  # of a band: its planes and the weights that meet them share the second-level cache
-GRAINS = 8  # that a convolution is cut into where its shape allows
-PIXELS = 512  # of a band whose gradients the weight gradient lays out anew
-BLOCK_ROWS = 72  # of the weight gradient that share such a layout, at most
-
-_GEOMETRY = (
-    "images", "groups", "channels", "height_in", "width_in", "filters", "taps_h", "taps_w", "stride_h", "stride_w",
-    "top", "left", "step_h", "step_w", "height_out", "width_out",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The sizes of a convolution x (N, C, H, W), w (O, C / groups, KH, KW) -> y (N, O, OH, OW).
-
-    channels and filters are those of one group; step is the dilation.
-    """
-
-    images: int
-    groups: int
-    channels: int
-    height_in: int
-    width_in: int
-    filters: int
-    taps_h: int
-    taps_w: int
-    stride_h: int
-    stride_w: int
-    top: int
-    left: int
-    step_h: int
-    step_w: int
-    height_out: int
-    width_out: int
-
-    @classmethod
-    def of(cls, x: ArrayType, w: ArrayType, y: ArrayType, attributes: Attributes) -> Geometry:
-        groups, ((top, _), (left, _)) = attributes["groups"], attributes["padding"]
-        return cls(
-            x.shape[0], groups, w.shape[1], *x.shape[2:], w.shape[0] // groups, *w.shape[2:], *attributes["stride"],
-            top, left, *attributes["dilation"], *y.shape[2:],
-        )  # fmt: skip
-
-    @property
-    def integers(self) -> list[int]:
-        """The kernels' first integers, in the order of `_GEOMETRY`."""
-        return [getattr(self, name) for name in _GEOMETRY]
-
-    @property
-    def taps(self) -> int:
-        return self.taps_h * self.taps_w
-
-    @property
-    def halo(self) -> int:
-        """How many rows of a plane lie below those that the first row of taps reads."""
-        return (self.taps_h - 1) * self.step_h // self.stride_h
-
-    @property
-    def slots(self) -> int:
-        """How many phases of the vertical stride the taps read: row kh of the filter reads phase kh % slots."""
-        return min(self.taps_h, self.stride_h // gcd(self.stride_h, self.step_h))
-
-    @property
-    def direct(self) -> bool:
-        """Whether the rows of x are the planes' rows: a filter one column wide, no padding, no stride."""
-        plain = (self.taps_w, self.stride_h, self.stride_w, self.top, self.left) == (1, 1, 1, 0, 0)
-        return plain and (self.height_out + self.halo, self.width_out) == (self.height_in, self.width_in)
-
-
-def _band(rows: int, halo: int, row_bytes: int, parts: int = 1, limit: int | None = None) -> int:
-    """Rows of a band: as many as can be staged, at least 4, or as make `parts` bands; all bands about equal."""
-    most = max(STAGED_BYTES // row_bytes - halo, 4)
-    most = min(most, rows if limit is None else limit)
-    bands = max(-(-rows // most), min(parts, rows // 4), 1)
-    return -(-rows // bands)
-
-
-def _block(count: int, units: int) -> int:
-    """Channels that one worker computes from a staged band: all, where there are bands enough."""
-    parts = max(1, min(-(-GRAINS // units), count // 16))
-    return -(-count // (parts * 4)) * 4 if parts > 1 else count
-
-
-def _whole(elements: int) -> int:
-    """Elements rounded up to whole cache lines."""
-    return -(-elements // 16) * 16
-
-
-def _scratch(dtype: str, *parts: int, table: int) -> tuple[list[int], int, int]:
-    """(start of each part, start of the table in int64 words, elements in all) of a worker's scratch."""
-    starts, total = [], 0
-    for part in parts:
-        starts.append(total)
-        total += _whole(part)
-    return starts, total * ITEM_BYTES[dtype] // 8, total + _whole(table * 8 // ITEM_BYTES[dtype])
 
 
 def _launch(
@@ -130,14 +34,14 @@ def _launch(
 def _kernel(body: Callable, dtype: str, arrays: Sequence[str], integers: Sequence[str]) -> NumbaKernel:
     kinds = [(name, dtype, 1) for name in arrays]
     kinds += [("scratch", dtype, 2), ("words", "int64", 2)]
-    return NumbaKernel(body, kinds, (*_GEOMETRY, *integers))
+    return NumbaKernel(body, kinds, (*FIELDS, *integers))
 
 
 def _stager(lanes: int) -> Callable:
     """The compiled function that stages a band of some channels of an image for `forward` and `weight_grad`."""
     import numba
 
-    from tapeprop.targets.cpu.gemm import stage_plane
+    from tapeprop.targets.cpu.panels import stage_plane
 
     @numba.njit(error_model="numpy")
     def stage(
@@ -166,12 +70,13 @@ def _stager(lanes: int) -> Callable:
 
 def forward_launch(call: Call) -> Launch:
     """The row of y = conv(x, w) + b."""
-    y, g = call.results[0], Geometry.of(*call.operands[:2], call.results[0], call.attributes)
+    (x, w), y = call.operands[:2], call.results[0]
+    g = Geometry.of(x, w, y, call.attributes)
     planes, units = g.channels * g.slots * g.taps_w, g.images * g.groups
-    band = _band(g.height_out, g.halo, planes * g.width_out * ITEM_BYTES[y.dtype], -(-GRAINS // units))
-    block = _block(g.filters, units * -(-g.height_out // band))
+    band = band_rows(g.height_out, g.halo, planes * g.width_out * ITEM_BYTES[y.dtype], -(-GRAINS // units))
+    block = block_of(g.filters, units * -(-g.height_out // band))
     plane = g.height_in * g.width_in if g.direct else (band + g.halo) * g.width_out
-    _, words, elements = _scratch(y.dtype, 0 if g.direct else planes * plane, table=g.channels * g.taps)
+    _, words, elements = scratch_layout(y.dtype, 0 if g.direct else planes * plane, table=g.channels * g.taps)
     biased = len(call.operands) == 3
     refs = [Ref("operand", 0), Ref("operand", 1), Ref("operand", 2 if biased else 1), Ref("result")]
     integers = [g.slots, band, block, plane, int(g.direct), 1 if biased else -1, words]
@@ -247,14 +152,14 @@ def input_grad_launch(call: Call) -> Launch:
     count_u = (g.height_in - 1 + g.top) // g.stride_h - first_u + 1
     count_v = (g.width_in - 1 + g.left) // g.stride_w - first_v + 1
     planes, units, direct = g.filters * g.taps_w, g.images * g.groups, g.direct and g.taps_h == 1
-    band = _band(count_u, g.halo, planes * count_v * ITEM_BYTES[dx.dtype], -(-GRAINS // units))
-    block = _block(g.channels, units * -(-count_u // band))
+    band = band_rows(count_u, g.halo, planes * count_v * ITEM_BYTES[dx.dtype], -(-GRAINS // units))
+    block = block_of(g.channels, units * -(-count_u // band))
     plane = g.height_out * g.width_out if direct else (band + g.halo) * count_v
     padded = -(-g.channels // tile["lanes"]) * tile["lanes"]
     phases = g.stride_w if g.stride_h * g.stride_w > 1 else 0
     parts = (0 if direct else planes * plane, g.filters * g.taps * padded, phases * block * 2 * tile["lanes"])
     entries = g.filters * g.taps
-    (_, weights, tiles), words, elements = _scratch(dx.dtype, *parts, table=entries + g.stride_h * g.stride_w + 1)
+    (_, weights, tiles), words, elements = scratch_layout(dx.dtype, *parts, table=entries + g.stride_h * g.stride_w + 1)
     common_h, common_w = gcd(g.stride_h, g.step_h), gcd(g.stride_w, g.step_w)
     # Taps a period apart read one phase, rows a hop apart.
     integers = [
@@ -278,7 +183,8 @@ def input_grad(dtype: str, lanes: int, height: int) -> NumbaKernel:
     is a correlation of stride 1. A grain is a block of channels on a band of u of one image: (channels, taps of all filters)
     times (taps, pixels).
     """
-    from tapeprop.targets.cpu.gemm import B_TABLE, NO_ADDEND, gemm_panel, stage_plane, transpose_panel, weave_row
+    from tapeprop.targets.cpu.gemm import B_TABLE, NO_ADDEND, gemm_panel
+    from tapeprop.targets.cpu.panels import stage_plane, transpose_panel, weave_row
 
     width, addressing, addend = 2 * lanes, B_TABLE, NO_ADDEND
 
@@ -391,13 +297,13 @@ def weight_grad_launch(call: Call) -> Launch:
     g = Geometry.of(x, dw, dy, call.attributes)
     width, rows = 2 * microtile(dw.dtype)["lanes"], g.channels * g.taps
     blocks = max(1, min(-(-rows // 24), max(4, -(-rows // BLOCK_ROWS))))
-    block = -(-rows // (8 * blocks)) * 8
+    block = -(-rows // (4 * blocks)) * 4
     planes = min(g.channels, (block - 2) // g.taps + 2) * g.slots * g.taps_w  # of the channels that a block may touch
     row_bytes = planes * g.width_out * ITEM_BYTES[dw.dtype]
-    band = _band(g.height_out, g.halo, row_bytes, limit=max(1, PIXELS // g.width_out))
+    band = band_rows(g.height_out, g.halo, row_bytes, limit=max(1, PIXELS // g.width_out))
     plane = g.height_in * g.width_in if g.direct else (band + g.halo) * g.width_out
     parts = (0 if g.direct else planes * plane, band * g.width_out * width, block * width)
-    (_, panel, sums), words, elements = _scratch(dw.dtype, *parts, table=block)
+    (_, panel, sums), words, elements = scratch_layout(dw.dtype, *parts, table=block)
     integers = [g.slots, band, block, plane, int(g.direct), panel, sums, words]
     refs = [Ref("operand", 0), Ref("operand", 1), Ref("result")]
     return _launch("weight_grad", call, refs, g, integers, elements)
@@ -409,7 +315,8 @@ def weight_grad(dtype: str, lanes: int, height: int) -> NumbaKernel:
     A grain is a block of rows (c, kh, kw) on a panel of filters o: per band (rows, pixels) times (pixels, filters), the
     gradients transposed so that filters lie in vectors. The sums of the bands are added in order.
     """
-    from tapeprop.targets.cpu.gemm import A_ROWS, ROWS, gemm_panel, transpose_panel
+    from tapeprop.targets.cpu.gemm import A_ROWS, ROWS, gemm_panel
+    from tapeprop.targets.cpu.panels import transpose_panel
 
     width, addressing, addend, stage = 2 * lanes, A_ROWS, ROWS, _stager(lanes)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tapeprop.errors import DTypeError, ShapeError
-from tapeprop.ir import Instruction, Parameter, Shape, Tensor
+from tapeprop.ir import Instruction, Parameter, Tensor
 from tapeprop.ir.dims import broadcast, text
 from tapeprop.ir.kernels import Kernel
 from tapeprop.ops import scalar
@@ -320,12 +320,12 @@ def _launch(call: Call) -> Launch:
 # ---- samples for the generated tests
 
 
-def _draw(formula: Formula, shapes: Sequence[Shape], random: np.random.Generator) -> list[np.ndarray]:
+def _draw(formula: Formula, shapes: Sequence[tuple[int, ...]], random: np.random.Generator) -> list[np.ndarray]:
     """Operands from the formula's domain, none too near to a kink for a central difference."""
     count = len(shapes)
     domain = formula.domain if isinstance(formula.domain[0], tuple) else [formula.domain] * count
     while True:
-        arrays = [random.uniform(low, high, shape) for (low, high), shape in zip(domain, shapes, strict=True)]  # type: ignore[misc]
+        arrays = [random.uniform(low, high, shape) for (low, high), shape in zip(domain, shapes, strict=True)]
         if formula.kinks is None:
             return arrays
         near = formula.kinks(*np.broadcast_arrays(*arrays), distance=1e-4, **formula.attributes)
@@ -335,7 +335,7 @@ def _draw(formula: Formula, shapes: Sequence[Shape], random: np.random.Generator
 
 def _samples(formula: Formula) -> list[Sample]:
     count = formula.arity or 3
-    shapes: list[list[Shape]] = [[(3, 17)] * count]
+    shapes: list[list[tuple[int, ...]]] = [[(3, 17)] * count]
     if count > 1:
         shapes.append([(2, 3, 1, 5), (3, 4, 1), *[(1,)] * (count - 2)])
     attributes = tuple(sorted(formula.attributes.items()))

@@ -78,7 +78,8 @@ def product(dtype: str, lanes: int, height: int) -> NumbaKernel:
 
     A grain is a block of rows of one panel of columns. A transposed b is laid out anew panel by panel, in the worker's scratch.
     """
-    from tapeprop.targets.cpu.gemm import ROWS, STRIDED, gemm_panel, transpose_panel
+    from tapeprop.targets.cpu.gemm import ROWS, STRIDED, gemm_panel
+    from tapeprop.targets.cpu.panels import transpose_panel
 
     width, strided, rows_kind = 2 * lanes, STRIDED, ROWS
 

@@ -3,6 +3,9 @@
 A worker takes whole channels, so every sum is one worker's. "planes": a channel is N runs of `spatial` elements.
 "columns": spatial is 1, neighbours are channels, and a block of them is summed side by side, row after row.
 
+A running value moves by rate * (new - old), one product: in old * a + new * b, LLVM would choose which product to
+fuse with the sum, and may choose differently for a loop in vectors and one in scalars.
+
 Sums run in float64 about the mean of the chunk, chunks are merged in order (Chan, Golub and LeVeque 1979).
 """
 
@@ -34,7 +37,7 @@ def batch_norm_planes(dtype: str) -> NumbaKernel:
         x, gamma, beta, running_mean, running_var, y, batch_mean, inverse_std, new_mean, new_var,
         samples, channels, size, momentum_bits, epsilon_bits, worker, workers,
     ):  # fmt: skip
-        momentum, epsilon = from_bits(momentum_bits), from_bits(epsilon_bits)
+        rate, epsilon = 1.0 - from_bits(momentum_bits), from_bits(epsilon_bits)
         wide = min(size, chunk)
         tall = max(1, chunk // size)
         step = channels * size
@@ -61,8 +64,8 @@ def batch_norm_planes(dtype: str) -> NumbaKernel:
                 normalise_block(y, x, start, size, rounded, mean - rounded, scale, shift)
             batch_mean[channel] = mean
             inverse_std[channel] = inverse
-            new_mean[channel] = momentum * running_mean[channel] + (1.0 - momentum) * mean
-            new_var[channel] = momentum * running_var[channel] + (1.0 - momentum) * variance
+            new_mean[channel] = running_mean[channel] + rate * (mean - running_mean[channel])
+            new_var[channel] = running_var[channel] + rate * (variance - running_var[channel])
 
     return NumbaKernel(body, _forward_arrays(dtype), (*SIZES, "momentum_bits", "epsilon_bits"))
 
@@ -78,7 +81,7 @@ def batch_norm_columns(dtype: str) -> NumbaKernel:
         x, gamma, beta, running_mean, running_var, y, batch_mean, inverse_std, new_mean, new_var, scratch,
         samples, channels, size, momentum_bits, epsilon_bits, worker, workers,
     ):  # fmt: skip
-        momentum, epsilon = from_bits(momentum_bits), from_bits(epsilon_bits)
+        rate, epsilon = 1.0 - from_bits(momentum_bits), from_bits(epsilon_bits)
         blocks = (channels + block - 1) // block
         count = np.float64(samples)
         for grain in range(blocks * worker // workers, blocks * (worker + 1) // workers):
@@ -108,8 +111,8 @@ def batch_norm_columns(dtype: str) -> NumbaKernel:
                 inverse = 1.0 / np.sqrt(variance + epsilon)
                 ours[j] = means[j]
                 inverses[j] = inverse
-                after_mean[j] = momentum * before_mean[j] + (1.0 - momentum) * means[j]
-                after_var[j] = momentum * before_var[j] + (1.0 - momentum) * variance
+                after_mean[j] = before_mean[j] + rate * (means[j] - before_mean[j])
+                after_var[j] = before_var[j] + rate * (variance - before_var[j])
                 squares[j] = inverse
             scales, shifts = gamma[first:last], beta[first:last]
             for sample in range(samples):

@@ -256,4 +256,4 @@ def report(control, number, code):
     control: int64 view of the control block, number: the row's number, as a body with reports=True receives them. The
     kernel may return at once or finish; the executor stops at the next barrier.
     """
-    compare_exchange(address_of(control), 0, ((np.int64(number) + 1) << 16) | np.int64(code))  # type: ignore[call-arg]
+    compare_exchange(address_of(control), 0, ((np.int64(number) + 1) << 16) | np.int64(code))

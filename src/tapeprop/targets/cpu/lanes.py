@@ -1,12 +1,12 @@
 """Rows of a convolution whose vector lanes are images of a batch, for Numba bodies.
 
-An activation is (N / L, C, H, W, L): every pixel is one vector of L images, 64 bytes wide on every machine (LLVM splits it
-where registers are narrower). So each lane works at any width, channel count and stride, a weight is one number for the
-whole vector, and no pixel is ever gathered. Offsets of activations count vectors, those of weights elements.
+An activation is (N / L, C, H, W, L): the L images of a pixel lie side by side and fill whole vectors. So the lanes work at any
+width, channel count and stride, a weight is one number for the whole vector, and no pixel is ever gathered. Offsets of activations
+count pixels, those of weights elements.
 
-`correlate_row` makes one row of outputs for a few output channels: tiles of channels x pixels with their sums in registers.
-`weight_row` adds a row of pixels to the gradients of a few weights, lane by lane. Both walk the row in tiles; where a tile
-reaches beyond the image, its loads are masked, so that padding costs no copy and needs no code of its own.
+`correlate_row` makes one row of outputs for a few output channels, in tiles of channels x pixels whose sums stay in registers.
+`weight_rows` adds rows of pixels to the gradients of a few weights, lane by lane. Where a tile reaches beyond the image its loads
+are masked: padding costs no copy and nothing is known of it when the code is made.
 """
 
 from __future__ import annotations
@@ -23,70 +23,79 @@ from numba.extending import intrinsic
 from tapeprop.targets.cpu.plain import twin
 from tapeprop.targets.cpu.vector_arithmetic import VectorArithmetic
 
-__all__ = ["LANE_BYTES", "correlate_row"]
+__all__ = ["correlate_row", "lane_sum", "weight_rows"]
 
 Value = Any  # an llvmlite.ir value
 INT64, INT32 = ir.IntType(64), ir.IntType(32)
-LANE_BYTES = 64  # of a pixel
 
 
-class _Emitter(VectorArithmetic):
-    """Arithmetic on pixels, with pointers that move by elements or by vectors."""
+class LaneEmitter(VectorArithmetic):
+    """Arithmetic on vectors of `lanes` elements, and pointers to pixels of `width` elements, a multiple of the lanes."""
 
-    def __init__(self, builder: ir.IRBuilder, bits: int) -> None:
-        super().__init__(builder, bits, 8 * LANE_BYTES // bits)
-
-    def count(self, n: Value | int) -> Value:
-        return INT64(n) if isinstance(n, int) else n
+    def __init__(self, builder: ir.IRBuilder, bits: int, lanes: int, width: int) -> None:
+        super().__init__(builder, bits, lanes)
+        self.parts = width // lanes
+        self.pixel = ir.ArrayType(self.float_scalar, width)
 
     def move(self, place: Value, *elements: Value | int) -> Value:
         """`place` plus offsets in elements."""
-        for offset in elements:
-            place = self.builder.gep(place, [self.count(offset)], source_etype=self.float_scalar)
-        return place
+        return self._moved(place, self.float_scalar, elements)
 
-    def step(self, place: Value, *vectors: Value | int) -> Value:
-        """`place` plus offsets in vectors."""
-        for offset in vectors:
-            place = self.builder.gep(place, [self.count(offset)], source_etype=self.float)
+    def step(self, place: Value, *pixels: Value | int) -> Value:
+        """`place` plus offsets in pixels."""
+        return self._moved(place, self.pixel, pixels)
+
+    def _moved(self, place: Value, kind: ir.Type, offsets: Sequence[Value | int]) -> Value:
+        for offset in offsets:
+            index = INT64(offset) if isinstance(offset, int) else offset
+            place = self.builder.gep(place, [index], source_etype=kind)
         return place
 
     def scalar(self, place: Value) -> Value:
         """The element at `place` in every lane."""
         return self.broadcast(self.builder.load(place, typ=self.float_scalar, align=self.bits // 8))
 
-    def slots(self, count: int, initial: Value | None = None) -> list[Value]:
-        """Places on the stack for vectors, zero at first; LLVM keeps them in registers."""
-        return [cgutils.alloca_once_value(self.builder, self.value(0.0)) for _ in range(count)]
+    def slot(self) -> Value:
+        """A place on the stack for a vector, zero at first; LLVM keeps it in a register."""
+        return cgutils.alloca_once_value(self.builder, self.value(0.0))
 
     def get(self, slot: Value) -> Value:
         return self.builder.load(slot, typ=self.float)
 
-    def prefetch(self, place: Value, level: int) -> None:
-        """Asks for the cache line at `place`: level 3 into the first cache, 2 into the second."""
+    def column_mask(self, column: Value, columns: Value) -> Value:
+        """Every lane true if 0 <= column < columns: a negative column is a large unsigned number."""
+        return self.broadcast(self.builder.icmp_unsigned("<", column, columns))
+
+    def prefetch(self, place: Value) -> None:
+        """Asks for the cache line at `place` in the second-level cache."""
         module, name = self.builder.module, "llvm.prefetch.p0"
         function = module.globals.get(name)
         if function is None:
             kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(), INT32, INT32, INT32])
             function = ir.Function(module, kind, name)
-        self.builder.call(function, [place, INT32(0), INT32(level), INT32(1)])
+        self.builder.call(function, [place, INT32(0), INT32(2), INT32(1)])
 
 
-def _literals(kinds: Sequence[Any]) -> list[int] | None:
+# ---- functions inside a kernel
+
+
+def literal_values(kinds: Sequence[Any]) -> list[int] | None:
     """The values of integer literal types, or None where one is none; a body passes ints from its closure."""
     if not all(isinstance(kind, types.IntegerLiteral) for kind in kinds):
         return None
     return [kind.literal_value for kind in kinds]
 
 
-def _pointer(context: Any, builder: ir.IRBuilder, kind: Any, array: Value) -> Value:
+def pointer_to(context: Any, builder: ir.IRBuilder, kind: Any, array: Value) -> Value:
     """The address of an array's first element as an opaque pointer (llvmlite's bitcast would leave Numba's typed one)."""
     data = context.make_array(kind)(context, builder, array).data
     return builder.inttoptr(builder.ptrtoint(data, INT64), ir.PointerType())
 
 
-def _call(builder: ir.IRBuilder, name: str, values: Sequence[Value], emit: Callable[[ir.IRBuilder, Any], None]) -> None:
-    """Calls function `name` of the module, which `emit(builder, parameters)` fills at the first call.
+def function_of(
+    builder: ir.IRBuilder, name: str, kinds: Sequence[ir.Type], emit: Callable[[ir.IRBuilder, Any], None]
+) -> ir.Function:
+    """Function `name` of the module, which `emit(builder, parameters)` fills at the first call.
 
     A function of its own, never inlined, optimised for size: LLVM would copy the tiles for every condition around them
     that a loop does not change, and compile for thrice as long (numba 0.68).
@@ -94,15 +103,14 @@ def _call(builder: ir.IRBuilder, name: str, values: Sequence[Value], emit: Calla
     module = builder.module
     function = module.globals.get(name)
     if function is None:
-        kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
-        function = ir.Function(module, kind, name)
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), list(kinds)), name)
         function.linkage = "internal"
         function.attributes.add("noinline")
         function.attributes.add("optsize")
         inner = ir.IRBuilder(function.append_basic_block("entry"))
         emit(inner, function.args)
         inner.ret_void()
-    builder.call(function, values)
+    return function
 
 
 # ---- the correlation
@@ -113,52 +121,68 @@ _ROW = (
     "bias bias_start has_bias floor y y_start y_channel y_step count "
     "ahead ahead_channel ahead_channels ahead_row ahead_rows"
 ).split()
-_ARRAYS = ("x", "w", "bias", "y")
 
 
 @intrinsic(prefer_literal=True)
 def correlate_row(
-    typing_context, outs, pixels, taps, stride, w_tap,
+    typing_context, lanes, width, outs, fewer_outs, pixels, taps, fewer_taps, stride, w_tap, use_outs, use_taps,
     x, x_start, x_channel, x_row, columns, first, w, w_start, w_m, w_channel, w_row, depth, rows,
-    bias, bias_start, has_bias, floor, y, y_start, y_channel, y_step, count, ahead, ahead_channel, ahead_channels, ahead_row, ahead_rows,
+    bias, bias_start, has_bias, floor, y, y_start, y_channel, y_step, count,
+    ahead, ahead_channel, ahead_channels, ahead_row, ahead_rows,
 ):  # fmt: skip
     """y[m, q] = bias[m] + the sum over channel, row, tap of x[channel, row, first + q stride + tap] w[m, channel, row, tap].
 
-    For `outs` output channels m and `count` pixels q of one row. The first five arguments are literal ints: the tile (outs x
-    pixels), the taps of a row of the filter, the stride, and how far the weights of two taps are apart.
+    For `use_outs` output channels m, `count` pixels q of one row and `use_taps` taps. The arguments before those two are literal
+    ints: elements of a vector and of a pixel; the tile, outs x pixels, and the taps of a row of the filter, with the two values that
+    use_outs and use_taps may have; the stride; how far the weights of two taps are apart.
 
-    x: pixels at x_start + channel x_channel + row x_row + column in vectors, `depth` channels, `rows` rows; columns outside
-    0 <= column < columns count as zero. w: at w_start + m w_m + channel w_channel + row w_row + tap w_tap in elements.
-    bias: at bias_start + m, none where has_bias is 0. floor: where not 0, negative results become 0. y: at y_start
-    + m y_channel + q y_step in vectors. Sums run over channels, rows and taps in rising order, taps of one phase of the
-    stride together, whatever the tile.
+    x: the pixel at x_start + channel x_channel + row x_row + column, of `depth` channels and `rows` rows; columns outside
+    0 <= column < columns count as zero. w: the element at w_start + m w_m + channel w_channel + row w_row + tap w_tap.
+    bias: at bias_start + m; none where has_bias is 0. floor: where not 0, negative results become 0. y: the pixel at y_start
+    + m y_channel + q y_step. A sum starts with the bias and runs over channels, rows and taps in rising order, the taps of one
+    phase of the stride one after another, whatever the tile.
+
+    What lies `ahead` pixels behind x is asked for meanwhile, of the `ahead_channels` channels from `ahead_channel` on and the
+    `ahead_rows` rows from `ahead_row` on.
     """
-    literal = _literals([outs, pixels, taps, stride, w_tap])
+    literal = literal_values([lanes, width, outs, fewer_outs, pixels, taps, fewer_taps, stride, w_tap])
     if literal is None:
         return None
     kinds = {"x": x, "w": w, "bias": bias, "y": y}
-    signature = types.void(outs, pixels, taps, stride, w_tap, *[kinds.get(name, types.intp) for name in _ROW])
+    fixed = (lanes, width, outs, fewer_outs, pixels, taps, fewer_taps, stride, w_tap)
+    signature = types.void(*fixed, *[types.intp] * 2, *[kinds.get(name, types.intp) for name in _ROW])
+    lanes_, width_, outs_, fewer_outs_, pixels_, taps_, fewer_taps_, stride_, w_tap_ = literal
+    bits = x.dtype.bitwidth
 
     def codegen(context, builder, _signature, args):
         values = [
-            _pointer(context, builder, kinds[name], value) if name in kinds else value
-            for name, value in zip(_ROW, args[5:])
+            pointer_to(context, builder, kinds[name], value) if name in kinds else value
+            for name, value in zip(_ROW, args[11:])
         ]
+        variants = sorted({(m, k) for m in (outs_, fewer_outs_) for k in (taps_, fewer_taps_)})
+        for m, k in variants:
+            tile = (m, pixels_, k, stride_, w_tap_)
 
-        def emit(inner, parameters):
-            _Correlation(_Emitter(inner, x.dtype.bitwidth), dict(zip(_ROW, parameters)), *literal).emit()
+            def emit(inner, parameters, tile=tile):
+                _Correlation(LaneEmitter(inner, bits, lanes_, width_), dict(zip(_ROW, parameters)), *tile).emit()
 
-        _call(builder, f"correlate_row_{x.dtype.bitwidth}_{'_'.join(map(str, literal))}", values, emit)
+            name = f"correlate_row_{bits}_{'_'.join(map(str, (lanes_, width_, *tile)))}"
+            function = function_of(builder, name, [value.type for value in values], emit)
+            wanted = builder.and_(
+                builder.icmp_signed("==", args[9], INT64(m)), builder.icmp_signed("==", args[10], INT64(k))
+            )
+            with builder.if_then(wanted):
+                builder.call(function, values)
         return context.get_dummy_value()
 
     return signature, codegen
 
 
 class _Correlation:
-    """The code of one `correlate_row`."""
+    """The code of `correlate_row` for one tile."""
 
     def __init__(
-        self, e: _Emitter, given: dict[str, Value], outs: int, pixels: int, taps: int, stride: int, w_tap: int
+        self, e: LaneEmitter, given: dict[str, Value], outs: int, pixels: int, taps: int, stride: int, w_tap: int
     ) -> None:
         self.e, self.given, self.outs, self.pixels = e, given, outs, pixels
         self.stride, self.w_tap = stride, w_tap
@@ -167,121 +191,256 @@ class _Correlation:
         self.window = (pixels - 1) * stride + taps
 
     def emit(self) -> None:
-        """The tiles of the row, those that lie inside the image and the row without masks."""
+        """The tiles of the row; those that lie inside the image and the row need no masks."""
         e, b, given = self.e, self.e.builder, self.given
-        x = e.step(given["x"], given["x_start"])
-        y = e.step(given["y"], given["y_start"])
+        x, y = e.step(given["x"], given["x_start"]), e.step(given["y"], given["y_start"])
         w = e.move(given["w"], given["w_start"])
         has_bias = b.icmp_signed("!=", given["has_bias"], INT64(0))
         bias = b.select(has_bias, e.move(given["bias"], given["bias_start"]), w)
         self.starts = []
         for m in range(self.outs):
             value = b.load(e.move(bias, b.select(has_bias, INT64(m), INT64(0))), typ=e.float_scalar)
-            slot = cgutils.alloca_once_value(b, b.select(has_bias, value, e.float_scalar(0.0)))
-            self.starts.append(slot)
-        low = b.select(b.icmp_signed("!=", given["floor"], INT64(0)), e.float_scalar(0.0), e.float_scalar(float("-inf")))
-        self.floor = cgutils.alloca_once_value(b, low)
+            self.starts.append(b.select(has_bias, value, e.float_scalar(0.0)))
+        is_floor = b.icmp_signed("!=", given["floor"], INT64(0))
+        self.floor = b.select(is_floor, e.float_scalar(0.0), e.float_scalar(float("-inf")))
         with cgutils.for_range_slice(b, INT64(0), given["count"], INT64(self.pixels), INT64) as (q, _):
             column = b.add(given["first"], b.mul(q, INT64(self.stride)))
-            end = b.add(column, INT64(self.window))
-            inside = b.and_(
-                b.icmp_signed(">=", column, INT64(0)),
-                b.and_(
-                    b.icmp_signed("<=", end, given["columns"]),
-                    b.icmp_signed("<=", b.add(q, INT64(self.pixels)), given["count"]),
-                ),
-            )
-            place, target = e.step(x, column), e.step(y, b.mul(q, given["y_step"]))
-            with b.if_else(inside) as (middle, edge):
-                with middle:
-                    self.tile(place, w, target, None, None)
-                with edge:
-                    self.tile(place, w, target, column, b.sub(given["count"], q))
+            left = b.sub(given["count"], q)
+            seen = b.icmp_signed("<=", b.add(column, INT64(self.window)), given["columns"])
+            inside = b.and_(b.icmp_signed(">=", column, INT64(0)), seen)
+            inside = b.and_(inside, b.icmp_signed("<=", INT64(self.pixels), left))
+            places = e.step(x, column), e.step(y, b.mul(q, given["y_step"]))
+            with cgutils.for_range(b, INT64(e.parts), intp=INT64) as part:
+                source, target = (e.move(place, b.mul(part.index, INT64(e.lanes))) for place in places)
+                with b.if_else(inside) as (middle, edge):
+                    with middle:
+                        self.tile(source, w, target, None, None)
+                    with edge:
+                        self.tile(source, w, target, column, left)
 
     def tile(self, x: Value, w: Value, y: Value, column: Value | None, left: Value | None) -> None:
-        """One tile. column: that of x, left: the pixels left in the row; None where all of the tile lies inside."""
+        """One tile. column: that of x; left: the pixels left in the row; None where all of the tile lies inside."""
         e, b, given = self.e, self.e.builder, self.given
-        sums = {}
-        for m in range(self.outs):
-            start = e.broadcast(b.load(self.starts[m], typ=e.float_scalar))
-            for p in range(self.pixels):
-                sums[m, p] = cgutils.alloca_once(b, e.float)
-                b.store(start, sums[m, p])
+        sums = [[e.slot() for _ in range(self.pixels)] for _ in range(self.outs)]
+        for start, row in zip(self.starts, sums):
+            for slot in row:
+                b.store(e.broadcast(start), slot)
         masks: list[Value] = [None] * self.window
         if column is not None:
-            for j in range(self.window):
-                here = b.icmp_unsigned("<", b.add(column, INT64(j)), given["columns"])  # negative ones are large
-                masks[j] = e.broadcast(here)
+            masks = [e.column_mask(b.add(column, INT64(j)), given["columns"]) for j in range(self.window)]
         with cgutils.for_range(b, given["depth"], intp=INT64) as channel:
             x_channel = e.step(x, b.mul(channel.index, given["x_channel"]))
             w_channel = e.move(w, b.mul(channel.index, given["w_channel"]))
             with cgutils.for_range(b, given["rows"], intp=INT64) as row:
                 x_row = e.step(x_channel, b.mul(row.index, given["x_row"]))
-                w_row = e.move(w_channel, b.mul(row.index, given["w_row"]))
-                near = [
-                    b.icmp_unsigned("<", b.sub(index, given[f"ahead_{name}"]), given[f"ahead_{name}s"])
-                    for name, index in (("channel", channel.index), ("row", row.index))
-                ]
-                wanted = b.and_(*near)
-                with b.if_then(wanted):
-                    line = e.step(x_row, given["ahead"])
-                    for j in sorted({p * self.stride + k for p in range(self.pixels) for k in range(min(self.stride, len(self.taps)))}):
-                        e.prefetch(e.step(line, j), 2)
-                self.products(sums, x_row, w_row, masks)
+                self.look_ahead(x_row, channel.index, row.index)
+                self.products(sums, x_row, e.move(w_channel, b.mul(row.index, given["w_row"])), masks)
+        floor = e.broadcast(self.floor)
         for p in range(self.pixels):
             if left is None:
-                self.store(sums, y, p)
+                self.store(sums, y, p, floor)
             else:
                 with b.if_then(b.icmp_signed(">", left, INT64(p))):
-                    self.store(sums, y, p)
+                    self.store(sums, y, p, floor)
 
-    def products(self, sums: dict[tuple[int, int], Value], x: Value, w: Value, masks: list[Value]) -> None:
+    def look_ahead(self, x_row: Value, channel: Value, row: Value) -> None:
+        """Asks for the pixels of a later row that only this tile's place in it will read first."""
+        e, b, given = self.e, self.e.builder, self.given
+        wanted = [
+            b.icmp_unsigned("<", b.sub(index, given[f"ahead_{name}"]), given[f"ahead_{name}s"])
+            for name, index in (("channel", channel), ("row", row))
+        ]
+        with b.if_then(b.and_(*wanted)):
+            line, reach = e.step(x_row, given["ahead"]), range(min(self.stride, len(self.taps)))
+            for j in sorted({p * self.stride + tap for p in range(self.pixels) for tap in reach}):
+                e.prefetch(e.step(line, j))
+
+    def products(self, sums: list[list[Value]], x: Value, w: Value, masks: list[Value]) -> None:
         """Adds one row of taps of one channel."""
-        e, b, loaded = self.e, self.e.builder, {}
-        # x86 addresses reach w + step and w + 2 step: one pointer for three rows
-        rows = [e.move(w, b.mul(self.given["w_m"], INT64(m - m % 3))) for m in range(0, self.outs, 3)]
-        twice = b.mul(self.given["w_m"], INT64(2))
+        e, b = self.e, self.e.builder
+        w_m, twice = self.given["w_m"], b.mul(self.given["w_m"], INT64(2))
+        # one pointer for three rows: x86 addresses reach w, w + step and w + 2 step
+        thirds = [e.move(w, b.mul(w_m, INT64(m))) for m in range(0, self.outs, 3)]
+        loaded: dict[int, Value] = {}
         for tap in self.taps:
-            for p in range(self.pixels):
-                j = p * self.stride + tap
+            for j in range(tap, self.window, self.stride)[: self.pixels]:
                 if j not in loaded:
                     loaded[j] = e.load(e.step(x, j), masks[j])
-            for m in range(self.outs):
-                place = e.move(rows[m // 3], *([], [self.given["w_m"]], [twice])[m % 3], tap * self.w_tap)
+            for m, row in enumerate(sums):
+                place = e.move(thirds[m // 3], *([], [w_m], [twice])[m % 3], tap * self.w_tap)
                 weight = e.scalar(place)
-                for p in range(self.pixels):
-                    value = loaded[p * self.stride + tap]
-                    b.store(e.fma(weight, value, b.load(sums[m, p], typ=e.float)), sums[m, p])
+                for p, slot in enumerate(row):
+                    b.store(e.fma(weight, loaded[p * self.stride + tap], e.get(slot)), slot)
 
-    def store(self, sums: dict[tuple[int, int], Value], y: Value, p: int) -> None:
+    def store(self, sums: list[list[Value]], y: Value, p: int, floor: Value) -> None:
         """Writes the results of pixel p."""
         e, b = self.e, self.e.builder
-        floor = e.broadcast(b.load(self.floor, typ=e.float_scalar))
         place = e.step(y, b.mul(self.given["y_step"], INT64(p)))
-        for m in range(self.outs):
-            value = b.load(sums[m, p], typ=e.float)
-            # a NaN compares false and stays
-            e.store(e.select(e.compare("<", value, floor), floor, value), place)
+        for row in sums:
+            value = e.get(row[p])
+            e.store(e.select(e.compare("<", value, floor), floor, value), place)  # a NaN compares false and stays
             place = e.step(place, self.given["y_channel"])
 
 
 @twin(correlate_row)
 def _correlate_row(
-    outs, pixels, taps, stride, w_tap,
+    lanes, width, outs, fewer_outs, pixels, taps, fewer_taps, stride, w_tap, use_outs, use_taps,
     x, x_start, x_channel, x_row, columns, first, w, w_start, w_m, w_channel, w_row, depth, rows,
-    bias, bias_start, has_bias, floor, y, y_start, y_channel, y_step, count, ahead, ahead_channel, ahead_channels, ahead_row, ahead_rows,
+    bias, bias_start, has_bias, floor, y, y_start, y_channel, y_step, count,
+    ahead, ahead_channel, ahead_channels, ahead_row, ahead_rows,
 ):  # fmt: skip
-    lanes = LANE_BYTES // x.itemsize
-    x, y, w = x.reshape(-1, lanes), y.reshape(-1, lanes), w.reshape(-1)
-    q, outputs, channels = np.arange(count), np.arange(outs), np.arange(depth)
-    sums = np.zeros((outs, count, lanes), y.dtype)
+    x, y, w = x.reshape(-1, width), y.reshape(-1, width), w.reshape(-1)
+    q, m, channels = np.arange(count), np.arange(use_outs)[:, None], np.arange(depth)
+    sums = np.zeros((use_outs, count, width), y.dtype)
     if has_bias:
-        sums += bias.reshape(-1)[bias_start : bias_start + outs, None, None]
+        sums += bias.reshape(-1)[bias_start : bias_start + use_outs, None, None]
     for row in range(rows):
-        for tap in range(taps):
+        for tap in range(use_taps):
             column = first + q * stride + tap
             seen = q[(column >= 0) & (column < columns)]
-            place = x_start + channels[:, None] * x_channel + row * x_row + first + seen * stride + tap
-            weights = w[w_start + outputs[:, None] * w_m + channels * w_channel + row * w_row + tap * w_tap]
-            sums[:, seen] += np.tensordot(weights, x[place], 1)
-    y[y_start + outputs[:, None] * y_channel + q * y_step] = np.where(sums < 0, 0, sums) if floor else sums
+            places = x_start + channels[:, None] * x_channel + row * x_row + first + seen * stride + tap
+            weights = w[w_start + m * w_m + channels * w_channel + row * w_row + tap * w_tap]
+            sums[:, seen] += np.tensordot(weights, x[places], 1)
+    y[y_start + m * y_channel + q * y_step] = np.where(sums < 0, 0, sums) if floor else sums
+
+
+# ---- the gradient of the weights
+
+
+_GRADIENT = (
+    "x x_start x_channel x_row columns first dy dy_start dy_channel dy_row before inside count rows sums sums_start"
+).split()
+
+
+@intrinsic(prefer_literal=True)
+def weight_rows(
+    typing_context, lanes, width, outs, fewer_outs, ins, taps, stride, use_outs,
+    x, x_start, x_channel, x_row, columns, first, dy, dy_start, dy_channel, dy_row, before, inside, count, rows,
+    sums, sums_start,
+):  # fmt: skip
+    """sums[m, c, tap] += the sum over row, q of x[c, row, first + q stride + tap] dy[m, row, q], lane by lane.
+
+    For `use_outs` output channels m, `ins` input channels c and `count` pixels q of `rows` rows. The arguments before use_outs are
+    literal ints: elements of a vector and of a pixel; the tile, outs x ins x taps, with the two values that use_outs may have; the
+    stride. Places in x and dy as in `correlate_row`; what pixels before <= q < inside see has to lie inside the image. sums: the
+    pixel at sums_start + (m ins + c) taps + tap. Each sum runs over rows and pixels in rising order.
+    """
+    literal = literal_values([lanes, width, outs, fewer_outs, ins, taps, stride])
+    if literal is None:
+        return None
+    kinds = {"x": x, "dy": dy, "sums": sums}
+    fixed = (lanes, width, outs, fewer_outs, ins, taps, stride)
+    signature = types.void(*fixed, types.intp, *[kinds.get(name, types.intp) for name in _GRADIENT])
+    lanes_, width_, outs_, fewer_outs_, ins_, taps_, stride_ = literal
+    bits = x.dtype.bitwidth
+
+    def codegen(context, builder, _signature, args):
+        values = [
+            pointer_to(context, builder, kinds[name], value) if name in kinds else value
+            for name, value in zip(_GRADIENT, args[8:])
+        ]
+        for m in sorted({outs_, fewer_outs_}):
+            tile = (m, ins_, taps_, stride_)
+
+            def emit(inner, parameters, tile=tile):
+                given = dict(zip(_GRADIENT, parameters))
+                _WeightGradient(LaneEmitter(inner, bits, lanes_, width_), given, *tile).emit()
+
+            name = f"weight_rows_{bits}_{'_'.join(map(str, (lanes_, width_, *tile)))}"
+            function = function_of(builder, name, [value.type for value in values], emit)
+            with builder.if_then(builder.icmp_signed("==", args[7], INT64(m))):
+                builder.call(function, values)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+class _WeightGradient:
+    """The code of `weight_rows` for one tile."""
+
+    def __init__(self, e: LaneEmitter, given: dict[str, Value], outs: int, ins: int, taps: int, stride: int) -> None:
+        self.e, self.given, self.outs, self.ins, self.taps, self.stride = e, given, outs, ins, taps, stride
+
+    def emit(self) -> None:
+        """The pixels of each row one by one; those at its ends masked."""
+        e, b, given = self.e, self.e.builder, self.given
+        starts = e.step(given["x"], given["x_start"]), e.step(given["dy"], given["dy_start"])
+        with cgutils.for_range(b, INT64(e.parts), intp=INT64) as part:
+            offset = b.mul(part.index, INT64(e.lanes))
+            x, dy, target = (e.move(place, offset) for place in (*starts, given["sums"]))
+            self.sums = [e.slot() for _ in range(self.outs * self.ins * self.taps)]
+            for slot in self.sums:
+                b.store(e.value(0.0), slot)
+            with cgutils.for_range(b, given["rows"], intp=INT64) as row:
+                x_row = e.step(x, b.mul(row.index, given["x_row"]))
+                dy_row = e.step(dy, b.mul(row.index, given["dy_row"]))
+                with cgutils.for_range_slice(b, INT64(0), INT64(2), INT64(1), INT64) as (side, _):
+                    left = b.icmp_signed("==", side, INT64(0))
+                    begin = b.select(left, INT64(0), given["inside"])
+                    end = b.select(left, given["before"], given["count"])
+                    with cgutils.for_range_slice(b, begin, end, INT64(1), INT64) as (q, _):
+                        self.add(x_row, dy_row, q, True)
+                    end = b.select(left, given["inside"], INT64(0))
+                    with cgutils.for_range_slice(b, given["before"], end, INT64(1), INT64) as (q, _):
+                        self.add(x_row, dy_row, q, False)
+            for i, slot in enumerate(self.sums):
+                place = e.step(target, given["sums_start"], i)
+                e.store(e.add(e.load(place), e.get(slot)), place)
+
+    def add(self, x: Value, dy: Value, q: Value, masked: bool) -> None:
+        """Adds the products of pixel q."""
+        e, b, given = self.e, self.e.builder, self.given
+        column = b.add(b.mul(q, INT64(self.stride)), given["first"])
+        masks: list[Value] = [None] * self.taps
+        if masked:
+            masks = [e.column_mask(b.add(column, INT64(tap)), given["columns"]) for tap in range(self.taps)]
+        gradients = [e.load(e.step(dy, q, b.mul(given["dy_channel"], INT64(m)))) for m in range(self.outs)]
+        for c in range(self.ins):
+            line = e.step(x, column, b.mul(given["x_channel"], INT64(c)))
+            for tap in range(self.taps):
+                value = e.load(e.step(line, tap), masks[tap])
+                for m, gradient in enumerate(gradients):
+                    slot = self.sums[(m * self.ins + c) * self.taps + tap]
+                    b.store(e.fma(value, gradient, e.get(slot)), slot)
+
+
+@twin(weight_rows)
+def _weight_rows(
+    lanes, width, outs, fewer_outs, ins, taps, stride, use_outs,
+    x, x_start, x_channel, x_row, columns, first, dy, dy_start, dy_channel, dy_row, before, inside, count, rows,
+    sums, sums_start,
+):  # fmt: skip
+    x, dy, sums = x.reshape(-1, width), dy.reshape(-1, width), sums.reshape(-1, width)
+    row, q, m, c = np.arange(rows)[:, None], np.arange(count), np.arange(use_outs)[:, None], np.arange(ins)
+    for tap in range(taps):
+        column = first + q * stride + tap
+        seen = q[(column >= 0) & (column < columns)]
+        values = x[x_start + c[:, None, None] * x_channel + row * x_row + first + seen * stride + tap]
+        gradients = dy[dy_start + m[:, :, None] * dy_channel + row * dy_row + seen]
+        sums[sums_start + (m * ins + c) * taps + tap] += np.einsum("crql,mrql->mcl", values, gradients)
+
+
+@intrinsic(prefer_literal=True)
+def lane_sum(typing_context, width, array, place):
+    """The sum of the elements of the pixel at `place`, added in halves. width: a literal int, the elements of a pixel."""
+    literal = literal_values([width])
+    if literal is None:
+        return None
+
+    def codegen(context, builder, _signature, args):
+        e = LaneEmitter(builder, array.dtype.bitwidth, literal[0], literal[0])
+        value, half = e.load(e.step(pointer_to(context, builder, array, args[1]), args[2])), e.lanes // 2
+        while half:
+            order = ir.Constant(ir.VectorType(INT32, e.lanes), [i ^ half for i in range(e.lanes)])
+            value, half = e.add(value, builder.shuffle_vector(value, value, order)), half // 2
+        return builder.extract_element(value, INT32(0))
+
+    return array.dtype(width, array, types.intp), codegen
+
+
+@twin(lane_sum)
+def _lane_sum(width, array, place):
+    values = array.reshape(-1, width)[place]
+    while len(values) > 1:
+        values = values[: len(values) // 2] + values[len(values) // 2 :]
+    return values[0]

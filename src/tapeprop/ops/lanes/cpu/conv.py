@@ -1,42 +1,377 @@
+"""CPU kernels of the convolutions whose vector lanes are images: rows of outputs, in tiles that read x and w where they lie.
+
+Activations are (G, C, H, W, L), L images side by side in a pixel; weights are (O, C, KH, KW) and read one by one, as broadcasts.
+`targets.cpu.lanes` holds the microkernels. Only the filter's width, the horizontal stride and the tile are compiled in.
+
+The input's gradient is the same correlation, with the taps turned round: output pixels of one phase of the stride meet the same
+taps, and each phase is a correlation of stride 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tapeprop.ops.op import ArrayType, Attributes, Call, Launch, Ref, launch
+from tapeprop.targets.cpu import machine
 from tapeprop.targets.cpu.kernel import NumbaKernel
 
-def forward(dtype, outs, uneven, pixels, taps, stride):
+GRAINS = 8  # that a weight gradient is cut into where its shape allows
+LONGEST = 11  # taps of a filter's row whose gradients are summed side by side
+
+_GEOMETRY = (
+    "groups", "channels", "height", "width", "filters", "height_out", "width_out", "taps_h", "stride_h", "top", "left",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The sizes of a convolution x (G, C, H, W, L), w (O, C, KH, KW) -> y (G, O, OH, OW, L)."""
+
+    groups: int
+    channels: int
+    height: int
+    width: int
+    filters: int
+    height_out: int
+    width_out: int
+    taps_h: int
+    stride_h: int
+    top: int
+    left: int
+    taps_w: int
+    stride_w: int
+    images: int
+
+    @classmethod
+    def of(cls, x: ArrayType, w: tuple[int, ...], y: ArrayType, attributes: Attributes) -> Geometry:
+        (stride_h, stride_w), ((top, _), (left, _)) = attributes["stride"], attributes["padding"]
+        groups, filters, height_out, width_out, images = y.shape
+        return cls(
+            groups, *x.shape[1:4], filters, height_out, width_out, w[2], stride_h, top, left, w[3], stride_w, images
+        )  # fmt: skip
+
+    @property
+    def integers(self) -> list[int]:
+        """The kernels' first integers, in the order of `_GEOMETRY`."""
+        return [getattr(self, name) for name in _GEOMETRY]
+
+
+# ---- tiles
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """`count` channels in blocks of about one size: the first `tall` hold `size`, the others one less."""
+
+    count: int
+    blocks: int
+
+    @property
+    def size(self) -> int:
+        return -(-self.count // self.blocks)
+
+    @property
+    def tall(self) -> int:
+        return self.count - self.blocks * (self.size - 1)
+
+    @property
+    def fewer(self) -> int:
+        """The size of the smaller blocks, that of the others where there are none."""
+        return self.size if self.tall == self.blocks else self.size - 1
+
+
+def lanes_of(dtype: str, images: int) -> int:
+    """Elements of the vectors that the pixels of `images` elements are cut into."""
+    return min(machine.lanes(dtype), images)
+
+
+def forward_tile(registers: int, outs: int, width: int, taps: int, stride: int) -> tuple[Blocks, int]:
+    """(blocks of output channels, pixels) of the tile that takes the least time for all `outs` channels of a row.
+
+    A step multiplies outs x pixels vectors for each tap and loads a window of x and a weight for each channel and tap; a
+    core does about as many of one as of the other at a time. The tile's sums, a column of x and a weight stay in registers.
+    """
+    room = registers - (3 if registers >= 32 else 2)
+    best = None
+    for size in range(1, min(outs, 8) + 1):
+        split = Blocks(outs, -(-outs // size))
+        for pixels in range(1, min(width, 8) + 1):
+            if split.size * pixels + pixels > room:
+                continue
+            tiles, window = -(-width // pixels), (pixels - 1) * stride + taps
+            time = 0.0
+            for m, blocks in ((split.size, split.tall), (split.size - 1, split.blocks - split.tall)):
+                products, loads = m * pixels * taps, min(window, pixels * taps) + m * taps
+                # 8 sums or more hide the latency of a product; what is left is for counting and for the last stores
+                time += blocks * tiles * (max(products, loads, 8 * taps) + 0.25 * loads + 2)
+            # small code for equal speed
+            time *= 1 + 0.002 * split.size * pixels
+            if best is None or time < best[0]:
+                best = time, split, pixels
+    assert best is not None
+    return best[1], best[2]
+
+
+def gradient_tile(registers: int, outs: int, ins: int, taps: int) -> tuple[Blocks, int]:
+    """(blocks of output channels, input channels) of the weight gradient's tile: the fewest loads for a product."""
+    best = None
+    for size in range(1, min(outs, 8) + 1):
+        split = Blocks(outs, -(-outs // size))
+        for group in (n for n in range(1, min(ins, 8) + 1) if ins % n == 0):
+            if split.size * (group * taps + 1) + 2 > registers and (split.size, group) != (1, 1):
+                continue
+            time = 0.0
+            for m, blocks in ((split.size, split.tall), (split.size - 1, split.blocks - split.tall)):
+                products, loads = m * group * taps, m + group * taps
+                time += blocks * (max(products, loads, 8) + 0.25 * loads + 2)
+            time /= group
+            if best is None or time < best[0]:
+                best = time, split, group
+    assert best is not None
+    return best[1], best[2]
+
+
+def _flat(refs: list[tuple[Ref, ArrayType]]) -> list[tuple[Ref, tuple[int, ...]]]:
+    return [(ref, (kind.size,)) for ref, kind in refs]
+
+
+# ---- forward
+
+
+def forward_launch(call: Call) -> Launch:
+    """The row of y = activation(conv(x, w) + b)."""
+    x, w = call.operands[:2]
+    y, has_bias = call.results[0], len(call.operands) == 3
+    g = Geometry.of(x, w.shape, y, call.attributes)
+    split, pixels = forward_tile(machine.vector_registers(), g.filters, g.width_out, g.taps_w, g.stride_w)
+    last = len(call.operands) - 1
+    arrays = [(Ref("operand", i), call.operands[i]) for i in (0, 1, last)] + [(Ref("result"), y)]
+    return launch(
+        f"{__name__}:forward",
+        call,
+        _flat(arrays),
+        [*g.integers, int(has_bias), int(call["activation"] == "relu"), split.tall, split.blocks],
+        dtype=y.dtype,
+        lanes=lanes_of(y.dtype, g.images),
+        images=g.images,
+        outs=split.size,
+        fewer=split.fewer,
+        pixels=pixels,
+        taps=g.taps_w,
+        stride=g.stride_w,
+    )
+
+
+def forward(
+    dtype: str, lanes: int, images: int, outs: int, fewer: int, pixels: int, taps: int, stride: int
+) -> NumbaKernel:
+    """y = conv(x, w) + bias, negative numbers made 0 where `floor` is not 0. A grain is a row of a block of channels."""
     from tapeprop.targets.cpu.lanes import correlate_row
-    less, tap = max(outs - 1,1), 1
-    def body(x, w, bias, y, groups, channels, height, width, filters, out_h, out_w, taps_h, step_h, top, left, has_bias, floor, tall, blocks, merged, worker, workers):
-        plane, w_m, w_channel = height * width, channels * taps_h * taps, taps_h * taps
-        lines = groups * out_h
-        for line in range(lines * worker // workers, lines * (worker + 1) // workers):
-            g, h = line // out_h, line % out_h
-            low = max(0, top - h * step_h)
-            high = min(taps_h, height + top - h * step_h)
-            rows = max(high - low, 0)
-            x_start = (g * channels * height + h * step_h - top + low) * width
-            if h + 1 < out_h:
-                ahead, old = step_h * width, min(max(rows - step_h, 0), rows)
+
+    forwards = 1
+
+    def body(
+        x, w, bias, y, groups, channels, height, width, filters, height_out, width_out, taps_h, stride_h, top, left,
+        has_bias, floor, tall, blocks, worker, workers,
+    ):  # fmt: skip
+        plane, plane_out, filter_size = height * width, height_out * width_out, taps_h * taps
+        grains = groups * height_out * blocks
+        for grain in range(grains * worker // workers, grains * (worker + 1) // workers):
+            line, block = grain // blocks, grain % blocks
+            group, h = line // height_out, line % height_out
+            o, size = block * outs - max(block - tall, 0), outs if block < tall else fewer
+            # the rows of the filter that meet the image, from the first of them on
+            low, high = max(top - h * stride_h, 0), min(taps_h, height + top - h * stride_h)
+            rows, row = max(high - low, 0), h * stride_h - top + low
+            # what the next row of outputs sees that this one does not; each block asks for some channels of it
+            known, ahead = max(rows - stride_h, 0), stride_h * width
+            if h + 1 == height_out:
+                known, ahead = 0, channels * plane - row * width
+            first = channels * block // blocks
+            share = channels * (block + 1) // blocks - first
+            if taps_h == 1:  # the inner loop runs over channels
+                depth, inner, x_row, w_row = rows, channels, plane, filter_size
+                known, rows, first, share = first, share, known, rows - known
             else:
-                ahead, old = ((channels - 1) * height + height - h * step_h + top - low) * width, 0
-            depth, inner, x_channel, x_row, w_row = channels, rows, plane, width, taps
-            if merged:
-                depth, inner, x_channel, x_row, w_row = rows, channels, 0, plane, w_channel
-            for block in range(blocks):
-                o = block * outs - max(block - tall, 0)
-                c0, c1 = channels * block // blocks, channels * (block + 1) // blocks
-                c1 -= c0
-                r0, r1 = old, rows - old
-                if merged:
-                    c0, c1, r0, r1 = r0, r1, c0, c1
-                w_start = (o * channels * taps_h + low) * taps
-                y_start = ((g * filters + o) * out_h + h) * out_w
-                if block < tall:
-                    correlate_row(
-                        outs, pixels, taps, stride, tap, x, x_start, x_channel, x_row, width, -left,
-                        w, w_start, w_m, w_channel, w_row, depth, inner,
-                        bias, o, has_bias, floor, y, y_start, out_h * out_w, 1, out_w, ahead, c0, c1, r0, r1)
-                elif uneven:
-                    correlate_row(
-                        less, pixels, taps, stride, tap, x, x_start, x_channel, x_row, width, -left,
-                        w, w_start, w_m, w_channel, w_row, depth, inner,
-                        bias, o, has_bias, floor, y, y_start, out_h * out_w, 1, out_w, ahead, c0, c1, r0, r1)
-    ints = "groups channels height width filters out_h out_w taps_h step_h top left has_bias floor tall blocks merged".split()
-    return NumbaKernel(body, [(n, dtype, 1) for n in ("x", "w", "bias", "y")], ints)
+                depth, inner, x_row, w_row = channels, rows, width, taps
+                rows -= known
+            correlate_row(
+                lanes, images, outs, fewer, pixels, taps, taps, stride, forwards, size, taps,
+                x, group * channels * plane + row * width, plane, x_row, width, -left,
+                w, o * channels * filter_size + low * taps, channels * filter_size, filter_size, w_row, depth, inner,
+                bias, o, has_bias, floor,
+                y, (group * filters + o) * plane_out + h * width_out, plane_out, 1, width_out,
+                ahead, first, share, known, rows,
+            )  # fmt: skip
+
+    arrays = [(name, dtype, 1) for name in ("x", "w", "bias", "y")]
+    return NumbaKernel(body, arrays, (*_GEOMETRY, "has_bias", "floor", "tall", "blocks"))
+
+
+# ---- the input's gradient
+
+
+def input_grad_launch(call: Call) -> Launch:
+    """The row of dx from dy, w."""
+    dy, w = call.operands
+    dx = call.results[0]
+    g = Geometry.of(dx, w.shape, dy, call.attributes)
+    taps, width = -(-g.taps_w // g.stride_w), -(-g.width // g.stride_w)  # of a phase
+    split, pixels = forward_tile(machine.vector_registers(), g.channels, width, taps, 1)
+    return launch(
+        f"{__name__}:input_grad",
+        call,
+        _flat([(Ref("operand", 0), dy), (Ref("operand", 1), w), (Ref("result"), dx)]),
+        [*g.integers, split.tall, split.blocks],
+        dtype=dx.dtype,
+        lanes=lanes_of(dx.dtype, g.images),
+        images=g.images,
+        outs=split.size,
+        fewer=split.fewer,
+        pixels=pixels,
+        taps=g.taps_w,
+        stride=g.stride_w,
+    )
+
+
+def input_grad(
+    dtype: str, lanes: int, images: int, outs: int, fewer: int, pixels: int, taps: int, stride: int
+) -> NumbaKernel:
+    """dx[c, h, w] = sum over o, kh, kw of w[o, c, kh, kw] dy[o, (h + top - kh) / stride, ...], whole quotients only.
+
+    Row h + top = stride u + phase meets taps kh = phase, phase + stride, ..., the last of which reads the first row of dy.
+    A grain is a row of a block of channels.
+    """
+    from tapeprop.targets.cpu.lanes import correlate_row
+
+    most, step, backwards = -(-taps // stride), 1, -stride  # taps of the first phases; of the others one less
+    least = max(taps // stride, 1)
+
+    def body(
+        dy, w, dx, groups, channels, height, width, filters, height_out, width_out, taps_h, stride_h, top, left,
+        tall, blocks, worker, workers,
+    ):  # fmt: skip
+        plane, plane_out, filter_size = height * width, height_out * width_out, taps_h * taps
+        grains = groups * height * blocks
+        for grain in range(grains * worker // workers, grains * (worker + 1) // workers):
+            line, block = grain // blocks, grain % blocks
+            group, h = line // height, line % height
+            c, size = block * outs - max(block - tall, 0), outs if block < tall else fewer
+            phase_h = (h + top) % stride_h
+            count_h = (taps_h - phase_h + stride_h - 1) // stride_h
+            start = (h + top) // stride_h - count_h + 1
+            low, high = max(-start, 0), min(count_h, height_out - start)
+            rows, row = max(high - low, 0), start + low
+            # the row of dy after these, or the first one of the next images
+            known, ahead = max(rows - 1, 0), width_out
+            if row + rows >= height_out:
+                known, ahead = 0, filters * plane_out - row * width_out
+            first = filters * block // blocks
+            share = filters * (block + 1) // blocks - first
+            fresh = rows - known
+            if taps_h <= stride_h:  # one row at most: the inner loop runs over channels
+                depth, inner, dy_row, w_row = rows, filters, plane_out, channels * filter_size
+                known, fresh, first, share = first, share, known, fresh
+            else:
+                depth, inner, dy_row, w_row = filters, rows, width_out, -stride_h * taps
+            w_first = c * filter_size + (phase_h + stride_h * (count_h - 1 - low)) * taps
+            for phase_w in range(stride):
+                left_out = (phase_w - left) % stride
+                count_w = (taps - phase_w + stride - 1) // stride
+                correlate_row(
+                    lanes, images, outs, fewer, pixels, most, least, step, backwards, size, max(count_w, 1),
+                    dy, group * filters * plane_out + row * width_out, plane_out, dy_row, width_out,
+                    (left_out + left) // stride - count_w + 1,
+                    w, w_first + phase_w + stride * (count_w - 1), filter_size, channels * filter_size, w_row,
+                    depth if count_w > 0 else 0, inner, w, 0, 0, 0,
+                    dx, (group * channels + c) * plane + h * width + left_out, plane, stride,
+                    (width - left_out + stride - 1) // stride,
+                    ahead, first, share, known, fresh,
+                )  # fmt: skip
+
+    return NumbaKernel(body, [(name, dtype, 1) for name in ("dy", "w", "dx")], (*_GEOMETRY, "tall", "blocks"))
+
+
+# ---- the weights' gradient
+
+
+def weight_grad_launch(call: Call) -> Launch:
+    """The row of dw from x, dy."""
+    x, dy = call.operands
+    dw = call.results[0]
+    g = Geometry.of(x, dw.shape, dy, call.attributes)
+    taps = g.taps_w if g.taps_w <= LONGEST else 1
+    split, ins = gradient_tile(machine.vector_registers(), g.filters, g.channels, taps)
+    tiles = split.blocks * (g.channels // ins)
+    apart = g.taps_h if tiles < GRAINS else 1
+    elements = -(-g.taps_h // apart) * split.size * ins * g.taps_w * g.images
+    arrays = _flat([(Ref("operand", 0), x), (Ref("operand", 1), dy), (Ref("result"), dw)])
+    arrays.append((Ref("scratch"), (1, elements)))
+    return launch(
+        f"{__name__}:weight_grad",
+        call,
+        arrays,
+        [*g.integers, g.taps_w, split.tall, split.blocks, apart],
+        scratch=(elements, dw.dtype),
+        dtype=dw.dtype,
+        lanes=lanes_of(dw.dtype, g.images),
+        images=g.images,
+        outs=split.size,
+        fewer=split.fewer,
+        ins=ins,
+        taps=taps,
+        stride=g.stride_w,
+    )
+
+
+def weight_grad(
+    dtype: str, lanes: int, images: int, outs: int, fewer: int, ins: int, taps: int, stride: int
+) -> NumbaKernel:
+    """dw[o, c, kh, kw] = sum over images, pixels of x[c, at the pixel's tap] dy[o, pixel].
+
+    A grain is a tile of channels, or one row of its filters where the tiles are few (`apart`): summed image group by image
+    group, lane by lane, and over the lanes last. `taps` of a filter's row are summed at a time.
+    """
+    from tapeprop.targets.cpu.lanes import lane_sum, weight_rows
+
+    def body(
+        x, dy, dw, scratch, groups, channels, height, width, filters, height_out, width_out, taps_h, stride_h, top, left,
+        taps_w, tall, blocks, apart, worker, workers,
+    ):  # fmt: skip
+        sums, plane, plane_out, runs = scratch[worker], height * width, height_out * width_out, taps_w // taps
+        grains = blocks * (channels // ins) * apart
+        for grain in range(grains * worker // workers, grains * (worker + 1) // workers):
+            tile, part = grain // apart, grain % apart
+            first_kh, end_kh = taps_h * part // apart, taps_h * (part + 1) // apart
+            block, c = tile // (channels // ins), tile % (channels // ins) * ins
+            o, size = block * outs - max(block - tall, 0), outs if block < tall else fewer
+            tile_size = size * ins * taps
+            cleared = sums[: (end_kh - first_kh) * runs * tile_size * images]
+            for i in range(cleared.size):
+                cleared[i] = 0.0
+            for group in range(groups):
+                for kh in range(first_kh, end_kh):
+                    low = max((top - kh + stride_h - 1) // stride_h, 0)
+                    high = min((height - 1 + top - kh) // stride_h + 1, height_out)
+                    for run in range(runs):
+                        # the pixels whose taps of this run all lie inside the image
+                        first = run * taps - left
+                        before = min(max((stride - 1 - first) // stride, 0), width_out)
+                        inside = min(max((width - taps - first) // stride + 1, before), width_out)
+                        weight_rows(
+                            lanes, images, outs, fewer, ins, taps, stride, size,
+                            x, (group * channels + c) * plane + (low * stride_h - top + kh) * width, plane,
+                            stride_h * width, width, first,
+                            dy, (group * filters + o) * plane_out + low * width_out, plane_out, width_out,
+                            before, inside, width_out, high - low, sums, ((kh - first_kh) * runs + run) * tile_size,
+                        )  # fmt: skip
+            for kh in range(first_kh, end_kh):
+                for m in range(size):
+                    for i in range(ins):
+                        target = (((o + m) * channels + c + i) * taps_h + kh) * taps_w
+                        for kw in range(taps_w):
+                            place = ((kh - first_kh) * runs + kw // taps) * tile_size + (m * ins + i) * taps
+                            dw[target + kw] = lane_sum(images, sums, place + kw % taps)
+
+    arrays = [(name, dtype, 1) for name in ("x", "dy", "dw")]
+    return NumbaKernel(body, arrays, (*_GEOMETRY, "taps_w", "tall", "blocks", "apart"), scratch=dtype)

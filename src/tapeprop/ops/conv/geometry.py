@@ -1,0 +1,102 @@
+"""The sizes of a convolution, and how its work and a worker's scratch are cut: fixed by the shapes alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from math import gcd
+
+from tapeprop.ops.op import ITEM_BYTES, ArrayType, Attributes
+
+STAGED_BYTES = 320 * 1024  # of a band: its planes and the weights that meet them share the second-level cache
+GRAINS = 8  # that a convolution is cut into where its shape allows
+PIXELS = 512  # of a band whose gradients the weight gradient lays out anew
+BLOCK_ROWS = 72  # of the weight gradient that share such a layout, at most
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The sizes of a convolution x (N, C, H, W), w (O, C / groups, KH, KW) -> y (N, O, OH, OW).
+
+    channels and filters are those of one group; step is the dilation.
+    """
+
+    images: int
+    groups: int
+    channels: int
+    height_in: int
+    width_in: int
+    filters: int
+    taps_h: int
+    taps_w: int
+    stride_h: int
+    stride_w: int
+    top: int
+    left: int
+    step_h: int
+    step_w: int
+    height_out: int
+    width_out: int
+
+    @classmethod
+    def of(cls, x: ArrayType, w: ArrayType, y: ArrayType, attributes: Attributes) -> Geometry:
+        groups, ((top, _), (left, _)) = attributes["groups"], attributes["padding"]
+        sizes: list[int] = [x.shape[0], groups, w.shape[1], *x.shape[2:], w.shape[0] // groups, *w.shape[2:]]
+        sizes += [*attributes["stride"], top, left, *attributes["dilation"], *y.shape[2:]]
+        return cls(**dict(zip(FIELDS, sizes, strict=True)))
+
+    @property
+    def integers(self) -> list[int]:
+        """The kernels' first integers, in the order of `FIELDS`."""
+        return [getattr(self, name) for name in FIELDS]
+
+    @property
+    def taps(self) -> int:
+        return self.taps_h * self.taps_w
+
+    @property
+    def halo(self) -> int:
+        """How many rows of a plane lie below those that the first row of taps reads."""
+        return (self.taps_h - 1) * self.step_h // self.stride_h
+
+    @property
+    def slots(self) -> int:
+        """How many phases of the vertical stride the taps read: row kh of the filter reads phase kh % slots."""
+        return min(self.taps_h, self.stride_h // gcd(self.stride_h, self.step_h))
+
+    @property
+    def direct(self) -> bool:
+        """Whether the rows of x are the planes' rows: a filter one column wide, no padding, no stride."""
+        plain = (self.taps_w, self.stride_h, self.stride_w, self.top, self.left) == (1, 1, 1, 0, 0)
+        return plain and (self.height_out + self.halo, self.width_out) == (self.height_in, self.width_in)
+
+
+#: The names of the kernels' first integers.
+FIELDS = tuple(field.name for field in fields(Geometry))
+
+
+def band_rows(rows: int, halo: int, row_bytes: int, parts: int = 1, limit: int | None = None) -> int:
+    """Rows of a band: as many as can be staged, at least 4, or as make `parts` bands; all bands about equal."""
+    most = max(STAGED_BYTES // row_bytes - halo, 4)
+    most = min(most, rows if limit is None else limit)
+    bands = max(-(-rows // most), min(parts, rows // 4), 1)
+    return -(-rows // bands)
+
+
+def block_of(count: int, units: int) -> int:
+    """Channels that one worker computes from a staged band: all, where there are bands enough."""
+    parts = max(1, min(-(-GRAINS // units), count // 16))
+    return -(-count // (parts * 4)) * 4 if parts > 1 else count
+
+
+def whole(elements: int) -> int:
+    """Elements rounded up to whole cache lines."""
+    return -(-elements // 16) * 16
+
+
+def scratch_layout(dtype: str, *parts: int, table: int) -> tuple[list[int], int, int]:
+    """(start of each part, start of the table in int64 words, elements in all) of a worker's scratch."""
+    starts, total = [], 0
+    for part in parts:
+        starts.append(total)
+        total += whole(part)
+    return starts, total * ITEM_BYTES[dtype] // 8, total + whole(table * 8 // ITEM_BYTES[dtype])
