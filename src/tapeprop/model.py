@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,10 @@ import numpy as np
 from tapeprop import interchange
 from tapeprop.graph.graph import CompiledGraph, StepArguments
 from tapeprop.runtime.timing import RowTime
+from tapeprop.schedules import Schedule
 from tapeprop.training import evaluate as evaluation
 from tapeprop.training import optimizer_state
+from tapeprop.training.callbacks import Callback
 from tapeprop.training.fit import fit
 from tapeprop.training.history import History
 from tapeprop.training.model import Model
@@ -58,10 +60,47 @@ class LayerGraph(CompiledGraph):
         labels = step_labels(model, objective, y, self.output_shapes([a.shape for a in arrays]))
         return arrays, labels, objective.losses, objective.weights
 
-    def fit(self, X: Any, y: Any, *, loss: Any, **options: Any) -> History:
-        """Trains on whole arrays: see `tapeprop.training.fit.fit` for the options."""
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        loss: Any,
+        optimizer: Any = None,
+        epochs: int = 1,
+        batch_size: int = 32,
+        validation_data: tuple[Any, Any] | None = None,
+        validation_split: float = 0.0,
+        shuffle: bool = True,
+        seed: int | None = None,
+        schedule: Schedule | None = None,
+        metrics: Iterable[Any] = ("accuracy",),
+        callbacks: Iterable[Callback] = (),
+        loss_weights: Any = None,
+        accumulate: int = 1,
+        verbose: int = 1,
+    ) -> History:
+        """Trains on whole arrays and gives the figures of every epoch: see `tapeprop.training.fit.fit`."""
         self._compiled("fit()")
-        return fit(self, X, y, loss=loss, **options)
+        return fit(
+            self,
+            X,
+            y,
+            loss=loss,
+            optimizer=optimizer,
+            epochs=epochs,
+            batch_size=batch_size,
+            validation_data=validation_data,
+            validation_split=validation_split,
+            shuffle=shuffle,
+            seed=seed,
+            schedule=schedule,
+            metrics=metrics,
+            callbacks=callbacks,
+            loss_weights=loss_weights,
+            accumulate=accumulate,
+            verbose=verbose,
+        )
 
     def predict(self, X: Any, batch_size: int = 256) -> Any:
         """The output for X in evaluation mode, batch by batch: fresh arrays, one per term where `term` is a list."""

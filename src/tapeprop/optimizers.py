@@ -5,6 +5,8 @@ graph's. A rule has two parts. `prepare` runs once per step in float64 on a few 
 in the parameter's dtype. A new optimizer is a subclass that stores its constructor's arguments under their own names
 and gives `rule`:
 
+    from tapeprop.ops.scalar import where  # sqrt, maximum, exp, ... stand there too
+
     class SignSGD(Optimizer):
         def rule(self, weight, gradient, slots, scalars):
             return weight - scalars["lr"] * where(gradient < 0, -1, 1), {}

@@ -275,6 +275,16 @@ def test_a_short_training_is_repeatable(capsys, tmp_path) -> None:
     assert json.loads(run(capsys, *argv, "--seed", "1")[1])["loss"] != first["loss"]
 
 
+def test_a_saved_graph_can_be_summed_up(capsys, tmp_path) -> None:
+    path = str(tmp_path / "digits.safetensors")
+    argv = ["train", "digits", "--epochs", "1", "--batch-size", "128", "--quiet", "--save", path]
+    code, out, _ = run(capsys, *argv)
+    assert code == 0
+    assert out.endswith(f"saved to {path}\n")
+    _, saved, _ = run(capsys, "summary", path)  # with the shape that it was built with
+    assert saved == run(capsys, "summary", "digits", "--input-shape", "128,1,8,8")[1]
+
+
 # ---- output
 
 

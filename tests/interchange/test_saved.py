@@ -420,7 +420,7 @@ class Built(GraphStructure):
         if dtype not in ("float32", "float64"):
             raise GraphError(f"dtype {dtype}")
         self.options = {"input_shape": input_shape, "dtype": dtype, "device": device, "clip_norm": clip_norm}
-        self.built_ = True
+        self._built = True
 
     def build_options(self) -> Any:
         return self.options if self.built_ else None

@@ -117,7 +117,9 @@ def test_maximum_pads_with_minus_infinity_and_never_picks_the_padding(dtype):
     attributes = _attributes((0, (3, 3), (2, 2), ((1, 1), (1, 1))))
     dx = run(lambda a, b: record("max_pool2d_grad", [a, b], attributes)[0], x, np.ones_like(y))
     assert dx.sum() == 4  # nothing is lost in the padding
-    np.testing.assert_array_equal(run(lambda t: ops.max_pool2d(t, 3, 2, 1), -np.ones((1, 1, 4, 4), dtype)), -np.ones(y.shape))
+    np.testing.assert_array_equal(
+        run(lambda t: ops.max_pool2d(t, 3, 2, 1), -np.ones((1, 1, 4, 4), dtype)), -np.ones(y.shape)
+    )
 
 
 def test_mean_counts_the_padding_by_default():

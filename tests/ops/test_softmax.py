@@ -63,7 +63,7 @@ def test_the_last_axis_is_the_default():
 @pytest.mark.parametrize("axis", [0, 1])
 def test_float32_sums_of_many_terms_lose_nothing(axis):
     x = np.zeros((100_000, 1) if axis == 0 else (1, 100_000), np.float32)
-    x = np.concatenate([x, x], 1 - axis)  # two columns: not the kernel for rows
+    x = np.concatenate([x, x], 1 - axis)  # so that axis 0 has columns
     np.testing.assert_array_equal(run(lambda t: ops.softmax(t, axis), x), np.float32(1e-5))
     np.testing.assert_allclose(run(lambda t: ops.log_softmax(t, axis), x), -np.log(1e5), rtol=2e-7)
 

@@ -25,7 +25,7 @@ def fuse_elementwise(program: Program) -> Program:
     for span in program.spans:
         keep = used_outside[span.name] | {store.value for store in span.stores}
         spans.append(Span(span.name, _fuse_span(span.instructions, keep), span.stores))
-    return Program(spans, program.inputs, program.outputs)
+    return Program(spans, program.inputs, program.outputs, program.in_lanes)
 
 
 def _used_outside(program: Program) -> dict[str, set[Tensor]]:
@@ -101,7 +101,9 @@ def _merge(source: Instruction, call: Instruction, uses, keep: set[Tensor]) -> I
     def number(tensor: Tensor) -> int:
         return operands.setdefault(tensor, len(operands))
 
-    inner_map = {k: input_scalar(number(t)) for k, t in enumerate(source.operands)}
+    inner_map: Mapping[int | Scalar, Scalar | float] = {
+        k: input_scalar(number(t)) for k, t in enumerate(source.operands)
+    }
     inner = {t: substitute(root, inner_map) for t, root in inner.items()}
     outer_map: Mapping[int | Scalar, Scalar | float] = {
         k: inner[t] if t in inner else input_scalar(number(t)) for k, t in enumerate(call.operands)

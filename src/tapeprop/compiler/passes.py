@@ -36,7 +36,7 @@ def remove_dead(program: Program) -> Program:
                 live.update(instruction.operands)
                 kept.append(instruction)
         spans.append(Span(span.name, kept[::-1], list(span.stores)))
-    return Program(spans[::-1], program.inputs, program.outputs)
+    return Program(spans[::-1], program.inputs, program.outputs, program.in_lanes)
 
 
 def merge_equal(program: Program) -> Program:

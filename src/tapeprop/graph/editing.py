@@ -20,6 +20,7 @@ Ends = LayerNode | Sequence[LayerNode] | None
 class EditableGraph(Layer):
     """Nodes in an adjacency dict that may be edited at any time; see `GraphStructure`."""
 
+    _built = False
     #: (number of edits, labels) when labels were last asked for.
     _labels: tuple[int, dict[LayerNode, str]] = (-1, {})
 
@@ -44,7 +45,7 @@ class EditableGraph(Layer):
     @property
     def built_(self) -> bool:
         """Whether build() has succeeded and nothing was edited since."""
-        return False
+        return self._built
 
     def init_nodes(self) -> None:
         """A hook for subclasses, to make their nodes.

@@ -159,11 +159,15 @@ class Span:
 
 @dataclass
 class Program:
-    """Spans in the order in which they run, the tensors a caller feeds, and those a caller reads afterwards."""
+    """Spans in the order in which they run, the tensors a caller feeds, and those a caller reads afterwards.
+
+    in_lanes: {output in the batch-lane layout: the plain tensor it stands for}; see `compiler.layout`.
+    """
 
     spans: list[Span]
     inputs: list[Tensor]
     outputs: list[Tensor]
+    in_lanes: dict[Tensor, Tensor] = field(default_factory=dict)
 
     @property
     def instructions(self) -> list[Instruction]:

@@ -6,6 +6,8 @@ import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
 from tapeprop.errors import StateError
 from tapeprop.ir.dims import Shape
 from tapeprop.ir.parameter import Parameter
@@ -46,7 +48,7 @@ class Trace:
         """The leaf of the `index`-th input."""
         return self.leaf(Input(index, name), shape, dtype or self.dtype, name)
 
-    def constant(self, array) -> Tensor:
+    def constant(self, array: np.ndarray) -> Tensor:
         """A leaf that holds a copy of `array`, cast to the graph's dtype where it is floating."""
         copy = array.astype(self.dtype if array.dtype.kind == "f" else "int64")
         copy.setflags(write=False)

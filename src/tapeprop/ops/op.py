@@ -25,6 +25,11 @@ ITEM_BYTES = {"float32": 4, "float64": 8, "int64": 8, "int32": 4, "uint8": 1}
 _failures: dict[int, tuple[str, str]] = {}
 
 
+#: What the executor's shim reports for a kernel that raised, which none should.
+RAISED = 0xFFFF
+_failures[RAISED] = ("unknown", "the kernel raised an exception; this is a bug of the kernel")
+
+
 def failure(code: int, kind: str, message: str) -> int:
     """Declares a code (1 to 65535, fixed for ever: it stands in compiled kernels) that kernels may report through the status word.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tapeprop.compiler.gradient import FLOATS, gradients
+from tapeprop.compiler.interpret import array_type
 from tapeprop.compiler.passes import optimize
 from tapeprop.ir import Program, Span, Tensor, Trace, reachable, recording
 from tapeprop.runtime.executable import Executable
@@ -65,7 +66,7 @@ class Formula:
             inputs = [trace.input(i, a.shape, str(a.dtype)) for i, a in enumerate(arrays)]
             made = self.function(*inputs)
             outputs = [made] if isinstance(made, Tensor) else list(made)
-            seeds = {t: trace.constant(np.ones(t.shape, dtype)) for t in outputs if t.dtype in FLOATS}
+            seeds = {t: trace.constant(np.ones(array_type(t, {}).shape, dtype)) for t in outputs if t.dtype in FLOATS}
             results = gradients(seeds, [inputs[i] for i in wanted])
         kept = [results[inputs[i]] for i in wanted if inputs[i] in results]
         span = Span("formula", reachable([*outputs, *kept]))

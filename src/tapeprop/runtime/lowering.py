@@ -102,9 +102,9 @@ class Lowering:
         wanted: dict[Tensor, None] = dict.fromkeys(found.watched[key] for key in keep)
         if differentiable:
             made = set(reachable([*found.outputs, *(s.value for s in found.stores)]))
-            subsets = [range(len(found.outputs)), *(range(i, i + 1) for i in range(len(found.outputs)))]
-            for subset in subsets:
-                _, results = self._record_backward(found, list(subset), self._all_wanted(found))
+            count = len(found.outputs)
+            for subset in dict.fromkeys([tuple(range(count)), *((i,) for i in range(count))]):
+                _, results = self._record_backward(found, subset, self._all_wanted(found))
                 for call in reachable(results.values()):
                     if call not in made:
                         wanted.update(dict.fromkeys(t for t in call.operands if t.producer in made))

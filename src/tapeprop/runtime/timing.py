@@ -18,7 +18,10 @@ from tapeprop.runtime.update import OptimizerState
 
 @dataclass(frozen=True)
 class RowTime:
-    """The time of one row of the tape: seconds per step, and its share of the whole tape's."""
+    """The time of one row of the tape: seconds per step, and its share of the whole tape's.
+
+    flops, traffic: the operations of the row, and the bytes that it must at least read and write.
+    """
 
     row: int
     span: str
@@ -26,6 +29,8 @@ class RowTime:
     node: str
     seconds: float
     share: float
+    flops: int = 0
+    traffic: int = 0
 
 
 class Snapshot:
@@ -58,7 +63,9 @@ def time_rows(executable: Executable, steps: int) -> list[RowTime]:
     cycles = float(timing.max() - timing[timing > 0].min()) or 1.0
     spent = (timing[..., 1] - timing[..., 0]).max(axis=1).mean(axis=0) * (wall / cycles)
     total = float(spent.sum()) or 1.0
-    return [
-        RowTime(i, row.step.span, op_label(row.step.instruction), row.step.instruction.node, float(s), float(s) / total)
-        for i, (row, s) in enumerate(zip(executable.tape.rows, spent, strict=True))
-    ]
+    found = []
+    for i, (row, seconds) in enumerate(zip(executable.tape.rows, spent.tolist(), strict=True)):
+        instruction, call = row.step.instruction, row.step.call
+        cost = instruction.op.flops(call), instruction.op.traffic(call)
+        found.append(RowTime(i, row.step.span, op_label(instruction), instruction.node, seconds, seconds / total, *cost))
+    return found

@@ -7,7 +7,7 @@ stay readable; the update span reads them there, exactly as a separate update() 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,20 @@ import numpy as np
 from tapeprop.compiler.gradient import FLOATS, gradients
 from tapeprop.compiler.passes import optimize
 from tapeprop.errors import GraphError
-from tapeprop.ir import Gradient, Input, Parameter, Program, Region, Shape, Span, Store, Tensor, Trace, recording
+from tapeprop.ir import (
+    Gradient,
+    Input,
+    Parameter,
+    Program,
+    Region,
+    Shape,
+    Span,
+    Store,
+    Tensor,
+    Trace,
+    at_node,
+    recording,
+)
 from tapeprop.ir.tensor import mark
 from tapeprop.ops.elementwise import compute
 from tapeprop.ops.gather import accumulate, advance, count_correct, take_rows
@@ -38,11 +51,17 @@ class LossRule(Protocol):
 
 @dataclass
 class StepProgram:
-    """A training step. outputs of the program: the total loss, then each loss. reached: the parameters that get a gradient."""
+    """A training step. outputs of the program: the total loss, then each loss.
+
+    reached: the parameters that get a gradient; unreached: the other trained ones. left: those of `reached` that no optimizer
+    advances, so that their gradients stay pending.
+    """
 
     program: Program
     losses: list[Tensor]
     reached: list[Parameter]
+    unreached: list[Parameter]
+    left: list[Parameter]
 
     def program_leaves(self) -> list[Tensor]:
         """Every leaf that the program reads or stores to."""
@@ -102,13 +121,16 @@ def record_step(
             raise GraphError(f"expected one loss per output, {len(outputs)} (None for no loss), got {len(losses)}")
         truths = iter(arrays[len(shapes) :])
         pairs = [(loss, out, w) for loss, out, w in zip(losses, outputs, weights, strict=True) if loss is not None]
-        found = [loss.trace(out, next(truths)) for loss, out, _ in pairs]
+        found = []
+        for loss, out, _ in pairs:
+            with at_node(out.producer.node if out.producer else ""):  # what a loss reports names the node it stands at
+                found.append(loss.trace(out, next(truths)))
         total = _weighted(found, [w for _, _, w in pairs])
         if source is not None:
             _count(trace, source, total, [out for _, out, _ in pairs], arrays[len(shapes) :])
         end_span("loss")
         seeds = {
-            loss: trace.constant(np.full(loss.shape, w * share, options.dtype))
+            loss: trace.constant(np.full((), w * share, options.dtype))
             for loss, (_, _, w) in zip(found, pairs, strict=True)
         }
         frozen = network.frozen()
@@ -127,7 +149,7 @@ def record_step(
                 trace.stores.append(deposit(trace, parameter, results[leaves[parameter]]))
         end_span("backward")
     if update:
-        record_update(trace, optimizers, optimizers.split(reached), options.clip_norm, reached)
+        record_update(trace, optimizers, optimizers.split(reached), options.clip_norm)
     if source is not None:
         with recording(trace):
             trace.stores.append(Store(advance(cursor, source.batch), cursor))
@@ -136,7 +158,15 @@ def record_step(
     calls = buckets([total, *found, *values], marks)
     spans = [Span(name, calls[name], stores[name]) for name in marks]
     program = optimize(Program(spans, feeds, [total, *found]))
-    return StepProgram(program, program.outputs, reached)
+    trained = [s for s in trace.leaves if isinstance(s, Parameter) and s.trainable]
+    unreached, advanced = set(trained) - set(reached), set(optimizers.total())
+    return StepProgram(
+        program,
+        program.outputs,
+        reached,
+        [p for p in trained if p in unreached],
+        [p for p in reached if p not in advanced],
+    )
 
 
 def _weighted(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -217,10 +247,21 @@ class Trainer:
                 step, executable = self.step_plan(arrays, labels, losses, weights)
             for tensor, array in zip(step.program.inputs, (*arrays, *labels), strict=True):
                 executable.bind(tensor, array)
-            network.forget()
-            zero_gradients(pending_of(self.optimizers.total()))
-            network.execute(executable)
+            self.run_step(step, executable)
             return float(executable.view(step.losses[0])[()])
+
+    def run_step(self, step: StepProgram, executable: Executable, steps: int = 1) -> None:
+        """Runs a step that updates, `steps` times. Gradients are as zero_grad, backward and update leave them."""
+        self.network.forget()
+        zero_gradients(step.unreached)
+        mark_consumed(step.reached)
+        try:
+            self.network.execute(executable, steps=steps)
+        except BaseException:
+            zero_gradients(step.reached)
+            raise
+        for parameter in step.left:
+            cell(parameter).pending = True
 
     def time_rows(self, arrays, labels, losses, weights, repeats: int) -> list[RowTime]:
         """The time of each row of a training step, over `repeats` steps; weights, gradients and counters are put back."""
@@ -251,14 +292,14 @@ class Trainer:
                 return
             units = self.optimizers.split(pending)
             key = ("update", self.optimizers.version, frozenset(pending))
-            executable = network.plan(key, lambda: self._make_update(units, pending))
+            executable = network.plan(key, lambda: self._make_update(units))
             network.execute(executable)
             mark_consumed(pending)
             network.forget()
 
-    def _make_update(self, units: Sequence[Unit], pending: Sequence[Parameter]) -> Executable:
+    def _make_update(self, units: Sequence[Unit]) -> Executable:
         trace = Trace(self.network.options.dtype, True)
-        record_update(trace, self.optimizers, units, self.network.options.clip_norm, pending)
+        record_update(trace, self.optimizers, units, self.network.options.clip_norm)
         from tapeprop.ir import reachable
 
         span = Span("update", reachable([store.value for store in trace.stores]), trace.stores)
@@ -276,9 +317,13 @@ class Trainer:
         batch_size: int,
         accuracy: bool,
         accumulate: int = 1,
+        ready: Callable[[], object] = lambda: None,
     ) -> FitSession:
-        """A session that trains on batches gathered from whole arrays inside the tape."""
-        return FitSession(self, arrays, labels, losses, weights, batch_size, accuracy, accumulate)
+        """A session that trains on batches gathered from whole arrays inside the tape.
+
+        ready: called before each run; raises where the network is no longer the one that the session was made for.
+        """
+        return FitSession(self, arrays, labels, losses, weights, batch_size, accuracy, accumulate, ready)
 
 
 _session_number = itertools.count()
@@ -291,9 +336,19 @@ class FitSession:
     """
 
     def __init__(
-        self, trainer: Trainer, arrays, labels, losses, weights, batch_size: int, accuracy: bool, accumulate: int
+        self,
+        trainer: Trainer,
+        arrays,
+        labels,
+        losses,
+        weights,
+        batch_size: int,
+        accuracy: bool,
+        accumulate: int,
+        ready: Callable[[], object],
     ):
         self.trainer = trainer
+        self.ready = ready
         self.arrays = [*arrays, *labels]
         self.inputs = len(arrays)
         self.losses, self.weights = losses, weights
@@ -326,6 +381,8 @@ class FitSession:
         """Runs at most `steps` steps; the number that were run (0 at the end of the epoch)."""
         network = self.trainer.network
         with network.lock:
+            self.ready()
+            require_optimizer(self.trainer.optimizers)
             left = self.samples - int(self.cursor.array[0])
             if not left:
                 return 0
@@ -342,11 +399,11 @@ class FitSession:
     def _run_group(self) -> int:
         """The micro-batches of one update, their gradients averaged, and the update; their number."""
         count = self._group_size()
-        for parameter in self.trainer.optimizers.total():
-            cell(parameter).pending = False
-        for _ in range(count):
+        for number in range(count):
             batch = min(self.batch_size, self.samples - int(self.cursor.array[0]))
             step, executable = self._plan(batch, count)
+            if number == 0:
+                zero_gradients([*step.reached, *step.unreached])
             self.trainer.network.execute(executable)
             for parameter in step.reached:
                 cell(parameter).pending = True
@@ -385,10 +442,7 @@ class FitSession:
         return step, executable
 
     def _execute(self, batch: int, steps: int) -> None:
-        _, executable = self._plan(batch)
-        self.trainer.network.forget()
-        mark_consumed(self.trainer.optimizers.total())
-        self.trainer.network.execute(executable, steps=steps)
+        self.trainer.run_step(*self._plan(batch), steps=steps)
 
     def totals(self) -> Mapping[str, float]:
         """{"loss": mean over the samples of this epoch so far, "samples": their number, "accuracy": where it is counted}."""

@@ -137,17 +137,16 @@ def record_update(
     state: OptimizerState,
     units: Sequence[Unit],
     clip_norm: float | None,
-    clipped: Sequence[Parameter] = (),
 ) -> None:
     """Records one update of `units` in `trace`: its stores hold the new weights, slots and counters.
 
-    clip_norm: gradients are scaled by min(1, clip_norm / (norm + 1e-6)), the norm being that of the gradients of `clipped`
-    (those of the units by default) taken as one vector: torch.nn.utils.clip_grad_norm_; Pascanu et al. 2013, algorithm 1.
+    clip_norm: gradients are scaled by min(1, clip_norm / (norm + 1e-6)), the norm being that of all gradients that this update
+    consumes, taken as one vector: torch.nn.utils.clip_grad_norm_; Pascanu et al. 2013, algorithm 1.
     """
     with recording(trace):
         scale = None
         if clip_norm is not None:
-            scale = _clip_scale(trace, clip_norm, clipped or [p for unit in units for p in unit.parameters])
+            scale = _clip_scale(trace, clip_norm, [p for unit in units for p in unit.parameters])
         for unit in units:
             _record_unit(trace, state, unit, scale)
 

@@ -11,7 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import gcd
 
-from tapeprop.ops.conv.geometry import BLOCK_ROWS, FIELDS, GRAINS, PIXELS, Geometry, band_rows, block_of, scratch_layout
+from tapeprop.ops.conv.geometry import (
+    BLOCK_ROWS,
+    FIELDS,
+    GRAINS,
+    PIXELS,
+    ROW_GRAIN,
+    Geometry,
+    band_rows,
+    block_of,
+    scratch_layout,
+)
 from tapeprop.ops.op import ITEM_BYTES, Call, Launch, Ref, launch
 from tapeprop.targets.cpu.kernel import NumbaKernel
 from tapeprop.targets.cpu.tiles import microtile
@@ -296,8 +306,7 @@ def weight_grad_launch(call: Call) -> Launch:
     dw = call.results[0]
     g = Geometry.of(x, dw, dy, call.attributes)
     width, rows = 2 * microtile(dw.dtype)["lanes"], g.channels * g.taps
-    blocks = max(1, min(-(-rows // 24), max(4, -(-rows // BLOCK_ROWS))))
-    block = -(-rows // (4 * blocks)) * 4
+    block = min(-(-rows // ROW_GRAIN) * ROW_GRAIN, BLOCK_ROWS)
     planes = min(g.channels, (block - 2) // g.taps + 2) * g.slots * g.taps_w  # of the channels that a block may touch
     row_bytes = planes * g.width_out * ITEM_BYTES[dw.dtype]
     band = band_rows(g.height_out, g.halo, row_bytes, limit=max(1, PIXELS // g.width_out))
@@ -312,13 +321,14 @@ def weight_grad_launch(call: Call) -> Launch:
 def weight_grad(dtype: str, lanes: int, height: int) -> NumbaKernel:
     """dw[o, c, kh, kw] = sum over n, pixels of x[n, c, at the pixel's tap] dy[n, o, pixel].
 
-    A grain is a block of rows (c, kh, kw) on a panel of filters o: per band (rows, pixels) times (pixels, filters), the
-    gradients transposed so that filters lie in vectors. The sums of the bands are added in order.
+    A grain is a few rows (c, kh, kw) on a panel of filters o; a worker does its grains of one panel together, up to a block
+    of rows: per band (rows, pixels) times (pixels, filters), the gradients transposed so that filters lie in vectors. The sums
+    of the bands are added in order.
     """
     from tapeprop.targets.cpu.gemm import A_ROWS, ROWS, gemm_panel
     from tapeprop.targets.cpu.panels import transpose_panel
 
-    width, addressing, addend, stage = 2 * lanes, A_ROWS, ROWS, _stager(lanes)
+    width, addressing, addend, stage, row_grain = 2 * lanes, A_ROWS, ROWS, _stager(lanes), ROW_GRAIN
 
     def body(
         x, dy, dw, scratch, words, images, groups, channels, height_in, width_in, filters, taps_h, taps_w,
@@ -328,14 +338,17 @@ def weight_grad(dtype: str, lanes: int, height: int) -> NumbaKernel:
         planes, table = scratch[worker], words[worker]
         taps, halo = taps_h * taps_w, (taps_h - 1) * step_h // stride_h
         depth = channels * taps
-        panels, blocks = (filters + width - 1) // width, (depth + block - 1) // block
-        grains = groups * panels * blocks
-        for grain in range(grains * worker // workers, grains * (worker + 1) // workers):
-            place = grain // blocks
-            first = (grain - place * blocks) * block
+        panels, per_panel = (filters + width - 1) // width, (depth + row_grain - 1) // row_grain
+        grains = groups * panels * per_panel
+        grain, last = grains * worker // workers, grains * (worker + 1) // workers
+        while grain < last:
+            place = grain // per_panel
+            first = (grain - place * per_panel) * row_grain
+            rows = min(block, (last - grain) * row_grain, depth - first)
+            grain += (rows + row_grain - 1) // row_grain
             group = place // panels
             first_filter = (place - group * panels) * width
-            rows, columns = min(block, depth - first), min(width, filters - first_filter)
+            columns = min(width, filters - first_filter)
             first_channel, end_channel = first // taps, (first + rows - 1) // taps + 1
             c, kh, kw = 0, first % taps // taps_w, first % taps_w
             for i in range(rows):

@@ -10,7 +10,8 @@ from tapeprop.ops.op import ITEM_BYTES, ArrayType, Attributes
 STAGED_BYTES = 320 * 1024  # of a band: its planes and the weights that meet them share the second-level cache
 GRAINS = 8  # that a convolution is cut into where its shape allows
 PIXELS = 512  # of a band whose gradients the weight gradient lays out anew
-BLOCK_ROWS = 72  # of the weight gradient that share such a layout, at most
+ROW_GRAIN = 12  # rows of the weight gradient
+BLOCK_ROWS = 144  # of them that share such a layout, at most
 
 
 @dataclass(frozen=True)

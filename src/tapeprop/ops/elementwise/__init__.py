@@ -179,9 +179,11 @@ def _dtype(label: str, tensors: Sequence[Tensor]) -> str:
 
 
 def apply(name: str, *operands: Operand, **attributes: Any) -> Tensor:
-    """The formula `name` of the table on tensors."""
+    """The formula `name` of the table on tensors; on Scalars, the expression: so an optimizer's rule can be written in ops."""
     formula = FORMULAS[name]
     known = formula.complete(attributes)
+    if any(isinstance(operand, Scalar) for operand in operands):
+        return formula.function(*operands, **known)  # type: ignore[return-value]
     return compute(
         lambda *scalars: formula.function(*scalars, **known),
         *operands,
@@ -216,6 +218,8 @@ add, sum_of = _functions["add"], _functions["sum_of"]
 
 def _comparison(name: str, compare: Callable[[Scalar, Scalar], Scalar]) -> Callable[[Operand, Operand], Tensor]:
     def function(x: Operand, y: Operand) -> Tensor:
+        if isinstance(x, Scalar) or isinstance(y, Scalar):
+            return compare(x, y)
         return compute(lambda a, b: scalar.where(compare(a, b), 1.0, 0.0), x, y, label=name)[0]
 
     function.__name__ = function.__qualname__ = name

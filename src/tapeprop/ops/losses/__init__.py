@@ -40,7 +40,6 @@ from tapeprop.ops.shape import reshape
 from tapeprop.ops.softmax import log_softmax, softmax
 
 __all__ = [
-    "LABEL_OUT_OF_RANGE",
     "binary_cross_entropy",
     "hinge",
     "huber",
@@ -103,13 +102,13 @@ def _label_launch(builder: str, call: Call, labels: int, shape: tuple[int, ...])
     return launch(f"{HERE}:{builder}", call, arrays, integers, dtype=call.results[0].dtype, dense=dense)
 
 
-def _label_samples(gradient: tuple[int, ...], signed: float, with_rows: bool = False) -> list[Sample]:
-    """Predictions (N, C), of negative sign where `signed` is, and labels of both kinds."""
+def _label_samples(negative: bool) -> list[Sample]:
+    """Predictions (N, C), all of them negative or of either sign, and labels of both kinds."""
     found = []
     for n, c in [(5, 10), (1, 1), (3, 37), (70, 2)]:
 
         def predictions(r: np.random.Generator, n: int = n, c: int = c) -> np.ndarray:
-            return r.standard_normal((n, c)) if signed > 0 else -r.uniform(0.1, 4, (n, c))
+            return -r.uniform(0.1, 4, (n, c)) if negative else r.standard_normal((n, c))
 
         def whole(r: np.random.Generator, n: int = n, c: int = c) -> np.ndarray:
             return r.integers(0, c, n)
@@ -117,9 +116,10 @@ def _label_samples(gradient: tuple[int, ...], signed: float, with_rows: bool = F
         def dense(r: np.random.Generator, n: int = n, c: int = c) -> np.ndarray:
             return r.uniform(0, 1, (n, c))
 
-        for labels, wanted in ((whole, (0,)), (dense, (0, 1))):
-            gradient_of = tuple(i for i in wanted if i in gradient)
-            found.append(Sample(lambda r, p=predictions, y=labels: [p(r), y(r)], depth=c, gradient=gradient_of))
+        found += [
+            Sample(lambda r, p=predictions, y=whole: [p(r), y(r)], depth=c),
+            Sample(lambda r, p=predictions, y=dense: [p(r), y(r)], depth=c, gradient=(0, 1)),
+        ]
     return found
 
 
@@ -184,7 +184,7 @@ class SoftmaxCrossEntropy(Op):
         return 6 * call.operands[0].size
 
     def samples(self) -> list[Sample]:
-        return _label_samples((0, 1), 1.0)
+        return _label_samples(negative=False)
 
 
 def _row_gradient(dlogits: Tensor, to_rows: Tensor) -> Tensor:
@@ -206,9 +206,7 @@ def _column(rows: Tensor) -> Tensor:
 
 
 def _known(size: Size) -> int:
-    """A size as a number; UndecidedError where it is open, upon which the program is traced again with the size of
-    the call.
-    """
+    """A size as a number; UndecidedError where it is open: the program is then traced again with that of the call."""
     if not isinstance(size, int):
         raise UndecidedError(f"the value of {size}")
     return size
@@ -314,7 +312,7 @@ class NLL(Op):
         return _label_launch(self.name, call, 1, call.operands[0].shape)
 
     def samples(self) -> list[Sample]:
-        return _label_samples((0, 1), -1.0)
+        return _label_samples(negative=True)
 
 
 @register

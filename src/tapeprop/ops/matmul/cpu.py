@@ -96,11 +96,13 @@ def product(dtype: str, lanes: int, height: int) -> NumbaKernel:
             panel = grain // blocks
             matrix = panel // panels
             i, j = (grain - panel * blocks) * block, (panel - matrix * panels) * width
-            i3, rest = matrix % n3, matrix // n3
-            i2, rest = rest % n2, rest // n2
-            i1, i0 = rest % n1, rest // n1
-            a_start = i0 * a0 + i1 * a1 + i2 * a2 + i3 * a3 + i * a_m
-            b_start = i0 * b0 + i1 * b1 + i2 * b2 + i3 * b3
+            a_start, b_start = i * a_m, 0
+            if matrix:
+                i3, rest = matrix % n3, matrix // n3
+                i2, rest = rest % n2, rest // n2
+                i1, i0 = rest % n1, rest // n1
+                a_start += i0 * a0 + i1 * a1 + i2 * a2 + i3 * a3
+                b_start += i0 * b0 + i1 * b1 + i2 * b2 + i3 * b3
             c_start = matrix * m * n + i * n + j
             rows, columns = min(block, m - i), min(width, n - j)
             right, b_k = b, n

@@ -1,5 +1,4 @@
-"""Batch normalisation (Ioffe and Szegedy 2015): in training with the batch's own statistics, in inference with
-running ones.
+"""Batch normalisation (Ioffe and Szegedy 2015), by the batch's own statistics in training and running ones else.
 
 `momentum` is the fraction of the old running value that is KEPT, and the running variance is the biased one (divided
 by the number of values, not that less one), as in Keras and ONNX. The batch's mean and variance are summed in float64
@@ -61,8 +60,8 @@ def _expect_several_values(shape: Shape) -> None:
         return
     if single:
         raise ShapeError(
-            f"batch_norm: expected several values per channel in training, got one value per channel, shape {text(shape)}; "
-            "use a larger batch"
+            "batch_norm: expected several values per channel in training, got one value per channel, "
+            f"shape {text(shape)}; use a larger batch"
         )
 
 
@@ -72,8 +71,7 @@ def _along(x: np.ndarray, vector: np.ndarray) -> np.ndarray:
 
 
 def _through_statistics(call: Instruction, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """Gradients of (x, running_mean, running_var) given those of (batch_mean, inverse_std, new_running_mean,
-    new_running_var).
+    """Gradients of (x, running_mean, running_var), given those of all results but y.
 
     Nobody trains through these, so plain ops will do.
     """
@@ -101,10 +99,9 @@ def _column(x: Tensor) -> Shape:
 
 @register
 class BatchNorm(Op):
-    """(x (N, C, ...), gamma, beta, running_mean, running_var (C,)) -> (y like x, and (C,): batch_mean, inverse_std,
-    new_running_mean, new_running_var).
+    """(x, gamma, beta, running_mean, running_var) -> (y, batch_mean, inverse_std, new_running_mean, new_running_var).
 
-    y = (x - batch_mean) inverse_std gamma + beta; inverse_std = 1 / sqrt(batch variance + epsilon). The two running
+    x and y are (N, C, ...), the rest (C,). y = (x - batch_mean) inverse_std gamma + beta; inverse_std = 1 / sqrt(batch variance + epsilon). The two running
     values are state effects: whoever records the op stores them.
     """
 

@@ -36,7 +36,6 @@ from tapeprop.ops.op import (
 
 __all__ = ["avg_pool2d", "max_pool2d"]
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
 HERE = "tapeprop.ops.pool.cpu"
 
 
@@ -46,11 +45,10 @@ HERE = "tapeprop.ops.pool.cpu"
 def pool_attributes(
     name: str, size: int | Sequence[int], stride: int | Sequence[int] | None, padding: Any
 ) -> dict[str, Any]:
-    """size, stride: (vertical, horizontal); padding: ((top, bottom), (left, right)). ShapeError where they make no
-    sense.
+    """The attributes of a pooling op: size, stride (vertical, horizontal), padding ((top, bottom), (left, right)).
 
     size, stride, padding: one int for all, or one per axis; padding also a (before, after) pair per axis; stride
-    None: the size.
+    None: the size. ShapeError where they make no sense.
     """
     sizes = _pair(name, "size", size, 1)
     strides = sizes if stride is None else _pair(name, "stride", stride, 1)
@@ -92,9 +90,7 @@ def pooled_shape(name: str, shape: Shape, attributes: Attributes) -> Shape:
 
 
 def _may_be_at_least(a: Size, bound: int) -> bool:
-    """False only where it is known: an open size is checked again when the kernel is chosen, with the size of the
-    call.
-    """
+    """False only where it is known: an open size is checked again when the kernel is chosen."""
     try:
         return at_least(a, bound)
     except UndecidedError:
@@ -133,14 +129,12 @@ def _picks(x: np.ndarray, attributes: Attributes) -> np.ndarray:
 def _pool_launch(builder: str, call: Call, image: tuple[int, ...], places: bool = False, **parameters: Any) -> Launch:
     """Every array flat, then the geometry. image: the shape (N, C, H, W) that windows slide over.
 
-    places: whether the kernel keeps the places of the maxima of a row of windows. ShapeError where the window does not fit.
+    places: whether the kernel keeps the places of the maxima of a row of windows. ShapeError where the window does not
+    fit.
     """
     pooled_shape(builder, image, call.attributes)  # its sizes may have been open when the call was recorded
-    (size_h, size_w), (stride_h, stride_w), ((top, bottom), (left, right)) = (
-        call["size"],
-        call["stride"],
-        call["padding"],
-    )
+    (size_h, size_w), (stride_h, stride_w) = call["size"], call["stride"]
+    (top, bottom), (left, right) = call["padding"]
     n, c, height, width = image
     high, wide = (height + top + bottom - size_h) // stride_h + 1, (width + left + right - size_w) // stride_w + 1
     dtype = call.results[0].dtype

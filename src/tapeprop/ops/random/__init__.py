@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tapeprop.errors import DTypeError, ShapeError, StateError
+from tapeprop.errors import DTypeError, GraphError, ShapeError, StateError
 from tapeprop.ir import Tensor, current
 from tapeprop.ir.dims import text
 from tapeprop.ops.op import Call, Launch, Op, Ref, Sample, as_tensor, launch, record, register, same_dtype
@@ -102,10 +102,9 @@ class NextRandom(Op):
 
 @register
 class Dropout(Op):
-    """(x, counter (2,) int64) -> x mask / (1 - rate), of x's shape and dtype; the mask is 0 with probability `rate`,
-    else 1.
+    """(x, counter (2,) int64) -> x mask / (1 - rate), of x's shape and dtype.
 
-    site: which of the draws of one call this is. shared_axes: along these, one draw serves all. Linear in x: its own
+    The mask is 0 with probability `rate`, else 1. site: which of the draws of one call this is. shared_axes: along these, one draw serves all. Linear in x: its own
     gradient.
     """
 
@@ -171,7 +170,7 @@ def _expect_counter(name: str, counter: Tensor) -> None:
 
 def _expect_rate(rate: float) -> None:
     if not 0 <= rate <= 1:
-        raise ShapeError(f"dropout: expected a rate from 0 to 1, got {rate}")
+        raise GraphError(f"dropout: expected a rate from 0 to 1, got {rate}")
 
 
 def _runs(shape: tuple[int, ...], shared: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,5 +1,4 @@
-"""Arithmetic over contiguous stretches of an array, for Numba bodies: exp and log in place, sums and maxima of fixed
-order.
+"""Arithmetic over contiguous stretches of an array, for Numba bodies: exp and log in place, sums of fixed order.
 
 Numba calls the scalar libm for exp, and LLVM may not reorder a sum; these emit explicit vectors. Sums run in float64,
 in 4 vectors of 8 lanes, merged in one fixed tree, so their bits depend on neither the machine's vector width nor the

@@ -11,7 +11,6 @@ are masked: padding costs no copy and nothing is known of it when the code is ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import llvmlite.ir as ir
@@ -20,16 +19,16 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from tapeprop.targets.cpu.emission import I64, POINTER, Emitter, call_function, literals, pointer
 from tapeprop.targets.cpu.plain import twin
-from tapeprop.targets.cpu.vector_arithmetic import VectorArithmetic
 
-__all__ = ["correlate_row", "lane_sum", "weight_rows"]
+__all__ = ["LaneEmitter", "correlate_row", "lane_sum", "weight_rows"]
 
 Value = Any  # an llvmlite.ir value
-INT64, INT32 = ir.IntType(64), ir.IntType(32)
+I32 = ir.IntType(32)
 
 
-class LaneEmitter(VectorArithmetic):
+class LaneEmitter(Emitter):
     """Arithmetic on vectors of `lanes` elements, and pointers to pixels of `width` elements, a multiple of the lanes."""
 
     def __init__(self, builder: ir.IRBuilder, bits: int, lanes: int, width: int) -> None:
@@ -37,23 +36,12 @@ class LaneEmitter(VectorArithmetic):
         self.parts = width // lanes
         self.pixel = ir.ArrayType(self.float_scalar, width)
 
-    def move(self, place: Value, *elements: Value | int) -> Value:
-        """`place` plus offsets in elements."""
-        return self._moved(place, self.float_scalar, elements)
-
     def step(self, place: Value, *pixels: Value | int) -> Value:
         """`place` plus offsets in pixels."""
-        return self._moved(place, self.pixel, pixels)
-
-    def _moved(self, place: Value, kind: ir.Type, offsets: Sequence[Value | int]) -> Value:
-        for offset in offsets:
-            index = INT64(offset) if isinstance(offset, int) else offset
-            place = self.builder.gep(place, [index], source_etype=kind)
+        for offset in pixels:
+            index = I64(offset) if isinstance(offset, int) else offset
+            place = self.builder.gep(place, [index], source_etype=self.pixel)
         return place
-
-    def scalar(self, place: Value) -> Value:
-        """The element at `place` in every lane."""
-        return self.broadcast(self.builder.load(place, typ=self.float_scalar, align=self.bits // 8))
 
     def slot(self) -> Value:
         """A place on the stack for a vector, zero at first; LLVM keeps it in a register."""
@@ -71,46 +59,14 @@ class LaneEmitter(VectorArithmetic):
         module, name = self.builder.module, "llvm.prefetch.p0"
         function = module.globals.get(name)
         if function is None:
-            kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(), INT32, INT32, INT32])
+            kind = ir.FunctionType(ir.VoidType(), [POINTER, I32, I32, I32])
             function = ir.Function(module, kind, name)
-        self.builder.call(function, [place, INT32(0), INT32(2), INT32(1)])
+        self.builder.call(function, [place, I32(0), I32(2), I32(1)])
 
 
-# ---- functions inside a kernel
-
-
-def literal_values(kinds: Sequence[Any]) -> list[int] | None:
-    """The values of integer literal types, or None where one is none; a body passes ints from its closure."""
-    if not all(isinstance(kind, types.IntegerLiteral) for kind in kinds):
-        return None
-    return [kind.literal_value for kind in kinds]
-
-
-def pointer_to(context: Any, builder: ir.IRBuilder, kind: Any, array: Value) -> Value:
-    """The address of an array's first element as an opaque pointer (llvmlite's bitcast would leave Numba's typed one)."""
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.inttoptr(builder.ptrtoint(data, INT64), ir.PointerType())
-
-
-def function_of(
-    builder: ir.IRBuilder, name: str, kinds: Sequence[ir.Type], emit: Callable[[ir.IRBuilder, Any], None]
-) -> ir.Function:
-    """Function `name` of the module, which `emit(builder, parameters)` fills at the first call.
-
-    A function of its own, never inlined, optimised for size: LLVM would copy the tiles for every condition around them
-    that a loop does not change, and compile for thrice as long (numba 0.68).
-    """
-    module = builder.module
-    function = module.globals.get(name)
-    if function is None:
-        function = ir.Function(module, ir.FunctionType(ir.VoidType(), list(kinds)), name)
-        function.linkage = "internal"
-        function.attributes.add("noinline")
-        function.attributes.add("optsize")
-        inner = ir.IRBuilder(function.append_basic_block("entry"))
-        emit(inner, function.args)
-        inner.ret_void()
-    return function
+def _pixels(array: np.ndarray, width: int) -> np.ndarray:
+    """A view of whole pixels, for the twins; scratch may end with a part of one."""
+    return array.reshape(-1)[: array.size // width * width].reshape(-1, width)
 
 
 # ---- the correlation
@@ -145,7 +101,7 @@ def correlate_row(
     What lies `ahead` pixels behind x is asked for meanwhile, of the `ahead_channels` channels from `ahead_channel` on and the
     `ahead_rows` rows from `ahead_row` on.
     """
-    literal = literal_values([lanes, width, outs, fewer_outs, pixels, taps, fewer_taps, stride, w_tap])
+    literal = literals([lanes, width, outs, fewer_outs, pixels, taps, fewer_taps, stride, w_tap])
     if literal is None:
         return None
     kinds = {"x": x, "w": w, "bias": bias, "y": y}
@@ -156,7 +112,7 @@ def correlate_row(
 
     def codegen(context, builder, _signature, args):
         values = [
-            pointer_to(context, builder, kinds[name], value) if name in kinds else value
+            pointer(context, builder, kinds[name], value) if name in kinds else value
             for name, value in zip(_ROW, args[11:])
         ]
         variants = sorted({(m, k) for m in (outs_, fewer_outs_) for k in (taps_, fewer_taps_)})
@@ -167,12 +123,11 @@ def correlate_row(
                 _Correlation(LaneEmitter(inner, bits, lanes_, width_), dict(zip(_ROW, parameters)), *tile).emit()
 
             name = f"correlate_row_{bits}_{'_'.join(map(str, (lanes_, width_, *tile)))}"
-            function = function_of(builder, name, [value.type for value in values], emit)
             wanted = builder.and_(
-                builder.icmp_signed("==", args[9], INT64(m)), builder.icmp_signed("==", args[10], INT64(k))
+                builder.icmp_signed("==", args[9], I64(m)), builder.icmp_signed("==", args[10], I64(k))
             )
             with builder.if_then(wanted):
-                builder.call(function, values)
+                call_function(builder, name, values, emit)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -195,23 +150,23 @@ class _Correlation:
         e, b, given = self.e, self.e.builder, self.given
         x, y = e.step(given["x"], given["x_start"]), e.step(given["y"], given["y_start"])
         w = e.move(given["w"], given["w_start"])
-        has_bias = b.icmp_signed("!=", given["has_bias"], INT64(0))
+        has_bias = b.icmp_signed("!=", given["has_bias"], I64(0))
         bias = b.select(has_bias, e.move(given["bias"], given["bias_start"]), w)
         self.starts = []
         for m in range(self.outs):
-            value = b.load(e.move(bias, b.select(has_bias, INT64(m), INT64(0))), typ=e.float_scalar)
+            value = b.load(e.move(bias, b.select(has_bias, I64(m), I64(0))), typ=e.float_scalar)
             self.starts.append(b.select(has_bias, value, e.float_scalar(0.0)))
-        is_floor = b.icmp_signed("!=", given["floor"], INT64(0))
+        is_floor = b.icmp_signed("!=", given["floor"], I64(0))
         self.floor = b.select(is_floor, e.float_scalar(0.0), e.float_scalar(float("-inf")))
-        with cgutils.for_range_slice(b, INT64(0), given["count"], INT64(self.pixels), INT64) as (q, _):
-            column = b.add(given["first"], b.mul(q, INT64(self.stride)))
+        with cgutils.for_range_slice(b, I64(0), given["count"], I64(self.pixels), I64) as (q, _):
+            column = b.add(given["first"], b.mul(q, I64(self.stride)))
             left = b.sub(given["count"], q)
-            seen = b.icmp_signed("<=", b.add(column, INT64(self.window)), given["columns"])
-            inside = b.and_(b.icmp_signed(">=", column, INT64(0)), seen)
-            inside = b.and_(inside, b.icmp_signed("<=", INT64(self.pixels), left))
+            seen = b.icmp_signed("<=", b.add(column, I64(self.window)), given["columns"])
+            inside = b.and_(b.icmp_signed(">=", column, I64(0)), seen)
+            inside = b.and_(inside, b.icmp_signed("<=", I64(self.pixels), left))
             places = e.step(x, column), e.step(y, b.mul(q, given["y_step"]))
-            with cgutils.for_range(b, INT64(e.parts), intp=INT64) as part:
-                source, target = (e.move(place, b.mul(part.index, INT64(e.lanes))) for place in places)
+            with cgutils.for_range(b, I64(e.parts), intp=I64) as part:
+                source, target = (e.move(place, b.mul(part.index, I64(e.lanes))) for place in places)
                 with b.if_else(inside) as (middle, edge):
                     with middle:
                         self.tile(source, w, target, None, None)
@@ -227,11 +182,11 @@ class _Correlation:
                 b.store(e.broadcast(start), slot)
         masks: list[Value] = [None] * self.window
         if column is not None:
-            masks = [e.column_mask(b.add(column, INT64(j)), given["columns"]) for j in range(self.window)]
-        with cgutils.for_range(b, given["depth"], intp=INT64) as channel:
+            masks = [e.column_mask(b.add(column, I64(j)), given["columns"]) for j in range(self.window)]
+        with cgutils.for_range(b, given["depth"], intp=I64) as channel:
             x_channel = e.step(x, b.mul(channel.index, given["x_channel"]))
             w_channel = e.move(w, b.mul(channel.index, given["w_channel"]))
-            with cgutils.for_range(b, given["rows"], intp=INT64) as row:
+            with cgutils.for_range(b, given["rows"], intp=I64) as row:
                 x_row = e.step(x_channel, b.mul(row.index, given["x_row"]))
                 self.look_ahead(x_row, channel.index, row.index)
                 self.products(sums, x_row, e.move(w_channel, b.mul(row.index, given["w_row"])), masks)
@@ -240,7 +195,7 @@ class _Correlation:
             if left is None:
                 self.store(sums, y, p, floor)
             else:
-                with b.if_then(b.icmp_signed(">", left, INT64(p))):
+                with b.if_then(b.icmp_signed(">", left, I64(p))):
                     self.store(sums, y, p, floor)
 
     def look_ahead(self, x_row: Value, channel: Value, row: Value) -> None:
@@ -258,9 +213,9 @@ class _Correlation:
     def products(self, sums: list[list[Value]], x: Value, w: Value, masks: list[Value]) -> None:
         """Adds one row of taps of one channel."""
         e, b = self.e, self.e.builder
-        w_m, twice = self.given["w_m"], b.mul(self.given["w_m"], INT64(2))
+        w_m, twice = self.given["w_m"], b.mul(self.given["w_m"], I64(2))
         # one pointer for three rows: x86 addresses reach w, w + step and w + 2 step
-        thirds = [e.move(w, b.mul(w_m, INT64(m))) for m in range(0, self.outs, 3)]
+        thirds = [e.move(w, b.mul(w_m, I64(m))) for m in range(0, self.outs, 3)]
         loaded: dict[int, Value] = {}
         for tap in self.taps:
             for j in range(tap, self.window, self.stride)[: self.pixels]:
@@ -275,7 +230,7 @@ class _Correlation:
     def store(self, sums: list[list[Value]], y: Value, p: int, floor: Value) -> None:
         """Writes the results of pixel p."""
         e, b = self.e, self.e.builder
-        place = e.step(y, b.mul(self.given["y_step"], INT64(p)))
+        place = e.step(y, b.mul(self.given["y_step"], I64(p)))
         for row in sums:
             value = e.get(row[p])
             e.store(e.select(e.compare("<", value, floor), floor, value), place)  # a NaN compares false and stays
@@ -289,7 +244,7 @@ def _correlate_row(
     bias, bias_start, has_bias, floor, y, y_start, y_channel, y_step, count,
     ahead, ahead_channel, ahead_channels, ahead_row, ahead_rows,
 ):  # fmt: skip
-    x, y, w = x.reshape(-1, width), y.reshape(-1, width), w.reshape(-1)
+    x, y, w = _pixels(x, width), _pixels(y, width), w.reshape(-1)
     q, m, channels = np.arange(count), np.arange(use_outs)[:, None], np.arange(depth)
     sums = np.zeros((use_outs, count, width), y.dtype)
     if has_bias:
@@ -325,7 +280,7 @@ def weight_rows(
     stride. Places in x and dy as in `correlate_row`; what pixels before <= q < inside see has to lie inside the image. sums: the
     pixel at sums_start + (m ins + c) taps + tap. Each sum runs over rows and pixels in rising order.
     """
-    literal = literal_values([lanes, width, outs, fewer_outs, ins, taps, stride])
+    literal = literals([lanes, width, outs, fewer_outs, ins, taps, stride])
     if literal is None:
         return None
     kinds = {"x": x, "dy": dy, "sums": sums}
@@ -336,7 +291,7 @@ def weight_rows(
 
     def codegen(context, builder, _signature, args):
         values = [
-            pointer_to(context, builder, kinds[name], value) if name in kinds else value
+            pointer(context, builder, kinds[name], value) if name in kinds else value
             for name, value in zip(_GRADIENT, args[8:])
         ]
         for m in sorted({outs_, fewer_outs_}):
@@ -347,9 +302,8 @@ def weight_rows(
                 _WeightGradient(LaneEmitter(inner, bits, lanes_, width_), given, *tile).emit()
 
             name = f"weight_rows_{bits}_{'_'.join(map(str, (lanes_, width_, *tile)))}"
-            function = function_of(builder, name, [value.type for value in values], emit)
-            with builder.if_then(builder.icmp_signed("==", args[7], INT64(m))):
-                builder.call(function, values)
+            with builder.if_then(builder.icmp_signed("==", args[7], I64(m))):
+                call_function(builder, name, values, emit)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -365,23 +319,23 @@ class _WeightGradient:
         """The pixels of each row one by one; those at its ends masked."""
         e, b, given = self.e, self.e.builder, self.given
         starts = e.step(given["x"], given["x_start"]), e.step(given["dy"], given["dy_start"])
-        with cgutils.for_range(b, INT64(e.parts), intp=INT64) as part:
-            offset = b.mul(part.index, INT64(e.lanes))
+        with cgutils.for_range(b, I64(e.parts), intp=I64) as part:
+            offset = b.mul(part.index, I64(e.lanes))
             x, dy, target = (e.move(place, offset) for place in (*starts, given["sums"]))
             self.sums = [e.slot() for _ in range(self.outs * self.ins * self.taps)]
             for slot in self.sums:
                 b.store(e.value(0.0), slot)
-            with cgutils.for_range(b, given["rows"], intp=INT64) as row:
+            with cgutils.for_range(b, given["rows"], intp=I64) as row:
                 x_row = e.step(x, b.mul(row.index, given["x_row"]))
                 dy_row = e.step(dy, b.mul(row.index, given["dy_row"]))
-                with cgutils.for_range_slice(b, INT64(0), INT64(2), INT64(1), INT64) as (side, _):
-                    left = b.icmp_signed("==", side, INT64(0))
-                    begin = b.select(left, INT64(0), given["inside"])
+                with cgutils.for_range_slice(b, I64(0), I64(2), I64(1), I64) as (side, _):
+                    left = b.icmp_signed("==", side, I64(0))
+                    begin = b.select(left, I64(0), given["inside"])
                     end = b.select(left, given["before"], given["count"])
-                    with cgutils.for_range_slice(b, begin, end, INT64(1), INT64) as (q, _):
+                    with cgutils.for_range_slice(b, begin, end, I64(1), I64) as (q, _):
                         self.add(x_row, dy_row, q, True)
-                    end = b.select(left, given["inside"], INT64(0))
-                    with cgutils.for_range_slice(b, given["before"], end, INT64(1), INT64) as (q, _):
+                    end = b.select(left, given["inside"], I64(0))
+                    with cgutils.for_range_slice(b, given["before"], end, I64(1), I64) as (q, _):
                         self.add(x_row, dy_row, q, False)
             for i, slot in enumerate(self.sums):
                 place = e.step(target, given["sums_start"], i)
@@ -390,13 +344,13 @@ class _WeightGradient:
     def add(self, x: Value, dy: Value, q: Value, masked: bool) -> None:
         """Adds the products of pixel q."""
         e, b, given = self.e, self.e.builder, self.given
-        column = b.add(b.mul(q, INT64(self.stride)), given["first"])
+        column = b.add(b.mul(q, I64(self.stride)), given["first"])
         masks: list[Value] = [None] * self.taps
         if masked:
-            masks = [e.column_mask(b.add(column, INT64(tap)), given["columns"]) for tap in range(self.taps)]
-        gradients = [e.load(e.step(dy, q, b.mul(given["dy_channel"], INT64(m)))) for m in range(self.outs)]
+            masks = [e.column_mask(b.add(column, I64(tap)), given["columns"]) for tap in range(self.taps)]
+        gradients = [e.load(e.step(dy, q, b.mul(given["dy_channel"], I64(m)))) for m in range(self.outs)]
         for c in range(self.ins):
-            line = e.step(x, column, b.mul(given["x_channel"], INT64(c)))
+            line = e.step(x, column, b.mul(given["x_channel"], I64(c)))
             for tap in range(self.taps):
                 value = e.load(e.step(line, tap), masks[tap])
                 for m, gradient in enumerate(gradients):
@@ -410,7 +364,7 @@ def _weight_rows(
     x, x_start, x_channel, x_row, columns, first, dy, dy_start, dy_channel, dy_row, before, inside, count, rows,
     sums, sums_start,
 ):  # fmt: skip
-    x, dy, sums = x.reshape(-1, width), dy.reshape(-1, width), sums.reshape(-1, width)
+    x, dy, sums = _pixels(x, width), _pixels(dy, width), _pixels(sums, width)
     row, q, m, c = np.arange(rows)[:, None], np.arange(count), np.arange(use_outs)[:, None], np.arange(ins)
     for tap in range(taps):
         column = first + q * stride + tap
@@ -423,24 +377,24 @@ def _weight_rows(
 @intrinsic(prefer_literal=True)
 def lane_sum(typing_context, width, array, place):
     """The sum of the elements of the pixel at `place`, added in halves. width: a literal int, the elements of a pixel."""
-    literal = literal_values([width])
+    literal = literals([width])
     if literal is None:
         return None
 
     def codegen(context, builder, _signature, args):
         e = LaneEmitter(builder, array.dtype.bitwidth, literal[0], literal[0])
-        value, half = e.load(e.step(pointer_to(context, builder, array, args[1]), args[2])), e.lanes // 2
+        value, half = e.load(e.step(pointer(context, builder, array, args[1]), args[2])), e.lanes // 2
         while half:
-            order = ir.Constant(ir.VectorType(INT32, e.lanes), [i ^ half for i in range(e.lanes)])
+            order = ir.Constant(ir.VectorType(I32, e.lanes), [i ^ half for i in range(e.lanes)])
             value, half = e.add(value, builder.shuffle_vector(value, value, order)), half // 2
-        return builder.extract_element(value, INT32(0))
+        return builder.extract_element(value, I32(0))
 
     return array.dtype(width, array, types.intp), codegen
 
 
 @twin(lane_sum)
 def _lane_sum(width, array, place):
-    values = array.reshape(-1, width)[place]
+    values = _pixels(array, width)[place]
     while len(values) > 1:
         values = values[: len(values) // 2] + values[len(values) // 2 :]
     return values[0]

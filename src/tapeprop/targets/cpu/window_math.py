@@ -69,9 +69,7 @@ class _Row:
         return self.builder.add(math.broadcast(self.builder.trunc(column, INT32)), steps)
 
     def inside(self, column: Any, step: int) -> Any:
-        """Which of the columns column, column + step, ... lie in the image; a negative one is a large unsigned
-        number.
-        """
+        """Which of the columns column, column + step, ... lie in the image. Unsigned, a negative one is large."""
         width = self.math.broadcast(self.builder.trunc(self.width, INT32))
         return self.builder.icmp_unsigned("<", self.columns(column, step), width)
 
@@ -112,9 +110,7 @@ class _Row:
             math.scatter(math.add(math.gather(place, stride, valid), value), place, stride, valid)
 
     def divisors(self, first: Any, divisor: Any) -> Any:
-        """What the windows from `first` on divide by: `divisor`, or where it is 0 the number of their elements in the
-        image.
-        """
+        """What windows from `first` on divide by: `divisor`; where it is 0, the number of their real elements."""
         b, math = self.builder, self.math
         zero = math.constant(INT32, 0)
         origin = b.sub(b.mul(first, INT64(self.stride)), self.left)

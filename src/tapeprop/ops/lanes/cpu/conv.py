@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tapeprop.ops.lanes.cpu.layout import vector_lanes
 from tapeprop.ops.op import ArrayType, Attributes, Call, Launch, Ref, launch
 from tapeprop.targets.cpu import machine
 from tapeprop.targets.cpu.kernel import NumbaKernel
@@ -80,11 +81,6 @@ class Blocks:
         return self.size if self.tall == self.blocks else self.size - 1
 
 
-def lanes_of(dtype: str, images: int) -> int:
-    """Elements of the vectors that the pixels of `images` elements are cut into."""
-    return min(machine.lanes(dtype), images)
-
-
 def forward_tile(registers: int, outs: int, width: int, taps: int, stride: int) -> tuple[Blocks, int]:
     """(blocks of output channels, pixels) of the tile that takes the least time for all `outs` channels of a row.
 
@@ -152,7 +148,7 @@ def forward_launch(call: Call) -> Launch:
         _flat(arrays),
         [*g.integers, int(has_bias), int(call["activation"] == "relu"), split.tall, split.blocks],
         dtype=y.dtype,
-        lanes=lanes_of(y.dtype, g.images),
+        lanes=vector_lanes(y.dtype, g.images),
         images=g.images,
         outs=split.size,
         fewer=split.fewer,
@@ -224,7 +220,7 @@ def input_grad_launch(call: Call) -> Launch:
         _flat([(Ref("operand", 0), dy), (Ref("operand", 1), w), (Ref("result"), dx)]),
         [*g.integers, split.tall, split.blocks],
         dtype=dx.dtype,
-        lanes=lanes_of(dx.dtype, g.images),
+        lanes=vector_lanes(dx.dtype, g.images),
         images=g.images,
         outs=split.size,
         fewer=split.fewer,
@@ -278,12 +274,13 @@ def input_grad(
             for phase_w in range(stride):
                 left_out = (phase_w - left) % stride
                 count_w = (taps - phase_w + stride - 1) // stride
+                seen = depth if count_w > 0 else 0
                 correlate_row(
                     lanes, images, outs, fewer, pixels, most, least, step, backwards, size, max(count_w, 1),
                     dy, group * filters * plane_out + row * width_out, plane_out, dy_row, width_out,
                     (left_out + left) // stride - count_w + 1,
                     w, w_first + phase_w + stride * (count_w - 1), filter_size, channels * filter_size, w_row,
-                    depth if count_w > 0 else 0, inner, w, 0, 0, 0,
+                    seen, inner, w, 0, 0, 0,
                     dx, (group * channels + c) * plane + h * width + left_out, plane, stride,
                     (width - left_out + stride - 1) // stride,
                     ahead, first, share, known, fresh,
@@ -314,7 +311,7 @@ def weight_grad_launch(call: Call) -> Launch:
         [*g.integers, g.taps_w, split.tall, split.blocks, apart],
         scratch=(elements, dw.dtype),
         dtype=dw.dtype,
-        lanes=lanes_of(dw.dtype, g.images),
+        lanes=vector_lanes(dw.dtype, g.images),
         images=g.images,
         outs=split.size,
         fewer=split.fewer,
