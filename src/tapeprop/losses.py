@@ -268,9 +268,10 @@ def classes(name: str, y: Any, prediction_shape: Sequence[int], dtype: str) -> n
             f"{name}: expected {expected}, received {given.dtype} of shape {given.shape}; class ids are integers, "
             f'so convert them with y.astype("int64")'
         )
-    if given.min() < 0 or given.max() >= count:
+    found = np.ascontiguousarray(given, np.int64)
+    if found.view(np.uint64).max() >= count:  # a negative id is a huge number then: one pass instead of two
         raise LabelError(f"{name}: expected class ids from 0 to {count - 1}, received {_range(given)}")
-    return np.ascontiguousarray(given, np.int64)
+    return found
 
 
 def _one_hot(name: str, given: np.ndarray, dtype: str) -> np.ndarray:

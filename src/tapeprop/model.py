@@ -9,6 +9,7 @@ import numpy as np
 
 from tapeprop import interchange
 from tapeprop.graph.graph import CompiledGraph, StepArguments
+from tapeprop.layers.edits import edits
 from tapeprop.runtime.timing import RowTime
 from tapeprop.schedules import Schedule
 from tapeprop.training import evaluate as evaluation
@@ -33,6 +34,9 @@ class LayerGraph(CompiledGraph):
     A graph is itself a layer; it can be subclassed (`init_nodes`). One thread runs it at a time, others wait.
     """
 
+    #: (number of edits, loss, what a training step made of them); see `_model_and_objective`.
+    _prepared: tuple[int, Any, tuple[Model, evaluation.Objective]] | None = None
+
     def _new(self, **options: Any) -> LayerGraph:
         return LayerGraph(**options)
 
@@ -55,10 +59,20 @@ class LayerGraph(CompiledGraph):
 
     def _step_arguments(self, X: Any, y: Any, loss: Any, loss_weights: Any) -> StepArguments:
         arrays = self._inputs(X)
-        model = Model(self)
-        objective = evaluation.objective_of(model.outputs, loss, loss_weights)
+        model, objective = self._model_and_objective(loss, loss_weights)
         labels = step_labels(model, objective, y, self.output_shapes([a.shape for a in arrays]))
         return arrays, labels, objective.losses, objective.weights
+
+    def _model_and_objective(self, loss: Any, loss_weights: Any) -> tuple[Model, evaluation.Objective]:
+        """Those of the last call where they would be the same: making them takes as long as a small network's step."""
+        repeatable = loss_weights is None and not isinstance(loss, list | tuple | dict)  # a list may be edited in place
+        now = edits()
+        if repeatable and self._prepared is not None and self._prepared[0] == now and self._prepared[1] is loss:
+            return self._prepared[2]
+        model = Model(self)
+        found = model, evaluation.objective_of(model.outputs, loss, loss_weights)
+        self._prepared = (now, loss, found) if repeatable else None
+        return found
 
     def fit(
         self,

@@ -64,11 +64,12 @@ def test_every_check_of_the_catalogue_holds_for_it(module, check, monkeypatch):
 
 
 def test_the_checks_of_the_catalogue_would_see_a_wrong_op(module, monkeypatch):
-    """With the reference of another op each check that compares values has to fail."""
     op = registry[NAME]
-    monkeypatch.setattr(type(op), "reference", lambda self, call, x: [x * 2.0])
-    with pytest.raises(AssertionError):
-        check_cases(op, catalogue.test_cpu_equals_reference_for_any_number_of_workers)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(op), "reference", lambda self, call, x: [x * 2.0])
+        with pytest.raises(AssertionError):
+            check_cases(op, catalogue.test_cpu_equals_reference_for_any_number_of_workers)
+    monkeypatch.setattr(type(op), "vjp", lambda self, call, gradients, wanted: gradients)
     with pytest.raises(AssertionError):
         check_cases(op, catalogue.test_gradient_equals_central_differences)
 
@@ -93,16 +94,16 @@ def test_value_and_gradient_in_a_graph(module, dtype, reverse):
 def test_two_rows_cut_alike_need_no_barrier_and_share_their_memory(module):
     node = tp.LayerNode(Lambda(lambda x: module.cumulative_sum(module.cumulative_sum(x))), name="twice")
     graph = tp.LayerGraph({node: []}, root=node, term=node).build((3, 4))
-    places = [row["results"] for row in graph.tape if row["op"] == NAME and row["span"] == "forward"]
+    places = [row["results"] for row in graph.tape if row["span"] == "forward"]
     assert len(places) == 2
     assert places[0] == places[1]
-    assert "1 barriers" in str(graph.tape).splitlines()[-1] or "2 barriers" in str(graph.tape).splitlines()[-1]
+    assert "4 rows, 2 barriers" in str(graph.tape)  # those at the ends of forward and backward
 
 
 def test_errors_name_the_node(module):
     node = tp.LayerNode(Lambda(module.cumulative_sum), name="sums")
     graph = tp.LayerGraph({node: []}, root=node, term=node).build()
-    with pytest.raises(ShapeError, match="'sums'.*expected at least one axis, got a scalar"):
+    with pytest.raises(ShapeError, match=r"'sums'.*expected at least one axis, got a scalar"):
         graph(np.array(1.0))
 
 

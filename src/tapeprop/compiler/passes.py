@@ -7,18 +7,33 @@ oracle and learn which one broke.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from tapeprop.compiler.fuse import fuse_elementwise
-from tapeprop.ir import Instruction, Program, Span, Store, Tensor
+from tapeprop.compiler.layout import use_lanes
+from tapeprop.ir import Instruction, Program, Size, Span, Store, Tensor
 
-Pass = Callable[[Program], Program]
+
+@dataclass(frozen=True)
+class Lanes:
+    """How the layout pass is to be used: see `layout.use_lanes`."""
+
+    batch: Size
+    lanes: int
+    flexible: int = 0
+    known: Mapping[Tensor, Tensor] = field(default_factory=dict)
 
 
-def optimize(program: Program, check: Callable[[str, Program], None] | None = None) -> Program:
-    """The program after every pass."""
+def optimize(
+    program: Program, check: Callable[[str, Program], None] | None = None, lanes: Lanes | None = None
+) -> Program:
+    """The program after every pass. lanes: None where the batch does not fill vectors, so that no layout is changed."""
     for run in PASSES:
-        program = run(program)
+        if run is not use_lanes:
+            program = run(program)
+        elif lanes is not None:
+            program = use_lanes(program, lanes.batch, lanes.lanes, flexible=lanes.flexible, known=lanes.known)
         if check:
             check(run.__name__, program)
     return program
@@ -92,4 +107,4 @@ def use_counts(program: Program) -> Counter[Tensor]:
     return counts
 
 
-PASSES: list[Pass] = [remove_dead, merge_equal, fuse_elementwise, remove_dead]
+PASSES: list[Callable[..., Program]] = [remove_dead, merge_equal, use_lanes, fuse_elementwise, remove_dead]

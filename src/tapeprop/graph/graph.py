@@ -44,7 +44,7 @@ class CompiledGraph(GraphStructure):
 
     def __getstate__(self) -> dict[str, Any]:
         """Structure and weights; a copy has to be built anew, with fresh optimizer state."""
-        dropped = ("_network", "_trainer", "_optimizers", "_running", "_synchronised", "_frozen")
+        dropped = ("_network", "_trainer", "_optimizers", "_running", "_synchronised", "_frozen", "_prepared")
         return {name: value for name, value in super().__getstate__().items() if name not in dropped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -173,8 +173,12 @@ class CompiledGraph(GraphStructure):
             return network.predict(list(arrays))
 
     def _inputs(self, X: Any) -> list[np.ndarray]:
-        given = zip(self.roots, self.arrange_inputs(X, "X"), strict=True)
-        return [as_input(x, self.dtype, f"node {self.label_of(root)!r}: input") for root, x in given]
+        found = []
+        for root, x in zip(self.roots, self.arrange_inputs(X, "X"), strict=True):
+            if not (type(x) is np.ndarray and x.dtype == self.dtype and x.flags.c_contiguous and x.size):
+                x = as_input(x, self.dtype, f"node {self.label_of(root)!r}: input")
+            found.append(x)
+        return found
 
     def backward(self, d_out: Any = None) -> Any:
         """The gradient of the inputs, given that of the outputs of the last forward(); None means ones.
@@ -255,6 +259,10 @@ class CompiledGraph(GraphStructure):
 
     def synchronise_optimizers(self) -> None:
         """Lets the optimizer state follow what nodes and set_optimizer() say now."""
+        with self._exclusive("set_optimizer()"):
+            self._assign_optimizers()
+
+    def _assign_optimizers(self) -> None:
         now = (edits(), self.version)
         if self._synchronised == now:
             return
@@ -316,8 +324,15 @@ class CompiledGraph(GraphStructure):
     ) -> FitSession:
         """Many steps per native call over whole arrays: see `runtime.training.FitSession`."""
         _, trainer = self._compiled("fit()")
-        self.synchronise_optimizers()
-        return trainer.fit_session(arrays, labels, losses, weights, batch_size, accuracy, accumulate)
+
+        def ready() -> None:  # callbacks may have edited the graph
+            if self._compiled("fit()")[1] is not trainer:
+                raise StateError("fit(): the graph was built anew during the run; build() it before or after")
+            self.synchronise_optimizers()
+
+        with self._exclusive("fit()"):
+            ready()
+            return trainer.fit_session(arrays, labels, losses, weights, batch_size, accuracy, accumulate, ready)
 
     def native_step(self, step: StepArguments) -> float:
         """One training step on (arrays, labels, losses, weights) that are checked already; the total loss."""

@@ -217,6 +217,14 @@ class Executable:
 
     def view(self, tensor: Tensor) -> np.ndarray:
         """A live view of a tensor that the plan keeps: an output, a retained value, or something in storage."""
+        if self._viewed != self._generations:
+            self._viewed, self._views = self._generations, {}
+        found = self._views.get(tensor)
+        if found is None:
+            found = self._views[tensor] = self._view(tensor)
+        return found
+
+    def _view(self, tensor: Tensor) -> np.ndarray:
         place, kind = self.plan.places[tensor], self.plan.types[tensor]
         if place.buffer in self.arenas:
             base = self.arenas[place.buffer].array

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tapeprop.compiler.gradient import FLOATS, gradients
-from tapeprop.compiler.passes import optimize
+from tapeprop.compiler.layout import LANES, lanes_for
+from tapeprop.compiler.passes import Lanes, optimize
 from tapeprop.ir import (
     Dim,
     Gradient,
@@ -18,6 +20,7 @@ from tapeprop.ir import (
     Program,
     Region,
     Shape,
+    Size,
     Span,
     Store,
     Tensor,
@@ -44,6 +47,8 @@ class Forward:
     kept: list[Tensor] = field(default_factory=list)
     program: Program | None = None
     places: dict[Tensor, Tensor] = field(default_factory=dict)  # as recorded -> as the optimised program holds it
+    lane_forms: dict[Tensor, Tensor] = field(default_factory=dict)  # as recorded -> its form in the batch-lane layout
+    batch: Size | None = None
 
 
 def open_shapes(shapes: Sequence[tuple[int, ...]]) -> tuple[tuple[Shape, ...], dict[str, int]]:
@@ -72,19 +77,33 @@ class Lowering:
         self.random = random
         self._programs: dict[Hashable, object] = {}
 
-    def once(self, kind: Hashable, shapes: Sequence[tuple[int, ...]], make: Callable[[tuple[Shape, ...]], object]):
-        """(the program of this kind, {symbol: size}): with the batch open if that can be, else for these very sizes."""
+    def once(
+        self, kind: Hashable, shapes: Sequence[tuple[int, ...]], make: Callable[[tuple[Shape, ...], Size | None], Any]
+    ) -> tuple[Any, dict[str, int]]:
+        """(the program of this kind, {symbol: size}): with the batch open if that can be, else for these very sizes.
+
+        make(shapes, batch): batch is the size of axis 0 where it fills vector lanes, else None.
+        """
         opened, sizes = open_shapes(shapes)
         exact = tuple(tuple(shape) for shape in shapes)
-        if (kind, exact) in self._programs:
-            return self._programs[kind, exact], {}
-        if (kind, opened) not in self._programs:
-            try:
-                self._programs[kind, opened] = make(opened)
-            except UndecidedError:
-                self._programs[kind, exact] = make(exact)
-                return self._programs[kind, exact], {}
-        return self._programs[kind, opened], sizes
+        fits = bool(exact and exact[0]) and lanes_for(self.dtype, exact[0][0]) is not None
+        for found, known in ((exact, {}), (opened, sizes)):
+            if (kind, found, fits) in self._programs:
+                return self._programs[kind, found, fits], known
+        try:
+            found, known = opened, sizes
+            made = make(opened, opened[0][0] if fits else None)
+        except UndecidedError:
+            found, known = exact, {}
+            made = make(exact, exact[0][0] if fits else None)
+        self._programs[kind, found, fits] = made
+        return made, known
+
+    def lanes(
+        self, batch: Size | None, flexible: int = 0, known: Mapping[Tensor, Tensor] | None = None
+    ) -> Lanes | None:
+        """How the layout pass is to be used on a program of this batch."""
+        return None if batch is None else Lanes(batch, LANES[self.dtype], flexible, known or {})
 
     def trace(self, shapes: Sequence[Shape], training: bool) -> Forward:
         """The network as recorded, not yet optimised."""
@@ -96,9 +115,18 @@ class Lowering:
 
     # ---- forward and backward apart
 
-    def forward(self, shapes: Sequence[Shape], training: bool, *, differentiable: bool, keep: Sequence[Hashable] = ()):
+    def forward(
+        self,
+        shapes: Sequence[Shape],
+        batch: Size | None,
+        training: bool,
+        *,
+        differentiable: bool,
+        keep: Sequence[Hashable] = (),
+    ) -> Forward:
         """The forward program. differentiable: it keeps what the backward programs of any subset of outputs will read."""
         found = self.trace(shapes, training)
+        found.batch = batch
         wanted: dict[Tensor, None] = dict.fromkeys(found.watched[key] for key in keep)
         if differentiable:
             made = set(reachable([*found.outputs, *(s.value for s in found.stores)]))
@@ -111,8 +139,12 @@ class Lowering:
                 wanted.update(dict.fromkeys(t for t in results.values() if t.producer in made))
         found.kept = [t for t in wanted if t.producer is not None]
         span = Span("forward", reachable([*found.outputs, *found.kept, *(s.value for s in found.stores)]), found.stores)
-        found.program = optimize(Program([span], found.inputs, [*found.outputs, *found.kept]))
-        found.places = dict(zip([*found.outputs, *found.kept], found.program.outputs, strict=True))
+        recorded = [*found.outputs, *found.kept]
+        flexible = len(found.kept) - sum(found.watched[key] in found.kept for key in set(keep))
+        program = optimize(Program([span], found.inputs, recorded), lanes=self.lanes(batch, flexible))
+        found.program = program
+        for tensor, made in zip(recorded, program.outputs, strict=True):
+            (found.lane_forms if made in program.in_lanes else found.places)[tensor] = made
         return found
 
     def _all_wanted(self, found: Forward) -> list[Tensor]:
@@ -157,13 +189,13 @@ class Lowering:
                     stores.append(deposit(trace, parameter, results[leaf]))
                     reached.append(parameter)
         kept = {t: results[t] for t in (*inputs, *watched) if t in results}
-        known = [*found.places, *found.inputs]
+        known = [*found.places, *found.lane_forms, *found.inputs]
         calls = reachable([*kept.values(), *(s.value for s in stores)], known)
         program = Program([Span("backward", calls, stores)], [*found.inputs, *seeds], list(kept.values()))
-        optimised = optimize(program)
+        optimised = optimize(program, lanes=self.lanes(found.batch, known=found.lane_forms))
         return optimised, dict(zip(kept, optimised.outputs, strict=True)), reached
 
-    def joint(self, shapes: Sequence[Shape]) -> Program:
+    def joint(self, shapes: Sequence[Shape], batch: Size | None = None) -> Program:
         """Forward in training and backward from every output to every trained parameter and input: what users look at."""
         found = self.trace(shapes, True)
         seeds, results = self._record_backward(found, range(len(found.outputs)), self._all_wanted(found))
@@ -176,7 +208,7 @@ class Lowering:
         forward = reachable([*found.outputs, *(s.value for s in found.stores)])
         backward = reachable([*kept, *(s.value for s in stores)], [t for call in forward for t in call.results])
         spans = [Span("forward", forward, found.stores), Span("backward", backward, stores)]
-        return optimize(Program(spans, [*found.inputs, *seeds], [*found.outputs, *kept]))
+        return optimize(Program(spans, [*found.inputs, *seeds], [*found.outputs, *kept]), lanes=self.lanes(batch))
 
 
 def deposit(trace: Trace, parameter: Parameter, gradient: Tensor) -> Store:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tapeprop.compiler.interpret import array_type
+from tapeprop.compiler.layout import lanes_for
 from tapeprop.errors import DTypeError, NumericsError, ShapeError, StateError
 from tapeprop.ir import Dim, Parameter, Shape, Tensor
 from tapeprop.ir.dims import text
@@ -84,8 +85,11 @@ class Network:
         self.retained_arena, self.backward_arena, self.tight_arena = Arena(), Arena(), Arena()
         self.plans: OrderedDict[Hashable, object] = OrderedDict()
         self.hits = self.misses = 0
+        self._output_shapes: dict[tuple[tuple[int, ...], ...], list[tuple[int, ...]]] = {}
         self.watching: tuple[Hashable, ...] = ()
-        self._live: tuple[Retained, int] | None = None
+        self._live: tuple[Retained, int, int] | None = None  # the plan, its arena's generation, the forward's number
+        self._forwards = 0
+        self._own = threading.local()  # .forward: the number of this thread's last forward
         self._gradients: tuple[Executable, dict[Tensor, Tensor]] | None = None
 
     # ---- plans
@@ -137,14 +141,18 @@ class Network:
             for own, given in zip(plan.inputs, arrays, strict=True):
                 np.copyto(own, given)
             self.execute(plan.executable)
-            self._live = (plan, self.retained_arena.generation)
+            self._forwards += 1
+            self._own.forward = self._forwards
+            self._live = (plan, self.retained_arena.generation, self._forwards)
             return [self._read(plan, plan.executable, plan.forward.places[t]) for t in plan.forward.outputs]
 
     def _make_retained(self, shapes: tuple[tuple[int, ...], ...], training: bool) -> Retained:
         found, sizes = self.lowering.once(
             ("retained", training, self.watching),
             shapes,
-            lambda opened: self.lowering.forward(opened, training, differentiable=True, keep=self.watching),
+            lambda opened, batch: self.lowering.forward(
+                opened, batch, training, differentiable=True, keep=self.watching
+            ),
         )
         executable = self.make_executable(found.program, sizes, self.retained_arena, arena_name="retained")
         inputs = []
@@ -179,7 +187,7 @@ class Network:
 
     def _make_predict(self, shapes: tuple[tuple[int, ...], ...]) -> tuple[Forward, Executable]:
         found, sizes = self.lowering.once(
-            "predict", shapes, lambda opened: self.lowering.forward(opened, False, differentiable=False)
+            "predict", shapes, lambda opened, batch: self.lowering.forward(opened, batch, False, differentiable=False)
         )
         return found, self.make_executable(found.program, sizes, self.tight_arena)
 
@@ -189,6 +197,11 @@ class Network:
         """The forward that backward belongs to. StateError where there is none."""
         if self._live is None or self._live[1] != self.retained_arena.generation:
             raise StateError(f"{what} needs a forward() before it whose values still stand; call forward() first")
+        if getattr(self._own, "forward", self._live[2]) != self._live[2]:
+            raise StateError(
+                f"{what}: another thread called forward() since this one did, so the values of this thread's are gone; "
+                f"let one thread run the graph, or guard forward() and backward() by one lock"
+            )
         return self._live[0]
 
     def forget(self) -> None:
@@ -250,7 +263,7 @@ class Network:
             self.backward_arena,
             arena_name="backward",
             lender=plan.executable,
-            borrowed=found.places,
+            borrowed=found.places | {form: form for form in found.lane_forms.values()},
         )
         for tensor, array in zip(found.inputs, plan.inputs, strict=True):
             executable.bind(tensor, array)
@@ -260,8 +273,13 @@ class Network:
 
     def output_shapes(self, shapes: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
         """The shape of each output for inputs of these shapes."""
-        found, sizes = self.lowering.once("shapes", shapes, lambda opened: self.lowering.trace(opened, False))
-        return [array_type(t, sizes).shape for t in found.outputs]
+        known = self._output_shapes.get(shapes)
+        if known is None:
+            found, sizes = self.lowering.once("shapes", shapes, lambda opened, _: self.lowering.trace(opened, False))
+            if len(self._output_shapes) >= PLANS_KEPT:
+                self._output_shapes.clear()
+            known = self._output_shapes[shapes] = [array_type(t, sizes).shape for t in found.outputs]
+        return list(known)
 
     def listing(self, shapes: Sequence[Shape] | None) -> Listing:
         """The tape of forward and backward in training: of the last forward's sizes, else of `shapes`, which may be open."""
@@ -270,7 +288,9 @@ class Network:
         if shapes is None:
             raise StateError("tape: no sizes are known yet; give build() an input_shape, or call forward() first")
         title = f"training tape, input {', '.join(map(text, shapes))}"
-        program = self.lowering.joint(shapes)
+        first = shapes[0][0] if shapes and shapes[0] else None
+        fits = isinstance(first, int) and lanes_for(self.options.dtype, first) is not None
+        program = self.lowering.joint(shapes, first if fits else None)
         if any(isinstance(n, Dim) for shape in shapes for n in shape):
             return list_program(program, title)
         return list_tape(self.make_executable(program, {}, Arena()).tape, title)
@@ -302,7 +322,10 @@ def as_input(array: object, dtype: str, what: str) -> np.ndarray:
 
     DTypeError for complex, object, string and other arrays that are no real numbers, ShapeError for one with an empty axis.
     """
-    given = np.asarray(array)
+    try:
+        given = np.asarray(array)
+    except ValueError as error:
+        raise DTypeError(f"{what}: expected an array of real numbers, got rows of unequal length ({error})") from None
     if given.dtype.kind not in "fiub":
         raise DTypeError(f"{what}: expected real numbers, got dtype {given.dtype}; convert the array to {dtype} first")
     if given.size == 0:

@@ -67,5 +67,7 @@ def time_rows(executable: Executable, steps: int) -> list[RowTime]:
     for i, (row, seconds) in enumerate(zip(executable.tape.rows, spent.tolist(), strict=True)):
         instruction, call = row.step.instruction, row.step.call
         cost = instruction.op.flops(call), instruction.op.traffic(call)
-        found.append(RowTime(i, row.step.span, op_label(instruction), instruction.node, seconds, seconds / total, *cost))
+        found.append(
+            RowTime(i, row.step.span, op_label(instruction), instruction.node, seconds, seconds / total, *cost)
+        )
     return found

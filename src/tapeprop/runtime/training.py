@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from tapeprop.compiler.gradient import FLOATS, gradients
+from tapeprop.compiler.layout import lanes_for
 from tapeprop.compiler.passes import optimize
 from tapeprop.errors import GraphError
 from tapeprop.ir import (
@@ -23,6 +24,7 @@ from tapeprop.ir import (
     Program,
     Region,
     Shape,
+    Size,
     Span,
     Store,
     Tensor,
@@ -63,6 +65,15 @@ class StepProgram:
     unreached: list[Parameter]
     left: list[Parameter]
 
+    def __post_init__(self) -> None:
+        self._segments = list(dict.fromkeys(cell(parameter).segment for parameter in self.reached))
+
+    def consume(self) -> None:
+        """The gradients of `reached` wait no longer."""
+        # Asked first: that is so in most steps, and there may be thousands of parameters.
+        if any(np.count_nonzero(segment.pending.array) for segment in self._segments):
+            mark_consumed(self.reached)
+
     def program_leaves(self) -> list[Tensor]:
         """Every leaf that the program reads or stores to."""
         read = [t for call in self.program.instructions for t in call.operands if t.producer is None]
@@ -88,13 +99,14 @@ def record_step(
     weights: Sequence[float],
     source: BatchSource | None = None,
     *,
+    lanes: Size | None = None,
     order_length: int = 0,
     update: bool = True,
     share: float = 1.0,
 ) -> StepProgram:
     """The program of one step. shapes, labels: of the batch, or of the whole data where a source gathers from it.
 
-    losses: one per output, None where an output has none. weights: the factor of each loss. update: False for a micro-batch, whose
+    lanes: the batch where it fills vector lanes, else None. losses: one per output, None where an output has none. weights: the factor of each loss. update: False for a micro-batch, whose
     gradients are added to those pending; they are `share` of what the losses give.
     """
     options, lowering = network.options, network.lowering
@@ -157,7 +169,7 @@ def record_step(
     values = [store.value for effects in stores.values() for store in effects]
     calls = buckets([total, *found, *values], marks)
     spans = [Span(name, calls[name], stores[name]) for name in marks]
-    program = optimize(Program(spans, feeds, [total, *found]))
+    program = optimize(Program(spans, feeds, [total, *found]), lanes=lowering.lanes(lanes))
     trained = [s for s in trace.leaves if isinstance(s, Parameter) and s.trainable]
     unreached, advanced = set(trained) - set(reached), set(optimizers.total())
     return StepProgram(
@@ -214,15 +226,15 @@ class Trainer:
         """The plan of a training step for arrays of these shapes."""
         network = self.network
         shapes = tuple(a.shape for a in (*arrays, *labels))
-        kinds = tuple(str(a.dtype) for a in labels)
+        kinds = tuple(a.dtype for a in labels)
         key = (
             "step", kinds, tuple(loss and loss.key() for loss in losses), tuple(weights), self.optimizers.version,
             network.frozen(),
         )  # fmt: skip
 
-        def lower(opened: tuple[Shape, ...]) -> StepProgram:
-            pairs = list(zip(opened[len(arrays) :], kinds, strict=True))
-            return record_step(network, self.optimizers, opened[: len(arrays)], pairs, losses, weights)
+        def lower(opened: tuple[Shape, ...], batch: Size | None) -> StepProgram:
+            pairs = list(zip(opened[len(arrays) :], map(str, kinds), strict=True))
+            return record_step(network, self.optimizers, opened[: len(arrays)], pairs, losses, weights, lanes=batch)
 
         def make() -> tuple[StepProgram, Executable]:
             step, sizes = network.lowering.once(key, shapes, lower)
@@ -254,7 +266,7 @@ class Trainer:
         """Runs a step that updates, `steps` times. Gradients are as zero_grad, backward and update leave them."""
         self.network.forget()
         zero_gradients(step.unreached)
-        mark_consumed(step.reached)
+        step.consume()
         try:
             self.network.execute(executable, steps=steps)
         except BaseException:
@@ -380,8 +392,8 @@ class FitSession:
     def run(self, steps: int) -> int:
         """Runs at most `steps` steps; the number that were run (0 at the end of the epoch)."""
         network = self.trainer.network
+        self.ready()
         with network.lock:
-            self.ready()
             require_optimizer(self.trainer.optimizers)
             left = self.samples - int(self.cursor.array[0])
             if not left:
@@ -430,6 +442,7 @@ class FitSession:
             self.losses,
             self.weights,
             source,
+            lanes=batch if lanes_for(network.options.dtype, batch) else None,
             order_length=self.samples,
             update=group == 1,
             share=1 / group,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tapeprop.errors import LabelError
 from tapeprop.training.evaluate import Objective
 from tapeprop.training.model import Model
 
@@ -16,5 +17,13 @@ def step_labels(model: Model, objective: Objective, y: Any, shapes: Sequence[tup
 
     y: for each output (None where it has no loss). shapes: of the outputs. LabelError, GraphError.
     """
-    pairs = zip(objective.losses, model.outputs.split(y, "y"), shapes, strict=True)
-    return [loss.labels(value, shape, model.dtype) for loss, value, shape in pairs if loss is not None]
+    found = []
+    parts = model.outputs.split(y, "y")
+    for name, loss, value, shape in zip(model.outputs.names, objective.losses, parts, shapes, strict=True):
+        if loss is None:
+            continue
+        try:
+            found.append(loss.labels(value, shape, model.dtype))
+        except LabelError as error:
+            raise LabelError(f"y of node {name!r}: {error}") from None
+    return found

@@ -101,8 +101,9 @@ def _column(x: Tensor) -> Shape:
 class BatchNorm(Op):
     """(x, gamma, beta, running_mean, running_var) -> (y, batch_mean, inverse_std, new_running_mean, new_running_var).
 
-    x and y are (N, C, ...), the rest (C,). y = (x - batch_mean) inverse_std gamma + beta; inverse_std = 1 / sqrt(batch variance + epsilon). The two running
-    values are state effects: whoever records the op stores them.
+    x and y are (N, C, ...), the rest (C,). y = (x - batch_mean) inverse_std gamma + beta, with
+    inverse_std = 1 / sqrt(batch variance + epsilon). The two running values are state effects: whoever records the op
+    stores them.
     """
 
     name = "batch_norm"

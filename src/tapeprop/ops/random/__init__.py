@@ -104,8 +104,8 @@ class NextRandom(Op):
 class Dropout(Op):
     """(x, counter (2,) int64) -> x mask / (1 - rate), of x's shape and dtype.
 
-    The mask is 0 with probability `rate`, else 1. site: which of the draws of one call this is. shared_axes: along these, one draw serves all. Linear in x: its own
-    gradient.
+    The mask is 0 with probability `rate`, else 1. site: which of the draws of one call this is. shared_axes: along
+    these, one draw serves all. Linear in x: its own gradient.
     """
 
     name = "dropout"
