@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 
@@ -73,7 +74,7 @@ class _Residual(Layer):
 def mlp() -> LayerGraph:
     """784-256-128-10 with ReLU."""
     sizes, nodes = (784, 256, 128), []
-    for before, after in zip(sizes, sizes[1:]):
+    for before, after in pairwise(sizes):
         nodes.append(SequentialNode(Dense(before, after), Activation.ReLU(), name=f"dense{before}"))
     return _line([*nodes, LayerNode(Dense(128, CLASSES), name="head")])
 
@@ -83,7 +84,9 @@ def lenet() -> LayerGraph:
     return _line(
         [
             SequentialNode(Conv2D(1, 6, 5), Activation.ReLU(), MaxPool2D(2), name="first"),
-            SequentialNode(Conv2D(6, 16, 5, padding="valid"), Activation.ReLU(), MaxPool2D(2), Flatten(), name="second"),
+            SequentialNode(
+                Conv2D(6, 16, 5, padding="valid"), Activation.ReLU(), MaxPool2D(2), Flatten(), name="second"
+            ),
             SequentialNode(Dense(400, 120), Activation.ReLU(), name="third"),
             SequentialNode(Dense(120, 84), Activation.ReLU(), name="fourth"),
             LayerNode(Dense(84, CLASSES), name="head"),
@@ -146,7 +149,7 @@ def _normalised(inputs: int, outputs: int, size: int, stride: int = 1) -> tuple[
 
 
 def _line(nodes: list[LayerNode]) -> LayerGraph:
-    edges = {a: [b] for a, b in zip(nodes, nodes[1:])}
+    edges = {a: [b] for a, b in pairwise(nodes)}
     return LayerGraph({**edges, nodes[-1]: []}, root=nodes[0], term=nodes[-1], seed=0)
 
 

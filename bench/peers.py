@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -111,7 +112,7 @@ class ResNet20(nn.Sequential):
 
     def __init__(self) -> None:
         widths = (16, 16, 16, 16, 32, 32, 32, 64, 64, 64)
-        blocks = [Block(a, b) for a, b in zip(widths, widths[1:])]
+        blocks = [Block(a, b) for a, b in pairwise(widths)]
         end = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES)]
         super().__init__(*_normalised(3, 16, 3), nn.ReLU(), *blocks, *end)
 
@@ -161,7 +162,10 @@ def step_of(module: nn.Module, x: np.ndarray, y: np.ndarray, channels_last: bool
     dtype = next(module.parameters()).dtype
     images, labels = torch.from_numpy(x).to(dtype), torch.from_numpy(y)
     if channels_last:
-        module, images = module.to(memory_format=torch.channels_last), images.contiguous(memory_format=torch.channels_last)
+        module, images = (
+            module.to(memory_format=torch.channels_last),
+            images.contiguous(memory_format=torch.channels_last),
+        )
     optimizer = torch.optim.SGD(module.parameters(), lr=RATE, momentum=MOMENTUM)
 
     def step() -> Tensor:

@@ -49,11 +49,11 @@ def run(
             outputs, _ = layer.trace_all(leaves)
         else:
             outputs = [layer.trace(*leaves)]
-        given = [None] * len(outputs) if d_out is None else list(d_out)
+        given: list[np.ndarray | float | None] = [1.0] * len(outputs) if d_out is None else list(d_out)
         flows = {y: trace.input(len(leaves) + i, y.shape, y.dtype) for i, y in enumerate(outputs)}
         known = {s: t for s, t in trace.leaves.items() if isinstance(s, Parameter)}
         trained = [t for s, t in known.items() if s.trainable]
-        seeds = {y: flows[y] for y, dy in zip(outputs, given) if d_out is None or dy is not None}
+        seeds = {y: flows[y] for y, dy in zip(outputs, given) if dy is not None}
         found = gradients(seeds, [*leaves, *trained])
         wanted = [t for t in (*leaves, *trained) if t in found]
     feeds: dict[Tensor, np.ndarray] = dict(zip(leaves, (np.array(a, dtype) for a in inputs)))
@@ -61,8 +61,9 @@ def run(
         value = (states or {}).get(parameter, parameter.value)
         feeds[leaf] = np.array(value, leaf.dtype)
     forward = _program(outputs, trace.stores)
-    for y, value, dy in zip(outputs, interpret(forward, feeds)[0], given):
-        feeds[flows[y]] = np.ones_like(value) if dy is None else np.broadcast_to(dy, value.shape).astype(dtype)
+    for y, value, dy in zip(outputs, interpret(forward, feeds)[0], given):  # one tensor may stand in two outputs
+        total = feeds.get(flows[y], np.zeros_like(value))
+        feeds[flows[y]] = total if dy is None else total + np.asarray(dy, dtype)
     values, stored = interpret(_program([*outputs, *(found[t] for t in wanted)], trace.stores), feeds)
     results, rest = values[: len(outputs)], dict(zip(wanted, values[len(outputs) :]))
     return Run(

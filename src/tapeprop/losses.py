@@ -255,15 +255,15 @@ def classes(name: str, y: Any, prediction_shape: Sequence[int], dtype: str) -> n
     if len(shape) < 2:
         raise LabelError(f"{name}: expected predictions of shape (N, C), received shape {shape}")
     count, ids_shape = shape[1], (shape[0], *shape[2:])
-    expected = f"class ids of shape {ids_shape} or one-hot labels of shape {shape}"
     whole = given.dtype.kind in "iub"
     if whole and given.shape == (*ids_shape, 1):
         given = given.reshape(ids_shape)
     if given.shape == shape and not (whole and shape == ids_shape):
         return _one_hot(name, given, dtype)
-    if given.shape != ids_shape:
-        raise LabelError(f"{name}: expected {expected}, received shape {given.shape}")
-    if not whole:
+    if given.shape != ids_shape or not whole:
+        expected = f"class ids of shape {ids_shape} or one-hot labels of shape {shape}"
+        if given.shape != ids_shape:
+            raise LabelError(f"{name}: expected {expected}, received shape {given.shape}")
         raise LabelError(
             f"{name}: expected {expected}, received {given.dtype} of shape {given.shape}; class ids are integers, "
             f'so convert them with y.astype("int64")'

@@ -20,15 +20,15 @@ MAX_NODES = 400  # of the merged expressions: keeps compile time and register pr
 
 def fuse_elementwise(program: Program) -> Program:
     """Merges elementwise producers into their consumers, span by span."""
-    used_outside = _used_outside(program)
+    outside = used_outside(program)
     spans = []
     for span in program.spans:
-        keep = used_outside[span.name] | {store.value for store in span.stores}
+        keep = outside[span.name] | {store.value for store in span.stores}
         spans.append(Span(span.name, _fuse_span(span.instructions, keep), span.stores))
     return Program(spans, program.inputs, program.outputs, program.in_lanes)
 
 
-def _used_outside(program: Program) -> dict[str, set[Tensor]]:
+def used_outside(program: Program) -> dict[str, set[Tensor]]:
     """{span: tensors that outputs or other spans read}."""
     readers: dict[Tensor, set[str]] = {}
     for span in program.spans:

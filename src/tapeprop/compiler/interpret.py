@@ -26,13 +26,32 @@ def array_type(tensor: Tensor, sizes: Mapping[str, int]) -> ArrayType:
     return ArrayType(tuple(n if type(n) is int else evaluate(n, sizes) for n in tensor.shape), tensor.dtype)
 
 
+class Types(dict[Tensor, ArrayType]):
+    """{tensor: its concrete type} under `sizes` ({symbol: int}), worked out once for each that is asked for."""
+
+    def __init__(self, sizes: Mapping[str, int]):
+        super().__init__()
+        self.sizes = sizes
+
+    def of(self, tensor: Tensor) -> ArrayType:
+        """The concrete type of a tensor."""
+        found = self.get(tensor)
+        if found is None:
+            found = self[tensor] = array_type(tensor, self.sizes)
+        return found
+
+    def call(self, instruction: Instruction) -> Call:
+        """The instruction with every size known."""
+        return Call(
+            tuple([self.of(t) for t in instruction.operands]),
+            tuple([self.of(t) for t in instruction.results]),
+            {name: concrete(value, self.sizes) for name, value in instruction.attributes.items()},
+        )
+
+
 def call_of(instruction: Instruction, sizes: Mapping[str, int]) -> Call:
     """The instruction with every size known."""
-    return Call(
-        tuple(array_type(t, sizes) for t in instruction.operands),
-        tuple(array_type(t, sizes) for t in instruction.results),
-        {name: concrete(value, sizes) for name, value in instruction.attributes.items()},
-    )
+    return Types(sizes).call(instruction)
 
 
 def interpret(

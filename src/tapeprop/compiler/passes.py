@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from tapeprop.compiler.epilogue import fuse_epilogues
 from tapeprop.compiler.fuse import fuse_elementwise
 from tapeprop.compiler.layout import use_lanes
 from tapeprop.ir import Instruction, Program, Size, Span, Store, Tensor
@@ -107,4 +108,11 @@ def use_counts(program: Program) -> Counter[Tensor]:
     return counts
 
 
-PASSES: list[Callable[..., Program]] = [remove_dead, merge_equal, use_lanes, fuse_elementwise, remove_dead]
+PASSES: list[Callable[..., Program]] = [
+    remove_dead,
+    merge_equal,
+    use_lanes,
+    fuse_epilogues,
+    fuse_elementwise,
+    remove_dead,
+]

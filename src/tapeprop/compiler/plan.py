@@ -8,10 +8,11 @@ switch: every value gets memory of its own. Planned and unplanned runs give the 
 from __future__ import annotations
 
 import bisect
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from tapeprop.compiler.interpret import array_type, call_of
+from tapeprop.compiler.interpret import Types
 from tapeprop.ir import Instruction, Program, Store, Tensor
 from tapeprop.ops.op import ArrayType, Call, registry
 
@@ -65,15 +66,8 @@ def plan(
     sizes: {symbol: int}. locate: the place of a leaf (its storage). retain: tensors that stay readable to the end; the program's
     outputs always do. arena: the name of the buffer that the rest shares.
     """
-    types: dict[Tensor, ArrayType] = {}
-
-    def type_of(tensor: Tensor) -> ArrayType:
-        found = types.get(tensor)
-        if found is None:
-            found = types[tensor] = array_type(tensor, sizes)
-        return found
-
-    steps, direct = _steps(program, sizes)
+    types = Types(sizes)
+    steps, direct = _steps(program, types)
     roots = _alias_roots(steps)
     last = _last_uses(steps, roots)
     for tensor in (*program.outputs, *retain):
@@ -93,15 +87,13 @@ def plan(
 
     for i, step in enumerate(steps):
         for operand in step.instruction.operands:
-            type_of(operand)
             place(operand)
         if step.instruction.op.alias:
-            type_of(step.instruction.results[0])
             place(step.instruction.results[0])
             continue
         inherited = _inherit(step, i, roots, last, held) if share else {}
         for j, tensor in enumerate(step.instruction.results):
-            nbytes = -(-max(type_of(tensor).nbytes, 1) // ALIGNMENT) * ALIGNMENT
+            nbytes = -(-max(types[tensor].nbytes, 1) // ALIGNMENT) * ALIGNMENT
             end = last.get(tensor, i)
             if tensor in direct:
                 result.places[tensor] = place(direct[tensor])
@@ -121,13 +113,13 @@ def plan(
         for offset, nbytes in ending.pop(i, ()):
             allocator.give(offset, nbytes)
     for tensor in program.outputs:
-        type_of(tensor)
+        types.of(tensor)
         place(tensor)
     result.arena_bytes = allocator.peak
     return result
 
 
-def _steps(program: Program, sizes: Mapping[str, int]) -> tuple[list[Step], dict[Tensor, Tensor]]:
+def _steps(program: Program, types: Types) -> tuple[list[Step], dict[Tensor, Tensor]]:
     """(the steps with a copy for every state effect that needs one, {value: target leaf} of those computed in place)."""
     steps: list[Step] = []
     direct: dict[Tensor, Tensor] = {}
@@ -135,23 +127,24 @@ def _steps(program: Program, sizes: Mapping[str, int]) -> tuple[list[Step], dict
     outputs = set(program.outputs)
     for span in program.spans:
         stores = list({store.target: store for store in span.stores}.values())  # the last store to a target counts
-        values = [store.value for store in stores]
+        times = Counter(store.value for store in stores)
+        uses = _Uses(span.instructions)
         for store in stores:
             if (
-                values.count(store.value) == 1
+                times[store.value] == 1
                 and store.value not in later_use[span.name]
                 and store.value not in outputs
-                and _writes_in_place(store, span.instructions)
+                and _writes_in_place(store, uses)
             ):
                 direct[store.value] = store.target
-        steps += [Step(call, call_of(call, sizes), span.name) for call in span.instructions]
+        steps += [Step(call, types.call(call), span.name) for call in span.instructions]
         for store in stores:
             if store.value not in direct and store.value is not store.target:
                 copy = Instruction(registry["copy"], [store.value], {}, "")
                 result = Tensor(store.target.shape, store.target.dtype, producer=copy)
                 copy.results = (result,)
                 direct[result] = store.target
-                steps.append(Step(copy, call_of(copy, sizes), span.name))
+                steps.append(Step(copy, types.call(copy), span.name))
     return steps, direct
 
 
@@ -166,15 +159,29 @@ def _uses_in_later_spans(program: Program) -> dict[str, set[Tensor]]:
     return found
 
 
-def _writes_in_place(store: Store, instructions: list[Instruction]) -> bool:
+class _Uses:
+    """Where the tensors of a span are made and read, by position: made[result], last[operand], aliased[operand] (the first)."""
+
+    def __init__(self, instructions: list[Instruction]):
+        self.made: dict[Tensor, tuple[int, Instruction]] = {}
+        self.last: dict[Tensor, int] = {}
+        self.aliased: dict[Tensor, int] = {}
+        for i, call in enumerate(instructions):
+            self.made.update(dict.fromkeys(call.results, (i, call)))
+            self.last.update(dict.fromkeys(call.operands, i))
+            if call.op.alias:
+                for operand in call.operands:
+                    self.aliased.setdefault(operand, i)
+
+
+def _writes_in_place(store: Store, uses: _Uses) -> bool:
     """Whether the value may be computed straight into the target: nobody reads the target's old value after (or while) it is written."""
-    position = next((i for i, call in enumerate(instructions) if store.value in call.results), None)
-    if position is None or instructions[position].op.alias:
+    position, producer = uses.made.get(store.value, (-1, None))
+    if producer is None or producer.op.alias:
         return False
-    producer = instructions[position]
-    if any(store.target in call.operands for call in instructions[position + 1 :]):
+    if uses.last.get(store.target, -1) > position:
         return False
-    if any(call.op.alias and store.target in call.operands for call in instructions[:position]):
+    if uses.aliased.get(store.target, position) < position:
         return False  # the old value may be read later under another shape
     if store.value.shape != store.target.shape or store.value.dtype != store.target.dtype:
         return False

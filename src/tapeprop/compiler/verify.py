@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping
 
-from tapeprop.compiler.encode import Extent, Tape
+from tapeprop.compiler.encode import Tape
 from tapeprop.errors import CompileError
 from tapeprop.ir import Tensor
 
@@ -31,8 +32,8 @@ def _check_ranges(tape: Tape, buffer_bytes: Mapping[str, int]) -> None:
 
 
 def _check_values(tape: Tape) -> None:
-    """Follows which tensor owns each extent: a read must find its own tensor, whole."""
-    owner: dict[str, list[tuple[Extent, Tensor]]] = {}
+    """Follows which tensor owns each stretch of the arena: a read must find its own tensor, whole."""
+    owners = _Owners()
     roots: dict[Tensor, Tensor] = {}
     for step in tape.plan.steps:
         if step.instruction.op.alias:
@@ -44,12 +45,33 @@ def _check_values(tape: Tape) -> None:
             root = roots.get(operand, operand)
             if root.producer is None or extent.place.buffer != tape.arena:
                 continue  # leaves and stores live in storage that outlasts the tape
-            if not any(tensor is root and held.meets(extent) for held, tensor in owner.get(tape.arena, ())):
+            if root not in owners.of(extent.place.offset, extent.nbytes):
                 raise CompileError(
                     f"row {number} ({instruction.op.name}, node {instruction.node!r}): an operand was overwritten before this "
                     "row reads it; this is a bug of the planner"
                 )
         for result, extent in zip(instruction.results, row.writes, strict=True):
-            held = owner.setdefault(extent.place.buffer, [])
-            held[:] = [item for item in held if not item[0].meets(extent)]
-            held.append((extent, result))
+            if extent.place.buffer == tape.arena:
+                owners.take(extent.place.offset, extent.nbytes, result)
+
+
+class _Owners:
+    """Stretches of one buffer that do not meet, by offset, and the tensor that owns each."""
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.ends: list[int] = []
+        self.tensors: list[Tensor] = []
+
+    def _met(self, start: int, nbytes: int) -> slice:
+        """The stretches that share a byte with start : start + nbytes. As none meets another, their ends are sorted too."""
+        return slice(bisect.bisect_right(self.ends, start), bisect.bisect_left(self.starts, start + nbytes))
+
+    def of(self, start: int, nbytes: int) -> list[Tensor]:
+        """The tensors that own a byte of start : start + nbytes."""
+        return self.tensors[self._met(start, nbytes)]
+
+    def take(self, start: int, nbytes: int, tensor: Tensor) -> None:
+        """start : start + nbytes goes to `tensor`; who owned a byte of it owns nothing any more."""
+        met = self._met(start, nbytes)
+        self.starts[met], self.ends[met], self.tensors[met] = [start], [start + nbytes], [tensor]

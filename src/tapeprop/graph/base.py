@@ -206,6 +206,8 @@ class GraphStructure(EditableGraph):
         return list(values) if isinstance(self._term, list) else values[0]
 
     def _arrange(self, values: Any, end: Ends, nodes: list[LayerNode], what: str, partial: bool = False) -> list[Any]:
+        if isinstance(values, np.ndarray) and not isinstance(end, list):
+            return [values]
         names = [self.label_of(node) for node in nodes]
         if isinstance(values, Mapping):
             unknown = [name for name in values if name not in names]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tapeprop.compiler.encode import Tape, encode
+from tapeprop.compiler.interpret import array_type
 from tapeprop.compiler.plan import Place, plan
 from tapeprop.compiler.verify import verify
 from tapeprop.errors import CompileError, GraphError, LabelError, NumericsError
@@ -56,7 +57,7 @@ class Executable:
         self._bound: BoundTape | None = None
         self._generations: tuple[int, ...] = ()
         self._patches: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self._inputs: dict[str, int] = {}
+        self._inputs: dict[Tensor, int] = {}  # where the arrays of the inputs lie
         self.control = aligned(CONTROL_WORDS, "int64")
 
     # ---- places
@@ -95,8 +96,7 @@ class Executable:
             known[name] = max(arena.array.nbytes, self.tape.arena_bytes if arena is self.arena else 0)
         for tensor in self.program.inputs:
             name = self.plan.places[tensor].buffer if tensor in self.plan.places else f"input{tensor.source.index}"  # type: ignore[union-attr]
-            kind = self.plan.types.get(tensor)
-            known[name] = kind.nbytes if kind else 0
+            known[name] = array_type(tensor, sizes).nbytes  # an alias of it may be read where it is not itself
         verify(self.tape, known)
         self.buffer_bytes = known
 
@@ -137,10 +137,11 @@ class Executable:
         }
         self._flat = bound
         self._bound = BoundTape(bound.reshape(count, width), self.control)
-        for name, where in self._inputs.items():
-            self._patch(name, where)
+        for tensor, where in self._inputs.items():
+            self._patch(tensor, where)
 
-    def _patch(self, name: str, address: int) -> None:
+    def _patch(self, tensor: Tensor, address: int) -> None:
+        name = f"input{tensor.source.index}"  # type: ignore[union-attr]
         if name in self._patches:
             positions, offsets = self._patches[name]
             self._flat[positions] = offsets + address
@@ -154,12 +155,11 @@ class Executable:
 
     def bind(self, tensor: Tensor, array: np.ndarray) -> None:
         """Lets an input read `array` (C-contiguous, of the input's dtype and shape). The caller keeps it alive during runs."""
-        name = f"input{tensor.source.index}"  # type: ignore[union-attr]
         where = address_of(array)
-        if self._inputs.get(name) != where:
-            self._inputs[name] = where
+        if self._inputs.get(tensor) != where:
+            self._inputs[tensor] = where
             if self._bound is not None:
-                self._patch(name, where)
+                self._patch(tensor, where)
 
     # ---- running
 
@@ -217,14 +217,6 @@ class Executable:
 
     def view(self, tensor: Tensor) -> np.ndarray:
         """A live view of a tensor that the plan keeps: an output, a retained value, or something in storage."""
-        if self._viewed != self._generations:
-            self._viewed, self._views = self._generations, {}
-        found = self._views.get(tensor)
-        if found is None:
-            found = self._views[tensor] = self._view(tensor)
-        return found
-
-    def _view(self, tensor: Tensor) -> np.ndarray:
         place, kind = self.plan.places[tensor], self.plan.types[tensor]
         if place.buffer in self.arenas:
             base = self.arenas[place.buffer].array
@@ -247,6 +239,8 @@ def worthwhile_workers(tape: Tape, workers: int) -> int:
 
     Any number gives the same bits, so this is a matter of time alone.
     """
+    if workers == 1:
+        return 1
     seconds = 0.0
     for row in tape.rows:
         op, call = row.step.instruction.op, row.step.call

@@ -34,6 +34,8 @@ from tapeprop.runtime.state import cell
 #: inputs -> (outputs, {key: any tensor inside that a caller may want to watch})
 TraceFunction = Callable[[list[Tensor]], tuple[list[Tensor], dict[Hashable, Tensor]]]
 
+PROGRAMS_KEPT = 32
+
 
 @dataclass
 class Forward:
@@ -97,6 +99,8 @@ class Lowering:
             found, known = exact, {}
             made = make(exact, exact[0][0] if fits else None)
         self._programs[kind, found, fits] = made
+        while len(self._programs) > PROGRAMS_KEPT:  # images of ever new sizes must not fill the memory
+            self._programs.pop(next(iter(self._programs)))
         return made, known
 
     def lanes(
@@ -143,8 +147,8 @@ class Lowering:
         flexible = len(found.kept) - sum(found.watched[key] in found.kept for key in set(keep))
         program = optimize(Program([span], found.inputs, recorded), lanes=self.lanes(batch, flexible))
         found.program = program
-        for tensor, made in zip(recorded, program.outputs, strict=True):
-            (found.lane_forms if made in program.in_lanes else found.places)[tensor] = made
+        for tensor, kept in zip(recorded, program.outputs, strict=True):
+            (found.lane_forms if kept in program.in_lanes else found.places)[tensor] = kept
         return found
 
     def _all_wanted(self, found: Forward) -> list[Tensor]:

@@ -181,15 +181,21 @@ class _Correlation:
             for slot in row:
                 b.store(e.broadcast(start), slot)
         masks: list[Value] = [None] * self.window
+        met: list[Value] = [None] * len(self.taps)
         if column is not None:
-            masks = [e.column_mask(b.add(column, I64(j)), given["columns"]) for j in range(self.window)]
+            columns = [b.add(column, I64(j)) for j in range(self.window)]
+            masks = [e.column_mask(j, given["columns"]) for j in columns]
+            for tap in self.taps:
+                last = columns[tap + (self.pixels - 1) * self.stride]
+                below = b.icmp_signed("<", columns[tap], given["columns"])
+                met[tap] = b.and_(below, b.icmp_signed(">=", last, I64(0)))
         with cgutils.for_range(b, given["depth"], intp=I64) as channel:
             x_channel = e.step(x, b.mul(channel.index, given["x_channel"]))
             w_channel = e.move(w, b.mul(channel.index, given["w_channel"]))
             with cgutils.for_range(b, given["rows"], intp=I64) as row:
                 x_row = e.step(x_channel, b.mul(row.index, given["x_row"]))
                 self.look_ahead(x_row, channel.index, row.index)
-                self.products(sums, x_row, e.move(w_channel, b.mul(row.index, given["w_row"])), masks)
+                self.products(sums, x_row, e.move(w_channel, b.mul(row.index, given["w_row"])), masks, met)
         floor = e.broadcast(self.floor)
         for p in range(self.pixels):
             if left is None:
@@ -210,22 +216,29 @@ class _Correlation:
             for j in sorted({p * self.stride + tap for p in range(self.pixels) for tap in reach}):
                 e.prefetch(e.step(line, j))
 
-    def products(self, sums: list[list[Value]], x: Value, w: Value, masks: list[Value]) -> None:
-        """Adds one row of taps of one channel."""
+    def products(self, sums: list[list[Value]], x: Value, w: Value, masks: list[Value], met: list[Value]) -> None:
+        """Adds one row of taps of one channel. met: whether a tap meets the image at all; None for certainly."""
         e, b = self.e, self.e.builder
         w_m, twice = self.given["w_m"], b.mul(self.given["w_m"], I64(2))
         # one pointer for three rows: x86 addresses reach w, w + step and w + 2 step
         thirds = [e.move(w, b.mul(w_m, I64(m))) for m in range(0, self.outs, 3)]
         loaded: dict[int, Value] = {}
-        for tap in self.taps:
+
+        def add(tap: int, loaded: dict[int, Value]) -> None:
             for j in range(tap, self.window, self.stride)[: self.pixels]:
                 if j not in loaded:
                     loaded[j] = e.load(e.step(x, j), masks[j])
             for m, row in enumerate(sums):
-                place = e.move(thirds[m // 3], *([], [w_m], [twice])[m % 3], tap * self.w_tap)
-                weight = e.scalar(place)
+                weight = e.scalar(e.move(thirds[m // 3], *([], [w_m], [twice])[m % 3], tap * self.w_tap))
                 for p, slot in enumerate(row):
                     b.store(e.fma(weight, loaded[p * self.stride + tap], e.get(slot)), slot)
+
+        for tap in self.taps:
+            if met[tap] is None:
+                add(tap, loaded)
+            else:
+                with b.if_then(met[tap]):
+                    add(tap, {})
 
     def store(self, sums: list[list[Value]], y: Value, p: int, floor: Value) -> None:
         """Writes the results of pixel p."""

@@ -10,6 +10,7 @@ taps, and each phase is a correlation of stride 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from tapeprop.ops.lanes.cpu.layout import vector_lanes
 from tapeprop.ops.op import ArrayType, Attributes, Call, Launch, Ref, launch
@@ -17,6 +18,7 @@ from tapeprop.targets.cpu import machine
 from tapeprop.targets.cpu.kernel import NumbaKernel
 
 GRAINS = 8  # that a weight gradient is cut into where its shape allows
+TALLEST = 8  # channels or pixels of a tile
 LONGEST = 11  # taps of a filter's row whose gradients are summed side by side
 
 _GEOMETRY = (
@@ -81,33 +83,42 @@ class Blocks:
         return self.size if self.tall == self.blocks else self.size - 1
 
 
-def forward_tile(registers: int, outs: int, width: int, taps: int, stride: int) -> tuple[Blocks, int]:
-    """(blocks of output channels, pixels) of the tile that takes the least time for all `outs` channels of a row.
+@cache
+def correlation_tile(
+    registers: int, outs: int, count: int, columns: int, first: int, taps: int, stride: int
+) -> tuple[Blocks, int]:
+    """(blocks of output channels, pixels) of the tile that takes the least time for a row of `count` pixels.
 
-    A step multiplies outs x pixels vectors for each tap and loads a window of x and a weight for each channel and tap; a
-    core does about as many of one as of the other at a time. The tile's sums, a column of x and a weight stay in registers.
+    The others as in `targets.cpu.lanes.correlate_row`. A tap that meets the image multiplies outs x pixels vectors and loads as
+    many weights as there are outs; the pixels come from further away. A core multiplies and loads about as many vectors at a
+    time. The sums, a column of pixels and a weight have to stay in registers.
     """
     room = registers - (3 if registers >= 32 else 2)
     best = None
-    for size in range(1, min(outs, 8) + 1):
+    for size in range(1, min(outs, TALLEST) + 1):
         split = Blocks(outs, -(-outs // size))
-        for pixels in range(1, min(width, 8) + 1):
+        for pixels in range(1, min(count, TALLEST) + 1):
             if split.size * pixels + pixels > room:
                 continue
-            tiles, window = -(-width // pixels), (pixels - 1) * stride + taps
-            time = 0.0
-            for m, blocks in ((split.size, split.tall), (split.size - 1, split.blocks - split.tall)):
-                products, loads = m * pixels * taps, min(window, pixels * taps) + m * taps
-                # 8 sums or more hide the latency of a product; what is left is for counting and for the last stores
-                time += blocks * tiles * (max(products, loads, 8 * taps) + 0.25 * loads + 2)
-            # small code for equal speed
-            time *= 1 + 0.002 * split.size * pixels
+            time, window = 0.0, (pixels - 1) * stride + taps
+            for q in range(0, count, pixels):
+                column = first + q * stride
+                met = [k for k in range(taps) if column + k < columns and column + k + (pixels - 1) * stride >= 0]
+                inside = column >= 0 and column + window <= columns and q + pixels <= count
+                seen = min(window, taps * pixels) if inside else len(met) * pixels
+                for m, blocks in ((split.size, split.tall), (split.fewer, split.blocks - split.tall)):
+                    # fewer than 8 sums wait for each other
+                    products, loads = len(met) * max(m * pixels, 8), seen + len(met) * m
+                    time += blocks * (max(products, loads) + seen / 2 + 2)
+            # of equals the one with less code
+            time *= 1 + 0.001 * split.size * pixels + 0.01 * (split.fewer < split.size)
             if best is None or time < best[0]:
                 best = time, split, pixels
     assert best is not None
     return best[1], best[2]
 
 
+@cache
 def gradient_tile(registers: int, outs: int, ins: int, taps: int) -> tuple[Blocks, int]:
     """(blocks of output channels, input channels) of the weight gradient's tile: the fewest loads for a product."""
     best = None
@@ -139,7 +150,8 @@ def forward_launch(call: Call) -> Launch:
     x, w = call.operands[:2]
     y, has_bias = call.results[0], len(call.operands) == 3
     g = Geometry.of(x, w.shape, y, call.attributes)
-    split, pixels = forward_tile(machine.vector_registers(), g.filters, g.width_out, g.taps_w, g.stride_w)
+    row = (g.width_out, g.width, -g.left, g.taps_w, g.stride_w)
+    split, pixels = correlation_tile(machine.vector_registers(), g.filters, *row)
     last = len(call.operands) - 1
     arrays = [(Ref("operand", i), call.operands[i]) for i in (0, 1, last)] + [(Ref("result"), y)]
     return launch(
@@ -212,8 +224,10 @@ def input_grad_launch(call: Call) -> Launch:
     dy, w = call.operands
     dx = call.results[0]
     g = Geometry.of(dx, w.shape, dy, call.attributes)
-    taps, width = -(-g.taps_w // g.stride_w), -(-g.width // g.stride_w)  # of a phase
-    split, pixels = forward_tile(machine.vector_registers(), g.channels, width, taps, 1)
+    # a row of the phase of column 0
+    taps, count = -(-(g.taps_w - g.left % g.stride_w) // g.stride_w), -(-g.width // g.stride_w)
+    row = (count, g.width_out, g.left // g.stride_w - taps + 1, max(taps, 1), 1)
+    split, pixels = correlation_tile(machine.vector_registers(), g.channels, *row)
     return launch(
         f"{__name__}:input_grad",
         call,
@@ -301,6 +315,7 @@ def weight_grad_launch(call: Call) -> Launch:
     split, ins = gradient_tile(machine.vector_registers(), g.filters, g.channels, taps)
     tiles = split.blocks * (g.channels // ins)
     apart = g.taps_h if tiles < GRAINS else 1
+    band = int(__import__("os").environ.get("BAND","1000"))
     elements = -(-g.taps_h // apart) * split.size * ins * g.taps_w * g.images
     arrays = _flat([(Ref("operand", 0), x), (Ref("operand", 1), dy), (Ref("result"), dw)])
     arrays.append((Ref("scratch"), (1, elements)))
@@ -308,7 +323,7 @@ def weight_grad_launch(call: Call) -> Launch:
         f"{__name__}:weight_grad",
         call,
         arrays,
-        [*g.integers, g.taps_w, split.tall, split.blocks, apart],
+        [*g.integers, g.taps_w, split.tall, split.blocks, apart, band],
         scratch=(elements, dw.dtype),
         dtype=dw.dtype,
         lanes=vector_lanes(dw.dtype, g.images),
@@ -333,7 +348,7 @@ def weight_grad(
 
     def body(
         x, dy, dw, scratch, groups, channels, height, width, filters, height_out, width_out, taps_h, stride_h, top, left,
-        taps_w, tall, blocks, apart, worker, workers,
+        taps_w, tall, blocks, apart, band, worker, workers,
     ):  # fmt: skip
         sums, plane, plane_out, runs = scratch[worker], height * width, height_out * width_out, taps_w // taps
         grains = blocks * (channels // ins) * apart
@@ -355,13 +370,15 @@ def weight_grad(
                         first = run * taps - left
                         before = min(max((stride - 1 - first) // stride, 0), width_out)
                         inside = min(max((width - taps - first) // stride + 1, before), width_out)
-                        weight_rows(
-                            lanes, images, outs, fewer, ins, taps, stride, size,
-                            x, (group * channels + c) * plane + (low * stride_h - top + kh) * width, plane,
-                            stride_h * width, width, first,
-                            dy, (group * filters + o) * plane_out + low * width_out, plane_out, width_out,
-                            before, inside, width_out, high - low, sums, ((kh - first_kh) * runs + run) * tile_size,
-                        )  # fmt: skip
+                        for h in range(low, high, band):
+                            weight_rows(
+                                lanes, images, outs, fewer, ins, taps, stride, size,
+                                x, (group * channels + c) * plane + (h * stride_h - top + kh) * width, plane,
+                                stride_h * width, width, first,
+                                dy, (group * filters + o) * plane_out + h * width_out, plane_out, width_out,
+                                before, inside, width_out, min(band, high - h),
+                                sums, ((kh - first_kh) * runs + run) * tile_size,
+                            )  # fmt: skip
             for kh in range(first_kh, end_kh):
                 for m in range(size):
                     for i in range(ins):
@@ -371,4 +388,4 @@ def weight_grad(
                             dw[target + kw] = lane_sum(images, sums, place + kw % taps)
 
     arrays = [(name, dtype, 1) for name in ("x", "dy", "dw")]
-    return NumbaKernel(body, arrays, (*_GEOMETRY, "taps_w", "tall", "blocks", "apart"), scratch=dtype)
+    return NumbaKernel(body, arrays, (*_GEOMETRY, "taps_w", "tall", "blocks", "apart", "band"), scratch=dtype)

@@ -1,0 +1,53 @@
+"""Random graphs of layers and merges, compiled, against the oracles: the NumPy interpreter, and torch where it is installed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from random_graphs import Built, Recipe, build, recipes
+from traced import Run, run
+
+TOLERANCE = 1e-9
+
+
+def oracle(case: Built, inputs=None) -> Run:
+    """The same run, traced without optimisation and interpreted in NumPy."""
+    case.graph._random.assign(np.zeros(2))  # the seed and the counter with which `run` begins
+    return run(case.graph, case.inputs if inputs is None else inputs, case.d_out, training=case.training)
+
+
+def figures(found: Run, frozen) -> list[np.ndarray]:
+    """All arrays of a run that a compiled one has too."""
+    gradients = [g for p, g in found.parameters.items() if p not in frozen]
+    return [*found.outputs, *found.inputs, *gradients, *found.states.values()]
+
+
+def compiled(case: Built, expected: Run, frozen) -> list[np.ndarray]:
+    """The arrays of the compiled run in the same order."""
+    graph = case.graph
+    outputs = graph.forward(case.inputs if isinstance(graph.root, list) else case.inputs[0], case.training)
+    inputs = graph.backward(case.d_out)
+    gradients = [p.grad for p in expected.parameters if p not in frozen]
+    states = [(graph._random if p.dtype == "int64" else p).value for p in expected.states]
+    return [*outputs, *(inputs if isinstance(graph.root, list) else [inputs]), *gradients, *states]
+
+
+def furthest(a: list[np.ndarray], b: list[np.ndarray]) -> float:
+    """The largest difference, relative to the size of the array that it stands in (at least 1)."""
+    return max(float(np.abs(x - y).max() / max(1.0, np.abs(y).max())) for x, y in zip(a, b, strict=True))
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(recipes)
+def test_compiled_graphs_are_what_the_interpreter_says(recipe: Recipe) -> None:
+    case = build(recipe)
+    frozen = case.graph.frozen_parameters()
+    expected = oracle(case)
+    wanted = figures(expected, frozen)
+    found = compiled(case, expected, frozen)
+    assert [x.shape for x in found] == [y.shape for y in wanted]
+    error = furthest(found, wanted)
+    if error > TOLERANCE:  # unless the network magnifies rounding itself: a kink, or a norm of equal values
+        nudged = oracle(case, [x * (1 + 1e-13) for x in case.inputs])
+        assert furthest(figures(nudged, frozen), wanted) > TOLERANCE, error
