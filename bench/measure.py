@@ -122,9 +122,13 @@ def _model_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def write_results(kind: str, figures: Mapping[str, Any]) -> Path:
-    """Writes bench/results/<kind>-<date>.json beside what earlier days left; gives its path."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{kind}-{date.today().isoformat()}.json"
+def results_path(kind: str) -> Path:
+    """bench/results/<kind>-<date>.json, beside what earlier days left."""
+    return RESULTS / f"{kind}-{date.today().isoformat()}.json"
+
+
+def write_results(path: Path, figures: Mapping[str, Any]) -> None:
+    """Writes figures as JSON, and says where."""
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    return path
+    print(f"written to {path.name}")

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import Contender, alternate, machine, machine_text, peak_contender, write_results
+from measure import Contender, alternate, machine, machine_text, peak_contender, results_path, write_results
 from networks import NETWORKS, Network
 
 from tapeprop import LayerGraph
@@ -104,7 +105,9 @@ def measure(network: Network, threads: int, seconds: float) -> dict[str, Any]:
     return figures
 
 
-HEADER = ("network", "threads", "step", "fit", "torch", "channels_last", "ratio, step", "fit", "GFLOP/s", "of peak")
+HEADER = (
+    "network", "threads", "step", "fit", "torch", "channels_last", "ratio: step", "fit", "fit, least", "GFLOP/s", "of peak"
+)  # fmt: skip
 
 
 def line(found: dict[str, Any]) -> tuple[str, ...]:
@@ -114,7 +117,7 @@ def line(found: dict[str, Any]) -> tuple[str, ...]:
         seconds_text(seconds[name]) if name in seconds else "-"
         for name in ("step", "fit", "torch", "torch channels_last")
     ]
-    ratios = [f"{found[f'{name}_ratio']:.2f}" for name in ("step", "fit")]
+    ratios = [f"{found[name]:.2f}" for name in ("step_ratio", "fit_ratio", "fit_least_ratio")]
     rate = f"{found['flops'] / seconds['fit'] / 1e9:.0f}"
     return (found["network"], str(found["threads"]), *times, *ratios, rate, f"{found['fit_share']:.0%}")
 
@@ -144,6 +147,7 @@ def main() -> None:
     parser.add_argument("--network", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), metavar="NAME")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="N")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each network and number of threads")
+    parser.add_argument("--output", type=Path, metavar="PATH", help="of the figures (default: bench/results/...)")
     parser.add_argument("--rows", action="store_true", help="print the slowest instructions instead")
     args = parser.parse_args()
     if args.rows:
@@ -165,7 +169,8 @@ def main() -> None:
             print("  ".join(f"{n} {v}" for n, v in zip(HEADER, line(found))), file=sys.stderr, flush=True)
     print(table(HEADER, [line(found) for found in results], left=(0,)))
     print(f"losses agree within {max(found['loss_difference'] for found in results):.1e} for {peers.STEPS} steps")
-    print(f"written to {write_results('train', {'machine': host, 'results': results}).name}")
+    kind = "train" if set(args.network) == set(NETWORKS) else f"train-{'-'.join(args.network)}"
+    write_results(args.output or results_path(kind), {"machine": host, "results": results})
 
 
 if __name__ == "__main__":

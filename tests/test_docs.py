@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from documents import Block, fenced
+from test_house import FLOORS
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
@@ -84,6 +85,17 @@ def test_sources_that_documents_name_are_there(document: Path) -> None:
     """`compiler/plan.py` stands for a file of the package, `tests/...` and others for one of the project."""
     for name in set(re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", document.read_text(encoding="utf-8"))):
         assert (ROOT / name).exists() or (SOURCE / "tapeprop" / name).exists(), f"{document.name} names {name}"
+
+
+def test_the_table_of_floors_is_the_one_of_the_house() -> None:
+    text = (ROOT / "docs" / "internals" / "architecture.md").read_text(encoding="utf-8")
+    cells = re.findall(
+        r"^\| (`[^|]*`) \|", text[text.index("| floor |") : text.index("\n\n", text.index("| floor |"))], re.M
+    )
+    shown = [set(re.findall(r"`(\w+)`", cell)) for cell in cells]
+    there = {path.stem for path in (SOURCE / "tapeprop").iterdir()}
+    kept = [{unit for unit in floor if unit in there and unit != "__main__"} for floor in FLOORS]
+    assert shown == [floor for floor in kept if floor]
 
 
 @pytest.mark.parametrize("module", MODULES)

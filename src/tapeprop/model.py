@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tapeprop import interchange
+from tapeprop.errors import DTypeError
 from tapeprop.graph.graph import CompiledGraph, StepArguments
 from tapeprop.layers.edits import edits
 from tapeprop.runtime.timing import RowTime
@@ -162,6 +163,9 @@ def gradcheck(graph: LayerGraph, X: Any, *, eps: float = 1e-6, samples: int = 64
     graph: built with dtype float64, and deterministic (no dropout). eps: the step. samples: elements tried per array, drawn by `seed`.
     The error of an element is |backward - difference| / max(1, |difference|). Gradients are dropped afterwards.
     """
+    graph._compiled("gradcheck()")
+    if graph.dtype != "float64":
+        raise DTypeError(f'gradcheck: expected a graph built with dtype="float64", got {graph.dtype}; build it anew')
     rng = np.random.default_rng(seed)
     listed = isinstance(graph.root, list)
     inputs = [np.array(x, dtype=graph.dtype) for x in graph.arrange_inputs(X, "X")]

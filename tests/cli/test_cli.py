@@ -15,7 +15,7 @@ from tapeprop import cli
 from tapeprop.cli import doctor, output, train
 from tapeprop.runtime.timing import RowTime
 
-COMMANDS = ["train", "summary", "doctor", "cache"]
+COMMANDS = ["train", "summary", "bench", "doctor", "cache"]
 
 
 def run(capsys, *argv: str) -> tuple[int, str, str]:

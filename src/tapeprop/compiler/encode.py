@@ -95,7 +95,7 @@ def _launch(step: Step) -> Launch:
         raise
     except GraphError as error:
         node = step.instruction.node
-        if node and node not in str(error):
+        if node and repr(node) not in str(error):
             raise type(error)(f"node {node!r}: {error}") from None
         raise
 

@@ -169,6 +169,8 @@ class GraphStructure(EditableGraph):
 
     def open_shapes(self, in_shape: Any) -> list[Shape]:
         """The symbolic shape of each input, from one shape, a list of shapes, or {root's name: shape}. ShapeError."""
+        if isinstance(self._root, list) and isinstance(in_shape, tuple):  # one shape; a list holds one for each root
+            in_shape = [in_shape]
         return [open_shape(shape, i) for i, shape in enumerate(self.arrange_inputs(in_shape, "input shape"))]
 
     def out_shape(self, in_shape: Any) -> Any:
@@ -315,5 +317,6 @@ def _naming_errors(node: LayerNode) -> Iterator[None]:
     except UndecidedError:
         raise
     except Exception as error:
-        error.add_note(f"while node {tracing().node!r} ({node.layer!r}) was traced")
+        name = tracing().node
+        error.add_note(f"while node {name!r} ({node.layer!r}) was traced; a layer's formula is written with tapeprop.ops")
         raise

@@ -214,6 +214,8 @@ class CompiledGraph(GraphStructure):
         its settings. None takes it away.
         """
         made = configured(optimizer, params)
+        if where is not None and not callable(where):
+            raise GraphError(f"set_optimizer: expected where=lambda name, parameter: ..., got {where!r}")
         if where is None:
             self._rules = [rule for rule in self._rules if rule[0] is not None]
             self._optimizer = made
@@ -292,8 +294,10 @@ class CompiledGraph(GraphStructure):
         return (own or units)[0].scalar("lr")
 
     def update_lr(self, lr: float) -> None:
-        """Sets the learning rate of every optimizer of the graph. ValueError unless finite and >= 0."""
+        """Sets the learning rate of every optimizer of the graph. ValueError unless finite and >= 0; StateError without one."""
         self.synchronise_optimizers()
+        if not self._optimizers.units:
+            raise StateError("update_lr(): no optimizer yet; call set_optimizer(SGD(lr=0.01)) first")
         set_lr(self._optimizers.units, lr)
 
     def update(self) -> None:

@@ -94,6 +94,8 @@ def configured(optimizer: Any, params: dict[str, Any]) -> Any:
     """An optimizer with settings: the class called with them, or a copy of the object with them overridden."""
     if isinstance(optimizer, type):
         return optimizer(**params)
+    if optimizer is not None and not hasattr(optimizer, "hyper"):
+        raise GraphError(f"set_optimizer: expected an optimizer such as SGD(lr=0.01), got {optimizer!r}")
     if not params:
         return optimizer
     if not hasattr(optimizer, "with_params"):

@@ -189,7 +189,10 @@ def as_tensor(value: Tensor | Parameter | np.ndarray | float | int) -> Tensor:
     trace = current()
     if isinstance(value, Parameter):
         if trace is None:
-            raise GraphError(f"{value!r} is used outside a layer's trace(); call value.value for its array")
+            raise GraphError(
+                f"{value!r} is used outside a graph: put its layer into a LayerNode of a LayerGraph and call that; "
+                "its array is parameter.value"
+            )
         return trace.parameter(value)
     array = np.asarray(value)
     if array.dtype.kind not in "fiub":

@@ -13,6 +13,7 @@ from typing import Any
 from tapeprop.compiler.gradient import FLOATS, gradients
 from tapeprop.compiler.layout import LANES, lanes_for
 from tapeprop.compiler.passes import Lanes, optimize
+from tapeprop.errors import ShapeError
 from tapeprop.ir import (
     Dim,
     Gradient,
@@ -95,7 +96,7 @@ class Lowering:
         try:
             found, known = opened, sizes
             made = make(opened, opened[0][0] if fits else None)
-        except UndecidedError:
+        except (UndecidedError, ShapeError):  # an error is told with the sizes that the caller knows
             found, known = exact, {}
             made = make(exact, exact[0][0] if fits else None)
         self._programs[kind, found, fits] = made

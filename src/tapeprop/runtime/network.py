@@ -344,10 +344,12 @@ def _run_watchfully(executable: Executable, first: str | None, last: str | None,
             for result in row.step.instruction.results:
                 found = executable.view(result) if executable.is_input(result) is None else np.zeros(1)
                 if found.dtype.kind == "f" and not np.isfinite(found).all():
-                    bad = "NaN" if np.isnan(found).any() else "inf"
+                    bad = "a NaN" if np.isnan(found).any() else "an infinity"
+                    node = row.step.instruction.node
+                    where = f"node {node!r}: " if node else ""
                     raise NumericsError(
-                        f"node {row.step.instruction.node!r}: row {number}, {row.step.instruction.op.name} "
-                        f"({row.step.span}), made a {bad} in a result of shape {found.shape}; look at its operands"
+                        f"{where}row {number}, {row.step.instruction.op.name} ({row.step.span}), made {bad} "
+                        f"in a result of shape {found.shape}; look at its operands"
                     )
 
 

@@ -225,10 +225,10 @@ class Trainer:
     ) -> tuple[StepProgram, Executable]:
         """The plan of a training step for arrays of these shapes."""
         network = self.network
-        shapes = tuple(a.shape for a in (*arrays, *labels))
-        kinds = tuple(a.dtype for a in labels)
+        shapes = tuple([a.shape for a in (*arrays, *labels)])
+        kinds = tuple([a.dtype for a in labels])
         key = (
-            "step", kinds, tuple(loss and loss.key() for loss in losses), tuple(weights), self.optimizers.version,
+            "step", kinds, tuple([loss and loss.key() for loss in losses]), tuple(weights), self.optimizers.version,
             network.frozen(),
         )  # fmt: skip
 

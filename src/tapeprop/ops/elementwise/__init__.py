@@ -7,6 +7,7 @@ computed by one kernel generator (`cpu.loop`). Operands broadcast as in NumPy.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -96,28 +97,35 @@ class Elementwise(Op):
 
 def _gradient(call: Instruction, i: int, j: int, g: Tensor) -> Tensor | None:
     """What result j sends to operand i: g * d expression_j / d input_i, of the results' shape; None where that is zero."""
-    root, count = call.attributes["expressions"][j], len(call.operands)
+    count = len(call.operands)
+    found = _slope(call.attributes["expressions"][j], call.attributes["formula"], i, count)
+    if found is None:
+        return None
+    slope, used = found
+    if slope is input_scalar(0) and used == (count + 1,):  # the gradient passes as it is
+        return g
+    operands = [*call.operands, call.results[j], g]
+    label = f"{call.attributes['label']}'"
+    return _record([slope], [operands[k] for k in used], label, call.attributes["dtype"])[0]
+
+
+@functools.lru_cache(maxsize=1024)  # deep networks repeat a few formulas
+def _slope(root: Scalar, formula: tuple | None, i: int, count: int) -> tuple[Scalar, tuple[int, ...]] | None:
+    """(the gradient by input i as an expression, what its inputs are); None where it is zero.
+
+    They are numbered among: the operands, 0 to count - 1; the result, count; the gradient that flows in, count + 1.
+    """
     if i not in inputs_of([root]):
         return None
     output, flowing = input_scalar(count), input_scalar(count + 1)
-    if call.attributes["formula"]:
-        slope = _formula_slope(call.attributes["formula"], i, root, output, flowing)
-    else:
-        slope = derivative(root, i, flowing)
-    if (
-        root.args
-    ):  # the result stands for the forward expression where the derivative contains it: nothing is computed twice
+    slope = _formula_slope(formula, i, root, output, flowing) if formula else derivative(root, i, flowing)
+    if root.args:
+        # the result stands for the forward expression where the derivative contains it: nothing is computed twice
         slope = substitute(slope, {root: output})
-    if slope is flowing:
-        return g
-    if not inputs_of([slope]):
-        return None
-    operands = [*call.operands, call.results[j], g]
     used = inputs_of([slope])
-    renumbered = substitute(slope, {old: input_scalar(new) for new, old in enumerate(used)})
-    return _record([renumbered], [operands[k] for k in used], f"{call.attributes['label']}'", call.attributes["dtype"])[
-        0
-    ]
+    if not used:
+        return None
+    return substitute(slope, {old: input_scalar(new) for new, old in enumerate(used)}), used
 
 
 def _formula_slope(formula: tuple, i: int, root: Scalar, output: Scalar, flowing: Scalar) -> Scalar:

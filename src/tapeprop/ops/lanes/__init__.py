@@ -9,11 +9,14 @@ what its reference says.
 
 from tapeprop.ops.lanes.conv import conv2d_lanes, conv2d_lanes_input_grad, conv2d_lanes_weight_grad
 from tapeprop.ops.lanes.layout import from_lanes, to_lanes
+from tapeprop.ops.lanes.pool import avg_pool2d_lanes, max_pool2d_lanes
 
 __all__ = [
+    "avg_pool2d_lanes",
     "conv2d_lanes",
     "conv2d_lanes_input_grad",
     "conv2d_lanes_weight_grad",
     "from_lanes",
+    "max_pool2d_lanes",
     "to_lanes",
 ]

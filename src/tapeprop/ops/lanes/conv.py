@@ -17,6 +17,7 @@ from tapeprop.ops.lanes.layout import (
     image_call,
     image_tensor,
     lane_shape,
+    rectified_gradient,
     reference_on_images,
 )
 from tapeprop.ops.op import Attributes, Call, Launch, Op, Sample, record, register, registry
@@ -108,10 +109,7 @@ class Conv2DLanes(Op):
         (g,), (x, w) = gradients, call.operands[:2]
         if g is None:
             return [None] * len(call.operands)
-        if call.attributes["activation"] == "relu":
-            from tapeprop.ops import elementwise
-
-            g = elementwise.apply("multiply", g, elementwise.comparisons["greater"](call.results[0], 0.0))
+        g = rectified_gradient(call, g)
         geometry = {name: call.attributes[name] for name in ("stride", "padding")}
         found = [
             conv2d_lanes_input_grad(g, w, x.shape[2:4], **geometry) if wanted[0] else None,

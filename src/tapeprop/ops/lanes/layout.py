@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tapeprop.errors import ShapeError
-from tapeprop.ir import Shape, Size, Tensor
+from tapeprop.ir import Instruction, Shape, Size, Tensor
 from tapeprop.ir.dims import same, text
 from tapeprop.ops.op import (
     ArrayType,
@@ -36,6 +36,22 @@ def check_lanes(name: str, lanes: Size) -> int:
             "float32, 8 in float64"
         )
     return lanes
+
+
+def check_shape(name: str, tensor: Tensor, expected: Shape, what: str) -> None:
+    """ShapeError unless the tensor has the shape."""
+    if tensor.ndim != len(expected) or not all(same(a, b) for a, b in zip(tensor.shape, expected)):
+        raise ShapeError(f"{name}: expected {what} of shape {text(expected)}, got {text(tensor.shape)}")
+
+
+def rectified_gradient(call: Instruction, g: Tensor) -> Tensor:
+    """The gradient that flows through the activation of an op that has one: 0 where its result is not above 0."""
+    if call.attributes["activation"] is None:
+        return g
+    from tapeprop.ops import elementwise
+
+    passed = elementwise.comparisons["greater"](call.results[0], 0.0)
+    return elementwise.apply("select", passed, g, 0.0)
 
 
 # ---- the same numbers as images

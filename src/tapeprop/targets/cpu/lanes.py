@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 from tapeprop.targets.cpu.emission import I64, POINTER, Emitter, call_function, literals, pointer
 from tapeprop.targets.cpu.plain import twin
 
-__all__ = ["LaneEmitter", "correlate_row", "lane_sum", "weight_rows"]
+__all__ = ["LaneEmitter", "correlate_row", "lane_sum", "pixels_of", "weight_rows"]
 
 Value = Any  # an llvmlite.ir value
 I32 = ir.IntType(32)
@@ -42,6 +42,12 @@ class LaneEmitter(Emitter):
             index = I64(offset) if isinstance(offset, int) else offset
             place = self.builder.gep(place, [index], source_etype=self.pixel)
         return place
+
+    def beside(self, place: Value, base: Value, other: Value) -> Value:
+        """What lies as far behind `other` as `place` behind `base`."""
+        b = self.builder
+        distance = b.sub(b.ptrtoint(place, I64), b.ptrtoint(base, I64))
+        return b.inttoptr(b.add(b.ptrtoint(other, I64), distance), POINTER)
 
     def slot(self) -> Value:
         """A place on the stack for a vector, zero at first; LLVM keeps it in a register."""
@@ -64,7 +70,7 @@ class LaneEmitter(Emitter):
         self.builder.call(function, [place, I32(0), I32(2), I32(1)])
 
 
-def _pixels(array: np.ndarray, width: int) -> np.ndarray:
+def pixels_of(array: np.ndarray, width: int) -> np.ndarray:
     """A view of whole pixels, for the twins; scratch may end with a part of one."""
     return array.reshape(-1)[: array.size // width * width].reshape(-1, width)
 
@@ -257,7 +263,7 @@ def _correlate_row(
     bias, bias_start, has_bias, floor, y, y_start, y_channel, y_step, count,
     ahead, ahead_channel, ahead_channels, ahead_row, ahead_rows,
 ):  # fmt: skip
-    x, y, w = _pixels(x, width), _pixels(y, width), w.reshape(-1)
+    x, y, w = pixels_of(x, width), pixels_of(y, width), w.reshape(-1)
     q, m, channels = np.arange(count), np.arange(use_outs)[:, None], np.arange(depth)
     sums = np.zeros((use_outs, count, width), y.dtype)
     if has_bias:
@@ -377,7 +383,7 @@ def _weight_rows(
     x, x_start, x_channel, x_row, columns, first, dy, dy_start, dy_channel, dy_row, before, inside, count, rows,
     sums, sums_start,
 ):  # fmt: skip
-    x, dy, sums = _pixels(x, width), _pixels(dy, width), _pixels(sums, width)
+    x, dy, sums = pixels_of(x, width), pixels_of(dy, width), pixels_of(sums, width)
     row, q, m, c = np.arange(rows)[:, None], np.arange(count), np.arange(use_outs)[:, None], np.arange(ins)
     for tap in range(taps):
         column = first + q * stride + tap
@@ -407,7 +413,7 @@ def lane_sum(typing_context, width, array, place):
 
 @twin(lane_sum)
 def _lane_sum(width, array, place):
-    values = _pixels(array, width)[place]
+    values = pixels_of(array, width)[place]
     while len(values) > 1:
         values = values[: len(values) // 2] + values[len(values) // 2 :]
     return values[0]

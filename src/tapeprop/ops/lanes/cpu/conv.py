@@ -48,9 +48,11 @@ class Geometry:
     @classmethod
     def of(cls, x: ArrayType, w: tuple[int, ...], y: ArrayType, attributes: Attributes) -> Geometry:
         (stride_h, stride_w), ((top, _), (left, _)) = attributes["stride"], attributes["padding"]
-        groups, filters, height_out, width_out, images = y.shape
+        groups, channels, height, width, images = x.shape
+        filters, height_out, width_out = y.shape[1:4]
         return cls(
-            groups, *x.shape[1:4], filters, height_out, width_out, w[2], stride_h, top, left, w[3], stride_w, images
+            groups, channels, height, width, filters, height_out, width_out, w[2], stride_h, top, left, w[3], stride_w,
+            images,
         )  # fmt: skip
 
     @property
@@ -119,19 +121,23 @@ def correlation_tile(
 
 
 @cache
+@cache
 def gradient_tile(registers: int, outs: int, ins: int, taps: int) -> tuple[Blocks, int]:
-    """(blocks of output channels, input channels) of the weight gradient's tile: the fewest loads for a product."""
+    """(blocks of output channels, input channels) of the weight gradient's tile that takes the least time for a product.
+
+    A pixel multiplies outs x ins x taps vectors and loads outs of dy and ins x taps of x, ins of which no tap has met before.
+    """
     best = None
-    for size in range(1, min(outs, 8) + 1):
+    for size in range(1, min(outs, TALLEST) + 1):
         split = Blocks(outs, -(-outs // size))
-        for group in (n for n in range(1, min(ins, 8) + 1) if ins % n == 0):
+        for group in (n for n in range(1, min(ins, TALLEST) + 1) if ins % n == 0):
             if split.size * (group * taps + 1) + 2 > registers and (split.size, group) != (1, 1):
                 continue
             time = 0.0
-            for m, blocks in ((split.size, split.tall), (split.size - 1, split.blocks - split.tall)):
-                products, loads = m * group * taps, m + group * taps
-                time += blocks * (max(products, loads, 8) + 0.25 * loads + 2)
-            time /= group
+            for m, blocks in ((split.size, split.tall), (split.fewer, split.blocks - split.tall)):
+                products, loads, fresh = m * group * taps, m + group * taps, m + group
+                time += blocks * (max(products, loads, 8) + 0.25 * loads + 0.75 * fresh) / group
+            time *= 1 + 0.01 * (split.fewer < split.size)
             if best is None or time < best[0]:
                 best = time, split, group
     assert best is not None
@@ -315,7 +321,6 @@ def weight_grad_launch(call: Call) -> Launch:
     split, ins = gradient_tile(machine.vector_registers(), g.filters, g.channels, taps)
     tiles = split.blocks * (g.channels // ins)
     apart = g.taps_h if tiles < GRAINS else 1
-    band = int(__import__("os").environ.get("BAND","1000"))
     elements = -(-g.taps_h // apart) * split.size * ins * g.taps_w * g.images
     arrays = _flat([(Ref("operand", 0), x), (Ref("operand", 1), dy), (Ref("result"), dw)])
     arrays.append((Ref("scratch"), (1, elements)))
@@ -323,7 +328,7 @@ def weight_grad_launch(call: Call) -> Launch:
         f"{__name__}:weight_grad",
         call,
         arrays,
-        [*g.integers, g.taps_w, split.tall, split.blocks, apart, band],
+        [*g.integers, g.taps_w, split.tall, split.blocks, apart],
         scratch=(elements, dw.dtype),
         dtype=dw.dtype,
         lanes=vector_lanes(dw.dtype, g.images),
@@ -348,7 +353,7 @@ def weight_grad(
 
     def body(
         x, dy, dw, scratch, groups, channels, height, width, filters, height_out, width_out, taps_h, stride_h, top, left,
-        taps_w, tall, blocks, apart, band, worker, workers,
+        taps_w, tall, blocks, apart, worker, workers,
     ):  # fmt: skip
         sums, plane, plane_out, runs = scratch[worker], height * width, height_out * width_out, taps_w // taps
         grains = blocks * (channels // ins) * apart
@@ -370,15 +375,14 @@ def weight_grad(
                         first = run * taps - left
                         before = min(max((stride - 1 - first) // stride, 0), width_out)
                         inside = min(max((width - taps - first) // stride + 1, before), width_out)
-                        for h in range(low, high, band):
-                            weight_rows(
-                                lanes, images, outs, fewer, ins, taps, stride, size,
-                                x, (group * channels + c) * plane + (h * stride_h - top + kh) * width, plane,
-                                stride_h * width, width, first,
-                                dy, (group * filters + o) * plane_out + h * width_out, plane_out, width_out,
-                                before, inside, width_out, min(band, high - h),
-                                sums, ((kh - first_kh) * runs + run) * tile_size,
-                            )  # fmt: skip
+                        weight_rows(
+                            lanes, images, outs, fewer, ins, taps, stride, size,
+                            x, (group * channels + c) * plane + (low * stride_h - top + kh) * width, plane,
+                            stride_h * width, width, first,
+                            dy, (group * filters + o) * plane_out + low * width_out, plane_out, width_out,
+                            before, inside, width_out, high - low,
+                            sums, ((kh - first_kh) * runs + run) * tile_size,
+                        )  # fmt: skip
             for kh in range(first_kh, end_kh):
                 for m in range(size):
                     for i in range(ins):
@@ -388,4 +392,4 @@ def weight_grad(
                             dw[target + kw] = lane_sum(images, sums, place + kw % taps)
 
     arrays = [(name, dtype, 1) for name in ("x", "dy", "dw")]
-    return NumbaKernel(body, arrays, (*_GEOMETRY, "taps_w", "tall", "blocks", "apart", "band"), scratch=dtype)
+    return NumbaKernel(body, arrays, (*_GEOMETRY, "taps_w", "tall", "blocks", "apart"), scratch=dtype)
