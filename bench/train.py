@@ -153,9 +153,8 @@ def main() -> None:
     if args.rows:
         for name in args.network:
             for threads in args.threads:
-                print(
-                    f"{NETWORKS[name].title}, {threads} threads\n{slowest_rows(NETWORKS[name], threads)}\n", flush=True
-                )
+                rows = slowest_rows(NETWORKS[name], threads)
+                print(f"{NETWORKS[name].title}, threads: {threads}\n{rows}\n", flush=True)
         return
     host = machine()
     print(machine_text(host), flush=True)

@@ -34,6 +34,11 @@ def rows(seed: int = 0, dtype: str = "float64") -> np.ndarray:
     return images(seed, ROWS, dtype)
 
 
+def batches(seed: int = 0) -> np.ndarray:
+    """Images (N, 2, 6, 6), N by `seed` one of 16, which fills vector lanes in either dtype, 6 and 8."""
+    return images(seed, ((16, 6, 8)[seed % 3], *IMAGES[1:]))
+
+
 def labels(count: int, seed: int = 0) -> np.ndarray:
     """Class ids (count,)."""
     return np.random.default_rng([seed, 1]).integers(0, CLASSES, count)

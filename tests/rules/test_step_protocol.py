@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rules.networks import (
     assert_same_bits,
+    batches,
     images,
     labels,
     node_of,
@@ -25,7 +26,7 @@ from tapeprop.losses import MSE, CrossEntropy
 from tapeprop.optimizers import SGD, Adam, AdamW
 
 LOSS = CrossEntropy()
-NETWORKS = {"vision": (vision, images), "perceptron": (perceptron, rows), "shared": (shared, rows)}
+NETWORKS = {"vision": (vision, batches), "perceptron": (perceptron, rows), "shared": (shared, rows)}
 
 
 def train_both(a: LayerGraph, b: LayerGraph, make_input, steps: int = 3) -> None:
@@ -140,13 +141,13 @@ def test_weighted_losses_are_weighted_gradients():
 @pytest.mark.parametrize("network", ["vision", "perceptron"])
 def test_fit_is_a_step_per_batch_the_last_smaller_one_included(network, accumulate):
     make, _ = NETWORKS[network]
-    shape = (14, 2, 6, 6) if network == "vision" else (14, 4)
-    x, y = images(0, shape), labels(14)
+    shape = (30, 2, 6, 6) if network == "vision" else (30, 4)
+    x, y = images(0, shape), labels(30)
     a, b = (make(dtype="float64", clip_norm=0.5) for _ in range(2))
-    a.fit(x, y, loss=LOSS, optimizer=Adam(0.01), epochs=2, batch_size=4, shuffle=False, accumulate=accumulate, verbose=0)
+    a.fit(x, y, loss=LOSS, optimizer=Adam(0.01), epochs=2, batch_size=8, shuffle=False, accumulate=accumulate, verbose=0)
     b.set_optimizer(Adam(0.01))
     for _ in range(2):
-        bounds = list(itertools.pairwise([0, 4, 8, 12, 14]))
+        bounds = list(itertools.pairwise([0, 8, 16, 24, 30]))
         for start in range(0, 4, accumulate):
             group = bounds[start : start + accumulate]
             b.zero_grad()

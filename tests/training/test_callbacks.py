@@ -199,8 +199,11 @@ def test_a_bar_on_a_terminal(monkeypatch) -> None:
             self.closed = True
 
     monkeypatch.setitem(sys.modules, "tqdm", types.SimpleNamespace(tqdm=Bar))
-    run(Progress(stream=Terminal()), epochs=2, batch_size=10)
+    terminal = Terminal()
+    run(Progress(stream=terminal), epochs=2, batch_size=10)
     assert [bar.n for bar in made] == [9, 9]
+    assert not any(bar.options["leave"] for bar in made)
+    assert [line[:9] for line in terminal.getvalue().splitlines()] == ["epoch 1/2", "epoch 2/2"]
     assert all(bar.closed for bar in made)
     assert made[1].options["desc"] == "epoch 2/2"
     assert made[1].options["total"] == 9

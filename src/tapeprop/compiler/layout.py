@@ -59,10 +59,15 @@ class _Rewriter:
         self.unmade: set[Tensor] = set(known)
         self.out: list[Instruction] = []
         self.node = ""
+        self.pooled: dict[tuple, Tensor] = {}
         self.rules: dict[str, Callable[[Instruction], bool]] = {
             "conv2d": self._conv2d,
             "conv2d_input_grad": self._conv2d_input_grad,
             "conv2d_weight_grad": self._conv2d_weight_grad,
+            "max_pool2d": self._max_pool2d,
+            "max_pool2d_grad": self._max_pool2d_grad,
+            "avg_pool2d": self._avg_pool2d,
+            "avg_pool2d_grad": self._avg_pool2d,
             "batch_norm": self._batch_norm,
             "batch_norm_grad": self._batch_norm_grad,
             "elementwise": self._elementwise,
@@ -181,6 +186,43 @@ class _Rewriter:
             self.laned(dy),
         )
         self.rename(dw, call.results[0])
+        return True
+
+    def _pools(self, call: Instruction) -> bool:
+        return all(self.batched(t, 4) for t in call.operands) and any(map(self.has_form, call.operands))
+
+    def _max_pool2d(self, call: Instruction) -> bool:
+        if not self._pools(call):
+            return False
+        (x,) = call.operands
+        self.make(call, 0, self._pooled(x, call))
+        return True
+
+    def _pooled(self, x: Tensor, call: Instruction) -> Tensor:
+        """The lane form of the pooled x; the one that stands already, where the forward pass is in the same program."""
+        key = (x, *(call.attributes[name] for name in ("size", "stride", "padding")))
+        if key not in self.pooled:
+            attributes = {**call.attributes, "activation": None}
+            (self.pooled[key],) = self.emit(lambda t: record("max_pool2d_lanes", [t], attributes)[0], self.laned(x))
+        return self.pooled[key]
+
+    def _max_pool2d_grad(self, call: Instruction) -> bool:
+        if not self._pools(call):
+            return False
+        x, dy = call.operands
+        y = self._pooled(x, call)
+        (dx,) = self.emit(
+            lambda *t: record("max_pool2d_lanes_grad", t, call.attributes)[0], self.laned(x), y, self.laned(dy)
+        )
+        self.make(call, 0, dx)
+        return True
+
+    def _avg_pool2d(self, call: Instruction) -> bool:
+        if not self._pools(call):
+            return False
+        name = call.op.name.replace("avg_pool2d", "avg_pool2d_lanes")
+        (y,) = self.emit(lambda t: record(name, [t], call.attributes)[0], self.laned(call.operands[0]))
+        self.make(call, 0, y)
         return True
 
     # ---- batch norm: the statistics of (G, C, H * W * L) are those of (N, C, H, W)

@@ -209,9 +209,9 @@ class CSVLogger(Callback):
 
 
 class Progress(Callback):
-    """Shows how far training is: a tqdm bar per epoch on a terminal where tqdm is installed, else one line per epoch.
+    """Shows how far training is: a line per epoch, and before it, on a terminal where tqdm is installed, a bar.
 
-    bar: False for lines in every case; None decides as said. stream: stderr by default. A stream that breaks or
+    bar: False for lines alone; None decides as said. stream: stderr by default. A stream that breaks or
     closes ends the show, not the training.
     """
 
@@ -234,7 +234,7 @@ class Progress(Callback):
                 desc=self._title(epoch),
                 unit="batch",
                 file=self._out,
-                leave=True,
+                leave=False,  # the epoch's line takes its place: a bar's figures are cut where the terminal is narrow
                 dynamic_ncols=True,
             )
 
@@ -245,9 +245,7 @@ class Progress(Callback):
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         if self._bar is not None:
-            self._quietly(self._bar.set_postfix_str, _figures(logs), refresh=True)
             self._close()
-            return
         seconds = time.perf_counter() - self._start
         rate = self.run.samples / max(seconds, 1e-9)
         self._quietly(self._line, f"{self._title(epoch)}  {_figures(logs)}  {seconds:.2f} s  {rate:,.0f} samples/s")

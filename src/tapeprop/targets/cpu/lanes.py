@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 from tapeprop.targets.cpu.emission import I64, POINTER, Emitter, call_function, literals, pointer
 from tapeprop.targets.cpu.plain import twin
 
-__all__ = ["LaneEmitter", "correlate_row", "lane_sum", "pixels_of", "weight_rows"]
+__all__ = ["LaneEmitter", "correlate_row", "lane_sums", "pixels_of", "weight_rows"]
 
 Value = Any  # an llvmlite.ir value
 I32 = ir.IntType(32)
@@ -282,14 +282,14 @@ def _correlate_row(
 
 
 _GRADIENT = (
-    "x x_start x_channel x_row columns first dy dy_start dy_channel dy_row before inside count rows sums sums_start"
+    "x x_start x_channel x_row columns first dy dy_start dy_channel dy_row before inside count rows fresh sums sums_start"
 ).split()
 
 
 @intrinsic(prefer_literal=True)
 def weight_rows(
     typing_context, lanes, width, outs, fewer_outs, ins, taps, stride, use_outs,
-    x, x_start, x_channel, x_row, columns, first, dy, dy_start, dy_channel, dy_row, before, inside, count, rows,
+    x, x_start, x_channel, x_row, columns, first, dy, dy_start, dy_channel, dy_row, before, inside, count, rows, fresh,
     sums, sums_start,
 ):  # fmt: skip
     """sums[m, c, tap] += the sum over row, q of x[c, row, first + q stride + tap] dy[m, row, q], lane by lane.
@@ -297,7 +297,8 @@ def weight_rows(
     For `use_outs` output channels m, `ins` input channels c and `count` pixels q of `rows` rows. The arguments before use_outs are
     literal ints: elements of a vector and of a pixel; the tile, outs x ins x taps, with the two values that use_outs may have; the
     stride. Places in x and dy as in `correlate_row`; what pixels before <= q < inside see has to lie inside the image. sums: the
-    pixel at sums_start + (m ins + c) taps + tap. Each sum runs over rows and pixels in rising order.
+    pixel at sums_start + (m ins + c) taps + tap; where fresh is not 0 they are written over. What is added is summed over rows and
+    pixels in rising order first.
     """
     literal = literals([lanes, width, outs, fewer_outs, ins, taps, stride])
     if literal is None:
@@ -356,9 +357,10 @@ class _WeightGradient:
                     end = b.select(left, given["inside"], I64(0))
                     with cgutils.for_range_slice(b, given["before"], end, I64(1), I64) as (q, _):
                         self.add(x_row, dy_row, q, False)
+            fresh = b.icmp_signed("!=", given["fresh"], I64(0))
             for i, slot in enumerate(self.sums):
                 place = e.step(target, given["sums_start"], i)
-                e.store(e.add(e.load(place), e.get(slot)), place)
+                e.store(e.add(b.select(fresh, e.value(0.0), e.load(place)), e.get(slot)), place)
 
     def add(self, x: Value, dy: Value, q: Value, masked: bool) -> None:
         """Adds the products of pixel q."""
@@ -380,7 +382,7 @@ class _WeightGradient:
 @twin(weight_rows)
 def _weight_rows(
     lanes, width, outs, fewer_outs, ins, taps, stride, use_outs,
-    x, x_start, x_channel, x_row, columns, first, dy, dy_start, dy_channel, dy_row, before, inside, count, rows,
+    x, x_start, x_channel, x_row, columns, first, dy, dy_start, dy_channel, dy_row, before, inside, count, rows, fresh,
     sums, sums_start,
 ):  # fmt: skip
     x, dy, sums = pixels_of(x, width), pixels_of(dy, width), pixels_of(sums, width)
@@ -390,30 +392,44 @@ def _weight_rows(
         seen = q[(column >= 0) & (column < columns)]
         values = x[x_start + c[:, None, None] * x_channel + row * x_row + first + seen * stride + tap]
         gradients = dy[dy_start + m[:, :, None] * dy_channel + row * dy_row + seen]
-        sums[sums_start + (m * ins + c) * taps + tap] += np.einsum("crql,mrql->mcl", values, gradients)
+        found = np.einsum("crql,mrql->mcl", values, gradients)
+        places = sums_start + (m * ins + c) * taps + tap
+        sums[places] = found if fresh else sums[places] + found
 
 
 @intrinsic(prefer_literal=True)
-def lane_sum(typing_context, width, array, place):
-    """The sum of the elements of the pixel at `place`, added in halves. width: a literal int, the elements of a pixel."""
+def lane_sums(typing_context, width, array, start, count, y, y_start):
+    """y[y_start + i] = the sum of the elements of pixel start + i of an array, added in halves, for i < count.
+
+    width: a literal int, the elements of a pixel.
+    """
     literal = literals([width])
     if literal is None:
         return None
+    bits = array.dtype.bitwidth
+
+    def emit(builder, parameters):
+        e = LaneEmitter(builder, bits, literal[0], literal[0])
+        source, target = e.step(parameters[0], parameters[1]), e.move(parameters[3], parameters[4])
+        with cgutils.for_range(builder, parameters[2], intp=I64) as loop:
+            value, half = e.load(e.step(source, loop.index)), e.lanes // 2
+            while half:
+                order = ir.Constant(ir.VectorType(I32, e.lanes), [i ^ half for i in range(e.lanes)])
+                value, half = e.add(value, builder.shuffle_vector(value, value, order)), half // 2
+            builder.store(builder.extract_element(value, I32(0)), e.move(target, loop.index), align=bits // 8)
 
     def codegen(context, builder, _signature, args):
-        e = LaneEmitter(builder, array.dtype.bitwidth, literal[0], literal[0])
-        value, half = e.load(e.step(pointer(context, builder, array, args[1]), args[2])), e.lanes // 2
-        while half:
-            order = ir.Constant(ir.VectorType(I32, e.lanes), [i ^ half for i in range(e.lanes)])
-            value, half = e.add(value, builder.shuffle_vector(value, value, order)), half // 2
-        return builder.extract_element(value, I32(0))
+        values = [pointer(context, builder, array, args[1]), *args[2:4], pointer(context, builder, y, args[4]), args[5]]
+        call_function(builder, f"lane_sums_{bits}_{literal[0]}", values, emit)
+        return context.get_dummy_value()
 
-    return array.dtype(width, array, types.intp), codegen
+    return types.void(width, array, types.intp, types.intp, y, types.intp), codegen
 
 
-@twin(lane_sum)
-def _lane_sum(width, array, place):
-    values = pixels_of(array, width)[place]
-    while len(values) > 1:
-        values = values[: len(values) // 2] + values[len(values) // 2 :]
-    return values[0]
+@twin(lane_sums)
+def _lane_sums(width, array, start, count, y, y_start):
+    values = pixels_of(array, width)[start : start + count]
+    while values.shape[1] > 1:
+        half = values.shape[1] // 2
+        values = values[:, :half] + values[:, half:]
+    y.reshape(-1)[y_start : y_start + count] = values[:, 0]

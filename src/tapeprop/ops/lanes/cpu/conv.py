@@ -349,7 +349,7 @@ def weight_grad(
     A grain is a tile of channels, or one row of its filters where the tiles are few (`apart`): summed image group by image
     group, lane by lane, and over the lanes last. `taps` of a filter's row are summed at a time.
     """
-    from tapeprop.targets.cpu.lanes import lane_sum, weight_rows
+    from tapeprop.targets.cpu.lanes import lane_sums, weight_rows
 
     def body(
         x, dy, dw, scratch, groups, channels, height, width, filters, height_out, width_out, taps_h, stride_h, top, left,
@@ -363,9 +363,6 @@ def weight_grad(
             block, c = tile // (channels // ins), tile % (channels // ins) * ins
             o, size = block * outs - max(block - tall, 0), outs if block < tall else fewer
             tile_size = size * ins * taps
-            cleared = sums[: (end_kh - first_kh) * runs * tile_size * images]
-            for i in range(cleared.size):
-                cleared[i] = 0.0
             for group in range(groups):
                 for kh in range(first_kh, end_kh):
                     low = max((top - kh + stride_h - 1) // stride_h, 0)
@@ -380,16 +377,16 @@ def weight_grad(
                             x, (group * channels + c) * plane + (low * stride_h - top + kh) * width, plane,
                             stride_h * width, width, first,
                             dy, (group * filters + o) * plane_out + low * width_out, plane_out, width_out,
-                            before, inside, width_out, high - low,
+                            before, inside, width_out, high - low, group == 0,
                             sums, ((kh - first_kh) * runs + run) * tile_size,
                         )  # fmt: skip
             for kh in range(first_kh, end_kh):
                 for m in range(size):
                     for i in range(ins):
                         target = (((o + m) * channels + c + i) * taps_h + kh) * taps_w
-                        for kw in range(taps_w):
-                            place = ((kh - first_kh) * runs + kw // taps) * tile_size + (m * ins + i) * taps
-                            dw[target + kw] = lane_sum(images, sums, place + kw % taps)
+                        place = (kh - first_kh) * runs * tile_size + (m * ins + i) * taps
+                        for run in range(runs):
+                            lane_sums(images, sums, place + run * tile_size, taps, dw, target + run * taps)
 
     arrays = [(name, dtype, 1) for name in ("x", "dy", "dw")]
     return NumbaKernel(body, arrays, (*_GEOMETRY, "taps_w", "tall", "blocks", "apart"), scratch=dtype)
