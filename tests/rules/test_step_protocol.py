@@ -144,7 +144,9 @@ def test_fit_is_a_step_per_batch_the_last_smaller_one_included(network, accumula
     shape = (30, 2, 6, 6) if network == "vision" else (30, 4)
     x, y = images(0, shape), labels(30)
     a, b = (make(dtype="float64", clip_norm=0.5) for _ in range(2))
-    a.fit(x, y, loss=LOSS, optimizer=Adam(0.01), epochs=2, batch_size=8, shuffle=False, accumulate=accumulate, verbose=0)
+    a.fit(
+        x, y, loss=LOSS, optimizer=Adam(0.01), epochs=2, batch_size=8, shuffle=False, accumulate=accumulate, verbose=0
+    )
     b.set_optimizer(Adam(0.01))
     for _ in range(2):
         bounds = list(itertools.pairwise([0, 8, 16, 24, 30]))

@@ -318,5 +318,7 @@ def _naming_errors(node: LayerNode) -> Iterator[None]:
         raise
     except Exception as error:
         name = tracing().node
-        error.add_note(f"while node {name!r} ({node.layer!r}) was traced; a layer's formula is written with tapeprop.ops")
+        error.add_note(
+            f"while node {name!r} ({node.layer!r}) was traced; a layer's formula is written with tapeprop.ops"
+        )
         raise

@@ -36,7 +36,7 @@ class Formula:
         given = [
             np.ascontiguousarray(a, dtype=dtype if a.dtype.kind == "f" else "int64").reshape(a.shape) for a in arrays
         ]
-        key = (tuple((a.shape, str(a.dtype)) for a in given), dtype, tuple(wanted))
+        key = (tuple([(a.shape, a.dtype) for a in given]), dtype, tuple(wanted))
         with self._lock:
             if key not in self._plans:
                 if len(self._plans) >= PLANS_KEPT:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from ctypes import addressof, c_char
 
 import numpy as np
 
@@ -20,7 +21,11 @@ def aligned(count: int, dtype: str | np.dtype = "uint8") -> np.ndarray:
 
 def address_of(array: np.ndarray) -> int:
     """The address of an array's first element."""
-    return array.__array_interface__["data"][0]
+    try:
+        # every step asks: this takes a quarter of the time of what is below
+        return addressof(c_char.from_buffer(array))  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # read-only, or empty
+        return array.__array_interface__["data"][0]
 
 
 class Buffer:

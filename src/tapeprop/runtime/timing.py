@@ -54,14 +54,15 @@ class Snapshot:
 
 
 def time_rows(executable: Executable, steps: int) -> list[RowTime]:
-    """The mean time of every row over `steps` runs; of several workers the slowest counts. Waits at barriers are left out."""
+    """The median time of every row over `steps` runs; of several workers the slowest counts. Waits at barriers are left out."""
     executable.run()
     timing = executable.timing(steps)
     start = time.perf_counter()
     executable.run(steps=steps, timing=timing)
     wall = time.perf_counter() - start
     cycles = float(timing.max() - timing[timing > 0].min()) or 1.0
-    spent = (timing[..., 1] - timing[..., 0]).max(axis=1).mean(axis=0) * (wall / cycles)
+    # The median: other work on the machine interrupts a few rows of a few runs for much longer than they take.
+    spent = np.median((timing[..., 1] - timing[..., 0]).max(axis=1), axis=0) * (wall / cycles)
     total = float(spent.sum()) or 1.0
     found = []
     for i, (row, seconds) in enumerate(zip(executable.tape.rows, spent.tolist(), strict=True)):
