@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -166,7 +168,7 @@ def _merged(mode: MergeMode, shapes: Sequence[Shape]) -> Shape | None:
             return None
         return (sum(s[0] for s in shapes), *shapes[0][1:])
     if mode is MergeMode.DOT:
-        if any(len(s) != 3 for s in shapes) or any(a[2] != b[1] for a, b in zip(shapes, shapes[1:])):
+        if any(len(s) != 3 for s in shapes) or any(a[2] != b[1] for a, b in itertools.pairwise(shapes)):
             return None
         if len({s[0] for s in shapes}) > 1:
             return None
@@ -179,7 +181,7 @@ def _merged(mode: MergeMode, shapes: Sequence[Shape]) -> Shape | None:
         return None
 
 
-def build(recipe: Recipe, **options) -> Built:
+def build(recipe: Recipe, dropout: float = 0.3, **options: Any) -> Built:
     """The graph that a recipe means, built in float64 unless told otherwise, with weights and inputs drawn by its seed."""
     growing = _Growing([(2, 4, 4), (2, 4, 4)] if recipe.two_roots else [(2, 4, 4)])
     for choice in recipe.choices:
@@ -200,6 +202,9 @@ def build(recipe: Recipe, **options) -> Built:
         graph.stop_gradient(*pairs[recipe.stopped])
     if recipe.frozen is not None and recipe.frozen < len(nodes):
         nodes[recipe.frozen].frozen = True
+    for _, layer in graph.walk():
+        if isinstance(layer, Dropout):
+            layer.dropout_rate = dropout
     graph.build(**{"dtype": "float64", **options})
     rng = np.random.default_rng(recipe.seed)
     for _, parameter in graph.named_parameters():

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tapeprop import LayerGraph, LayerNode, MergeMode, gradcheck, load
-from tapeprop.errors import NotBuiltError, WeightFileError
-from tapeprop.layers import Activation, BatchNorm1D, Dense, Dropout, Identity, Sequential
+from tapeprop.errors import NotBuiltError, StateError, WeightFileError
+from tapeprop.layers import Activation, BatchNorm1D, Conv2D, Dense, Dropout, Identity, Sequential
 from tapeprop.losses import CrossEntropy
 from tapeprop.optimizers import SGD, Adam
 
@@ -99,3 +99,14 @@ def test_timing_a_step_changes_nothing(trained):
     assert {row.span for row in rows} >= {"forward", "backward", "update"}
     assert sum(row.share for row in rows) == pytest.approx(1)
     assert steps(trained) == steps(twin)
+
+
+def test_the_tape_is_shown_before_sizes_are_known():
+    root, conv = LayerNode(Identity()), LayerNode(Sequential(Dropout(0.1), Conv2D(3, 6, 3)))
+    graph = LayerGraph({root: [conv]}, root=root, term=conv).build()
+    assert "(N,6,H,W)" in str(graph.tape)
+    graph.forward(np.ones((2, 3, 4, 4)))
+    assert "(2,6,4,4)" in str(graph.tape)
+    alone = LayerGraph({root: []}, root=root, term=root).build()
+    with pytest.raises(StateError, match="input_shape"):
+        print(alone.tape)

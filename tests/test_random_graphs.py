@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from random_graphs import Built, Recipe, build, recipes
+from torch_twin import TorchTwin
 from traced import Run, run
 
 TOLERANCE = 1e-9
@@ -51,3 +52,26 @@ def test_compiled_graphs_are_what_the_interpreter_says(recipe: Recipe) -> None:
     if error > TOLERANCE:  # unless the network magnifies rounding itself: a kink, or a norm of equal values
         nudged = oracle(case, [x * (1 + 1e-13) for x in case.inputs])
         assert furthest(figures(nudged, frozen), wanted) > TOLERANCE, error
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(recipes)
+def test_compiled_graphs_are_what_torch_says(recipe: Recipe) -> None:
+    torch = pytest.importorskip("torch")
+    case = build(recipe, dropout=0.0)
+    graph, frozen = case.graph, case.graph.frozen_parameters()
+
+    def peer(inputs) -> tuple[list[np.ndarray], dict]:
+        outputs, gradients, parameters = TorchTwin(torch, case.training).run(graph, inputs, case.d_out)
+        return [*outputs, *gradients], {p: g for p, g in parameters.items() if p not in frozen}
+
+    arrays, gradients = peer(case.inputs)
+    outputs = graph.forward(case.inputs if isinstance(graph.root, list) else case.inputs[0], case.training)
+    inputs = graph.backward(case.d_out)
+    found = [*outputs, *(inputs if isinstance(graph.root, list) else [inputs]), *(p.grad for p in gradients)]
+    error = furthest(found, [*arrays, *gradients.values()])
+    if error > TOLERANCE:
+        again, more = peer([x * (1 + 1e-13) for x in case.inputs])
+        assert furthest([*again, *more.values()], [*arrays, *gradients.values()]) > TOLERANCE, error
+    for _, parameter in graph.named_parameters():
+        assert not parameter.trainable or parameter in gradients or not parameter.grad.any()

@@ -173,6 +173,23 @@ class GraphStructure(EditableGraph):
             in_shape = [in_shape]
         return [open_shape(shape, i) for i, shape in enumerate(self.arrange_inputs(in_shape, "input shape"))]
 
+    def expected_inputs(self) -> list[tuple[int | None, ...]] | None:
+        """The shape of each input as far as the layers know it; None where those of a root do not."""
+        found = []
+        for node in self.roots:
+            seen = {node}
+            while node.layer.expected_input() is None and node.layer.keeps_shape:
+                following = [n for n in self._edges[node] if n not in seen]
+                if not following:
+                    break
+                node = following[0]
+                seen.add(node)
+            expected = node.layer.expected_input()
+            if expected is None:
+                return None
+            found.append(expected)
+        return found
+
     def out_shape(self, in_shape: Any) -> Any:
         """The shape of the output for an input of `in_shape`; where root or term is a list, lists of them.
 

@@ -13,6 +13,7 @@ from tapeprop.graph.base import GraphStructure
 from tapeprop.graph.node import LayerNode, configured
 from tapeprop.ir import Parameter
 from tapeprop.layers.edits import edits
+from tapeprop.layers.sizes import open_shape
 from tapeprop.runtime.listing import Listing
 from tapeprop.runtime.network import CacheInfo, Network, Options, as_input
 from tapeprop.runtime.state import pack
@@ -387,10 +388,16 @@ class CompiledGraph(GraphStructure):
     def tape(self) -> Listing:
         """The instructions of forward and backward in training, with shapes and places; print it.
 
-        For the sizes of the last forward(), else those that build() was given; open ones are shown as N, H, W.
+        For the sizes of the last forward(), else those that build() was given, else as far as the first layers know them; open
+        ones are shown as N, H, W.
         """
         network, _ = self._compiled("tape")
-        return network.listing(self._input_shape and self.open_shapes(self._input_shape))
+        if self._input_shape is not None:
+            return network.listing(self.open_shapes(self._input_shape))
+        expected = self.expected_inputs()
+        if expected is None:
+            return network.listing(None)
+        return network.listing([open_shape(shape, i) for i, shape in enumerate(expected)])
 
     def cache_info(self) -> CacheInfo:
         """How often forward() found its plan (hits), had to make one (misses), and how many plans are kept (size)."""

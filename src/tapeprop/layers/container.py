@@ -33,6 +33,14 @@ class Sequential(Layer):
         """(name or index, layer) in order."""
         yield from self._layers.items()
 
+    def expected_input(self) -> tuple[int | None, ...] | None:
+        """What the first layer that knows expects, as long as those before it keep the shape."""
+        for _, child in self.children():
+            expected = child.expected_input()
+            if expected is not None or not child.keeps_shape:
+                return expected
+        return None
+
     def trace(self, x: Tensor) -> Tensor:
         """The last layer's result; x itself where there is none.
 

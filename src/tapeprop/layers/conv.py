@@ -66,6 +66,10 @@ class Conv2D(Layer):
         extent = dilation[0] * (filter_size[0] - 1) + 1, dilation[1] * (filter_size[1] - 1) + 1
         return stride, arguments.sides("Conv2D", self.padding, extent), dilation, extent
 
+    def expected_input(self) -> tuple[int | None, ...]:
+        """(N, in_channels, H, W)."""
+        return None, self.in_channels, None, None
+
     def trace(self, x: Tensor) -> Tensor:
         """x: (N, in_channels, H, W). Gives (N, out_channels, H', W')."""
         if x.ndim != 4:

@@ -32,6 +32,10 @@ class Dense(Layer):
         self.weight = self.parameter((self.out_features, self.in_features), initializer, name="weight")
         self.bias = self.parameter((self.out_features,), name="bias") if bias else None
 
+    def expected_input(self) -> tuple[int | None, ...]:
+        """(N, in_features)."""
+        return None, self.in_features
+
     def trace(self, x: Tensor) -> Tensor:
         """x: (N, in_features). Gives (N, out_features)."""
         if x.ndim != 2 or not same(x.shape[1], self.in_features):

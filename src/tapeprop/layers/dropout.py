@@ -25,6 +25,8 @@ class Dropout(Layer):
     #: The axes along which all elements share one draw.
     shared_axes: ClassVar[tuple[int, ...]] = ()
 
+    keeps_shape = True
+
     def __init__(self, dropout_rate: float = 0.5, random_state: int | None = None):
         name = type(self).__name__
         self.dropout_rate = arguments.fraction(name, "dropout_rate", dropout_rate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -135,6 +135,13 @@ class Layer:
         return sum(inside) if inside else 1
 
     # ---- shapes
+
+    #: Whether the result always has the shape of the input.
+    keeps_shape: ClassVar[bool] = False
+
+    def expected_input(self) -> tuple[int | None, ...] | None:
+        """The shape of the input as far as the layer itself knows it, None for open sizes; None where it knows nothing."""
+        return None
 
     def out_shape(self, in_shape: Any) -> Any:
         """The shape of the result for an input of `in_shape`; None stands for an open size.

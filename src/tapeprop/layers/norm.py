@@ -41,6 +41,10 @@ class BatchNorm(Layer):
         """False: scale and shift both count as weights, 2 * in_features in all."""
         return False
 
+    def expected_input(self) -> tuple[int | None, ...]:
+        """(N, in_features, ...), of the smallest rank that the layer takes."""
+        return None, self.in_features, *[None] * (min(self.ranks) - 2)
+
     def trace(self, x: Tensor) -> Tensor:
         """x: (N, in_features, ...). Gives the same shape."""
         name, trace = type(self).__name__, tracing()

@@ -16,6 +16,8 @@ from tapeprop.layers.layer import Layer, misfit
 class Identity(Layer):
     """x itself."""
 
+    keeps_shape = True
+
     def trace(self, x: Tensor) -> Tensor:
         """x: any shape. Gives x."""
         return x

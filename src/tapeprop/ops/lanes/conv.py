@@ -1,6 +1,7 @@
 """Convolution over batch lanes, and the two linear maps that are its gradients: `tapeprop.ops.conv` in another layout.
 
-Activations are (N / L, C, H, W, L), weights (O, C, KH, KW) as ever. Dilation and groups are 1.
+Activations are (N / L, C, H, W, L), weights (O, C, KH, KW) as ever. Dilation and groups are 1. Padding adds nothing to a sum; kernels
+leave out most products with it, so an infinite weight that meets nothing but padding gives NaN in the op on images and need not here.
 """
 
 from __future__ import annotations

@@ -121,7 +121,6 @@ def correlation_tile(
 
 
 @cache
-@cache
 def gradient_tile(registers: int, outs: int, ins: int, taps: int) -> tuple[Blocks, int]:
     """(blocks of output channels, input channels) of the weight gradient's tile that takes the least time for a product.
 
@@ -145,6 +144,7 @@ def gradient_tile(registers: int, outs: int, ins: int, taps: int) -> tuple[Block
 
 
 def _flat(refs: list[tuple[Ref, ArrayType]]) -> list[tuple[Ref, tuple[int, ...]]]:
+    """Arrays as the bodies see them: flat."""
     return [(ref, (kind.size,)) for ref, kind in refs]
 
 

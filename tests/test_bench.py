@@ -1,0 +1,56 @@
+"""The networks of the benchmarks are what their names say, here and in torch."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCH = Path(__file__).parent.parent / "bench"
+# (trained numbers, output): 61,706 is LeNet-5's; He et al. give 0.27 million for ResNet-20.
+SIZES = {
+    "digits": 21_882,
+    "chain": 64 * (16 * 16 + 16) + 170,
+    "mlp": 235_146,
+    "lenet": 61_706,
+    "branches": 13_078,
+    "resnet20": 272_474,
+    "vgg": 2_196_810,
+}
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch):
+    """Imports a module of bench/, as its programs do."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if name in {path.stem for path in BENCH.glob("*.py")}:
+            del sys.modules[name]
+
+
+def test_networks_have_the_shapes_and_sizes_they_should(load) -> None:
+    networks: ModuleType = load("networks")
+    assert set(networks.NETWORKS) == set(SIZES)
+    for name, network in networks.NETWORKS.items():
+        graph = network.graph()
+        assert sum(graph.param_size) == SIZES[name], name
+        assert graph.out_shape(network.shape) == (network.batch, networks.CLASSES), name
+        samples, labels = network.data(2)
+        assert (samples.shape, labels.shape) == ((2 * network.batch, *network.shape[1:]), (2 * network.batch,))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
+@pytest.mark.parametrize("name", ["digits", "chain", "mlp", "lenet"])
+def test_losses_agree_with_torch(name: str) -> None:
+    """In a process of its own, which torch's threads do not outlive."""
+    program = f"import networks, peers; print(peers.check(networks.NETWORKS[{name!r}]) < peers.TOLERANCE)"
+    path = os.pathsep.join(map(str, (BENCH, BENCH.parent / "src")))
+    environment = {**os.environ, "PYTHONPATH": path}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
+    assert run.stdout == "True\n", run.stderr
