@@ -1,6 +1,6 @@
 """Times whole training steps, ours beside torch's: zero gradients, forward, mean cross-entropy, backward, SGD with momentum.
 
-    python bench/train.py [--network NAME ...] [--threads 1 2] [--seconds 3] [--rows]
+    python bench/train.py [--network NAME ...] [--threads 1 2] [--seconds 1.5] [--rows]
 
 For every network both sides start from the same weights, and their losses must agree for three steps. Then everything
 is timed in alternating bursts of one run: `step`, our train_step() on one batch; `fit`, our session of many steps per
@@ -146,7 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--network", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), metavar="NAME")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="N")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each network and number of threads")
+    parser.add_argument("--seconds", type=float, default=1.5, help="for each network and number of threads")
     parser.add_argument("--output", type=Path, metavar="PATH", help="of the figures (default: bench/results/...)")
     parser.add_argument("--rows", action="store_true", help="print the slowest instructions instead")
     args = parser.parse_args()
