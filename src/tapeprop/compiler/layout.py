@@ -8,7 +8,7 @@ two forms, and converts where an op wants the other one. It never changes what a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tapeprop.ir import Instruction, Program, Size, Span, Tensor, reachable
 from tapeprop.ops.lanes import (

@@ -27,10 +27,18 @@ class Lanes:
 
 
 def optimize(
-    program: Program, check: Callable[[str, Program], None] | None = None, lanes: Lanes | None = None
+    program: Program,
+    check: Callable[[str, Program], None] | None = None,
+    lanes: Lanes | None = None,
+    fuse: bool = True,
 ) -> Program:
-    """The program after every pass. lanes: None where the batch does not fill vectors, so that no layout is changed."""
+    """The program after every pass.
+
+    lanes: None where the batch does not fill vectors, so that no layout is changed. fuse: False keeps every op an instruction.
+    """
     for run in PASSES:
+        if run in FUSIONS and not fuse:
+            continue
         if run is not use_lanes:
             program = run(program)
         elif lanes is not None:
@@ -108,6 +116,7 @@ def use_counts(program: Program) -> Counter[Tensor]:
     return counts
 
 
+FUSIONS = (fuse_epilogues, fuse_elementwise)
 PASSES: list[Callable[..., Program]] = [
     remove_dead,
     merge_equal,

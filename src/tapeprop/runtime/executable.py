@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -228,6 +228,15 @@ class Executable:
         """The index of the input whose memory the tensor is, or None."""
         buffer = self.plan.places[tensor].buffer
         return int(buffer[5:]) if buffer.startswith("input") else None
+
+
+def link_together(executables: Sequence[Executable]) -> None:
+    """Links and binds several tapes, their kernels compiled side by side where they are not there yet."""
+    from tapeprop.runtime.linker import load
+
+    load(row.kernel for executable in executables for row in executable.tape.rows)
+    for executable in executables:
+        executable.prepare()
 
 
 BARRIER_SECONDS, WAKE_SECONDS = 1e-6, 30e-6  # with room for a worker that was parked

@@ -74,10 +74,11 @@ def open_shapes(shapes: Sequence[tuple[int, ...]]) -> tuple[tuple[Shape, ...], d
 class Lowering:
     """The programs of one structure. Programs are made once per (kind, open shapes) and kept."""
 
-    def __init__(self, function: TraceFunction, dtype: str, random: Parameter | None):
+    def __init__(self, function: TraceFunction, dtype: str, random: Parameter | None, fuse: bool = True):
         self.function = function
         self.dtype = dtype
         self.random = random
+        self.fuse = fuse
         self._programs: dict[Hashable, object] = {}
 
     def once(
@@ -146,7 +147,7 @@ class Lowering:
         span = Span("forward", reachable([*found.outputs, *found.kept, *(s.value for s in found.stores)]), found.stores)
         recorded = [*found.outputs, *found.kept]
         flexible = len(found.kept) - sum(found.watched[key] in found.kept for key in set(keep))
-        program = optimize(Program([span], found.inputs, recorded), lanes=self.lanes(batch, flexible))
+        program = optimize(Program([span], found.inputs, recorded), lanes=self.lanes(batch, flexible), fuse=self.fuse)
         found.program = program
         for tensor, kept in zip(recorded, program.outputs, strict=True):
             (found.lane_forms if kept in program.in_lanes else found.places)[tensor] = kept
@@ -197,7 +198,7 @@ class Lowering:
         known = [*found.places, *found.lane_forms, *found.inputs]
         calls = reachable([*kept.values(), *(s.value for s in stores)], known)
         program = Program([Span("backward", calls, stores)], [*found.inputs, *seeds], list(kept.values()))
-        optimised = optimize(program, lanes=self.lanes(found.batch, known=found.lane_forms))
+        optimised = optimize(program, lanes=self.lanes(found.batch, known=found.lane_forms), fuse=self.fuse)
         return optimised, dict(zip(kept, optimised.outputs, strict=True)), reached
 
     def joint(self, shapes: Sequence[Shape], batch: Size | None = None) -> Program:

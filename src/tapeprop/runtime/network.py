@@ -40,7 +40,7 @@ class CacheInfo:
 class Options:
     """How a network is compiled. dtype: of inputs, weights and results. workers: None takes the usable CPUs.
 
-    share_memory: the planner's switch. debug_nan: every row's results are looked at. clip_norm: see `runtime.training`.
+    share_memory: the planner's switch. debug_nan: every row's results are looked at; nothing is fused, so that a row is one op of one node. clip_norm: see `runtime.training`.
     """
 
     dtype: str = "float32"
@@ -79,7 +79,7 @@ class Network:
 
         self.options = options
         self.workers = options.workers or usable_cpus()
-        self.lowering = Lowering(function, options.dtype, random)
+        self.lowering = Lowering(function, options.dtype, random, fuse=not options.debug_nan)
         self.frozen = frozen
         self.lock = threading.RLock()
         self.retained_arena, self.backward_arena, self.tight_arena = Arena(), Arena(), Arena()

@@ -35,7 +35,7 @@ from tapeprop.ir import (
 from tapeprop.ir.tensor import mark
 from tapeprop.ops.elementwise import compute
 from tapeprop.ops.gather import accumulate, advance, count_correct, take_rows
-from tapeprop.runtime.executable import Executable
+from tapeprop.runtime.executable import Executable, link_together
 from tapeprop.runtime.lowering import buckets, deposit
 from tapeprop.runtime.memory import Buffer
 from tapeprop.runtime.network import Network, pending_of
@@ -106,8 +106,9 @@ def record_step(
 ) -> StepProgram:
     """The program of one step. shapes, labels: of the batch, or of the whole data where a source gathers from it.
 
-    lanes: the batch where it fills vector lanes, else None. losses: one per output, None where an output has none. weights: the factor of each loss. update: False for a micro-batch, whose
-    gradients are added to those pending; they are `share` of what the losses give.
+    lanes: the batch where it fills vector lanes, else None. losses: one per output, None where an output has none. weights: the
+    factor of each loss. update: False for a micro-batch, whose gradients are added to those pending; they are `share` of what
+    the losses give.
     """
     options, lowering = network.options, network.lowering
     trace = Trace(options.dtype, True, lowering.random)
@@ -169,7 +170,7 @@ def record_step(
     values = [store.value for effects in stores.values() for store in effects]
     calls = buckets([total, *found, *values], marks)
     spans = [Span(name, calls[name], stores[name]) for name in marks]
-    program = optimize(Program(spans, feeds, [total, *found]), lanes=lowering.lanes(lanes))
+    program = optimize(Program(spans, feeds, [total, *found]), lanes=lowering.lanes(lanes), fuse=lowering.fuse)
     trained = [s for s in trace.leaves if isinstance(s, Parameter) and s.trainable]
     unreached, advanced = set(trained) - set(reached), set(optimizers.total())
     return StepProgram(
@@ -373,8 +374,9 @@ class FitSession:
         self.totals_buffer = Buffer("totals.", 3, "float64")
         self.order = np.zeros(self.samples, np.int64)
         require_optimizer(trainer.optimizers)
-        for batch in {self.batch_size, self.samples % self.batch_size} - {0}:
-            self._plan(batch, self._group_size())[1].prepare()
+        batches = {self.batch_size, self.samples % self.batch_size} - {0}
+        executables = [self._plan(batch, self._group_size())[1] for batch in sorted(batches)]
+        link_together(executables)
 
     def start_epoch(self, order: np.ndarray) -> None:
         """Begins an epoch over the rows in this order. order: int64 (samples,), a permutation."""
