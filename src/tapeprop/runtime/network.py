@@ -40,7 +40,8 @@ class CacheInfo:
 class Options:
     """How a network is compiled. dtype: of inputs, weights and results. workers: None takes the usable CPUs.
 
-    share_memory: the planner's switch. debug_nan: every row's results are looked at; nothing is fused, so that a row is one op of one node. clip_norm: see `runtime.training`.
+    share_memory: the planner's switch. debug_nan: every row's results are looked at; nothing is
+    fused then, so that a row is one op of one node. clip_norm: see `runtime.training`.
     """
 
     dtype: str = "float32"
