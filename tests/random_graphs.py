@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from tapeprop import LayerGraph, LayerNode, MergeMode
@@ -102,6 +103,11 @@ recipes = st.builds(
     seed=st.integers(0, 3),
     batch=st.sampled_from(BATCHES),
 )
+
+
+def for_random_graphs(count: int) -> Callable[[Callable[[Recipe], None]], Callable[[], None]]:
+    """Runs a test on `count` recipes: the same ones in every test and every run, so that few kernels are compiled."""
+    return lambda test: seed(7)(settings(max_examples=count, deadline=None, database=None)(given(recipes)(test)))
 
 
 class _Growing:

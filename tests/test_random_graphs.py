@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from random_graphs import Built, Recipe, build, recipes
+from random_graphs import Built, Recipe, build, for_random_graphs
+from rules.networks import assert_same_bits, state
 from torch_twin import TorchTwin
 from traced import Run, run
+
+from tapeprop.losses import MSE
+from tapeprop.optimizers import Adam
 
 TOLERANCE = 1e-9
 
@@ -39,8 +42,7 @@ def furthest(a: list[np.ndarray], b: list[np.ndarray]) -> float:
     return max(float(np.abs(x - y).max() / max(1.0, np.abs(y).max())) for x, y in zip(a, b, strict=True))
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
-@given(recipes)
+@for_random_graphs(80)
 def test_compiled_graphs_are_what_the_interpreter_says(recipe: Recipe) -> None:
     case = build(recipe)
     frozen = case.graph.frozen_parameters()
@@ -54,8 +56,7 @@ def test_compiled_graphs_are_what_the_interpreter_says(recipe: Recipe) -> None:
         assert furthest(figures(nudged, frozen), wanted) > TOLERANCE, error
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
-@given(recipes)
+@for_random_graphs(50)
 def test_compiled_graphs_are_what_torch_says(recipe: Recipe) -> None:
     torch = pytest.importorskip("torch")
     case = build(recipe, dropout=0.0)
@@ -75,3 +76,50 @@ def test_compiled_graphs_are_what_torch_says(recipe: Recipe) -> None:
         assert furthest([*again, *more.values()], [*arrays, *gradients.values()]) > TOLERANCE, error
     for _, parameter in graph.named_parameters():
         assert not parameter.trainable or parameter in gradients or not parameter.grad.any()
+
+
+@for_random_graphs(25)
+def test_what_is_watched_is_what_torch_says(recipe: Recipe) -> None:
+    """Every node's result, and the gradient of every node's result, whatever memory they share."""
+    torch = pytest.importorskip("torch")
+    case = build(recipe, dropout=0.0)
+    graph = case.graph
+    graph.watch(*graph.nodes)
+    graph.forward(case.inputs if isinstance(graph.root, list) else case.inputs[0], case.training)
+    graph.backward(case.d_out)
+
+    def peer(inputs) -> list[np.ndarray]:
+        twin = TorchTwin(torch, case.training)
+        twin.run(graph, inputs, case.d_out)
+        results = [twin.results[node] for node in graph.nodes]
+        gradients = [torch.zeros_like(y) if y.grad is None else y.grad for y in results]
+        return [y.detach().numpy() for y in (*results, *gradients)]
+
+    expected = peer(case.inputs)
+    found = [*map(graph.value, graph.nodes), *map(graph.gradient, graph.nodes)]
+    error = furthest(found, expected)
+    if error > TOLERANCE:
+        assert furthest(peer([x * (1 + 1e-13) for x in case.inputs]), expected) > TOLERANCE, error
+
+
+@for_random_graphs(20)
+def test_a_training_step_is_its_parts(recipe: Recipe) -> None:
+    """train_step against forward, loss, loss.grad, backward and update, to the last bit, statistics and dropout included."""
+    whole, parts = build(recipe), build(recipe)
+    loss = MSE()
+    losses = [None if d is None else loss for d in whole.d_out]
+    for i in range(2):
+        inputs = [x * (i + 1) for x in whole.inputs]
+        inputs = inputs if isinstance(whole.graph.root, list) else inputs[0]
+        for graph in (whole.graph, parts.graph):
+            graph.set_optimizer(Adam(0.01))
+        value = whole.graph.train_step(inputs, whole.d_out, losses)
+        outputs = parts.graph.forward(inputs, True)
+        triples = [(loss, d, y) for d, y in zip(parts.d_out, outputs, strict=True) if d is not None]
+        assert np.array_equal(value, sum(loss(d, y) for loss, d, y in triples), equal_nan=True)
+        parts.graph.zero_grad()
+        parts.graph.backward(
+            [None if d is None else loss.grad(d, y) for d, y in zip(parts.d_out, outputs, strict=True)]
+        )
+        parts.graph.update()
+        assert_same_bits(state(whole.graph), state(parts.graph))

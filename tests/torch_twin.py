@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tapeprop import LayerGraph, MergeMode
+from tapeprop import LayerGraph, LayerNode, MergeMode
 from tapeprop.ir import Parameter
 from tapeprop.layers import (
     Activation,
@@ -34,22 +34,22 @@ class TorchTwin:
         self.F = torch.nn.functional
         self.training = training
         self.parameters: dict[Parameter, Any] = {}
+        self.results: dict[LayerNode, Any] = {}  # of each node of the outer graph
 
     def run(
         self, graph: LayerGraph, inputs: Sequence[np.ndarray], d_out: Sequence[np.ndarray | None]
     ) -> tuple[list[np.ndarray], list[np.ndarray], dict[Parameter, np.ndarray]]:
         """(outputs, gradients of the inputs, {parameter: gradient}); parameters that none reaches are left out."""
         leaves = [self.torch.tensor(x, requires_grad=True) for x in inputs]
-        outputs = self.graph(graph, leaves)
+        outputs = self.graph(graph, leaves, self.results)
         total = sum((y * self.torch.tensor(d)).sum() for y, d in zip(outputs, d_out, strict=True) if d is not None)
-        if total.requires_grad:  # not so where stop_gradient stands before all that is trained
-            total.backward()
+        total.backward()
         found = {p: t.grad.numpy() for p, t in self.parameters.items() if t.grad is not None}
         zeros = [np.zeros_like(x) if t.grad is None else t.grad.numpy() for x, t in zip(inputs, leaves, strict=True)]
         return [y.detach().numpy() for y in outputs], zeros, found
 
-    def graph(self, graph: LayerGraph, inputs: Sequence[Any]) -> list[Any]:
-        """The tensor of each term."""
+    def graph(self, graph: LayerGraph, inputs: Sequence[Any], keep: dict[LayerNode, Any] | None = None) -> list[Any]:
+        """The tensor of each term. keep: takes the result of each node, with its gradient."""
         traversal, values = graph.check(), dict(zip(graph.roots, inputs, strict=True))
         for node in traversal.order:
             if node not in values:
@@ -57,6 +57,11 @@ class TorchTwin:
                 operands = [values[a].detach() if (a, node) in graph._stopped else values[a] for a in before]
                 values[node] = self.merge(node.merge_mode, operands)
             values[node] = self.layer(node.layer, values[node])
+            if keep is not None:
+                # a tensor of its own: an Identity's gradient is not that of what it is given
+                y = values[node].view_as(values[node])
+                values[node] = keep[node] = y if y.requires_grad else y.detach().requires_grad_()
+                values[node].retain_grad()
         return [values[node] for node in graph.terms]
 
     def parameter(self, parameter: Parameter) -> Any:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from random_graphs import Recipe, build, recipes
+from random_graphs import Recipe, build, for_random_graphs
 from rules.networks import assert_same_bits, images, labels, state, vision
 
 from tapeprop import LayerGraph, LayerNode, MergeMode
@@ -78,8 +77,7 @@ def test_the_default_number_of_workers_too():
     assert_same_bits(trained(vision, dtype="float64"), trained(vision, dtype="float64", workers=1))
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
-@given(recipes)
+@for_random_graphs(20)
 def test_any_number_of_workers_on_random_graphs(recipe: Recipe) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tapeprop.runtime.executable.worthwhile_workers", lambda tape, workers: workers)
@@ -96,8 +94,7 @@ def outcome(case) -> dict[str, np.ndarray]:
     return named | state(graph)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
-@given(recipes)
+@for_random_graphs(20)
 def test_planned_memory_is_memory_of_ones_own(recipe: Recipe) -> None:
     planned = build(recipe)
     expected = outcome(planned)

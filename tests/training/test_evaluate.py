@@ -45,7 +45,7 @@ def test_predict_refuses_outputs_without_rows() -> None:
 def test_predict_checks_its_arguments() -> None:
     with pytest.raises(ValueError, match="batch_size: expected at least 1"):
         predict(PlainGraph(), X, 0)
-    with pytest.raises(DTypeError, match="X: expected real numbers, received dtype <U1"):
+    with pytest.raises(DTypeError, match="X of node 'in': expected real numbers, received dtype <U1"):
         predict(PlainGraph(), [["a"]])
     with pytest.raises(ShapeError, match="at least one sample along axis 0"):
         predict(PlainGraph(), np.zeros((0, 4)))

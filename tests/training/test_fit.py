@@ -322,7 +322,7 @@ REFUSED = [
     ({"y": Y.astype(complex)}, LabelError, "received dtype complex128"),
     ({"y": 3}, LabelError, "one per sample, received shape"),
     ({"X": X[:0], "y": Y[:0]}, ShapeError, "at least one sample"),
-    ({"X": X.astype(complex)}, DTypeError, "X: expected real numbers, received dtype complex128"),
+    ({"X": X.astype(complex)}, DTypeError, "X of node 'in': expected real numbers, received dtype complex128"),
     ({"X": X.astype(object)}, DTypeError, "received dtype object"),
     ({"X": [[1.0, 2.0], [3.0]]}, DTypeError, "rows of unequal length"),
     ({"X": {"other": X}}, GraphError, "X: expected the keys in, received other"),

@@ -25,6 +25,7 @@ from tapeprop.ir import Parameter, Shape, Tensor, Trace, UndecidedError, at_node
 from tapeprop.layers.edits import edits
 from tapeprop.layers.layer import tracing
 from tapeprop.layers.sizes import open_shape, plain_shape
+from tapeprop.ops.shape import alias
 
 #: The trace being recorded by a graph and what can be watched in it: graphs inside add theirs.
 _watchable: contextvars.ContextVar[tuple[Trace, dict[Hashable, Tensor]] | None] = contextvars.ContextVar(
@@ -148,7 +149,8 @@ class GraphStructure(EditableGraph):
                 label = traversal.labels[node]
                 with at_node(f"{prefix}.{label}" if prefix else label), _naming_errors(node):
                     x = given[node] if node in given else self._merged(node, traversal, results)
-                    results[node] = watchable[node] = _checked(node.layer.trace(x))
+                    y = _checked(node.layer.trace(x))
+                    results[node] = watchable[node] = alias(y) if node in trace.watched else y
         finally:
             _watchable.reset(token)
         if not inside and self._seen != edits():

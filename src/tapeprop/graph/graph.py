@@ -363,8 +363,13 @@ class CompiledGraph(GraphStructure):
     def watch(self, *nodes: LayerNode) -> None:
         """From the next forward() on, value(node) and gradient(node) can be read. Each call names all nodes; none ends it."""
         network, _ = self._compiled("watch()")
+        computed = set(self.check().order)
         for node in nodes:
             self._expect(node, "watch")
+            if node not in computed:
+                raise GraphError(
+                    f"watch: node {self.labels[node]!r} leads to no term and is left out; connect it first"
+                )
         network.watch(nodes)
 
     def value(self, node: LayerNode) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 
 import numpy as np
 
@@ -28,6 +28,7 @@ class Trace:
         self.training = training
         self.node = ""
         self.stores: list[Store] = []
+        self.watched: frozenset[Hashable] = frozenset()  # nodes whose results need a gradient of their own
         self.random = random
         self.random_sites = 0
         self._random_state: Tensor | None = None

@@ -111,9 +111,10 @@ class Lowering:
         """How the layout pass is to be used on a program of this batch."""
         return None if batch is None else Lanes(batch, LANES[self.dtype], flexible, known or {})
 
-    def trace(self, shapes: Sequence[Shape], training: bool) -> Forward:
+    def trace(self, shapes: Sequence[Shape], training: bool, keep: Sequence[Hashable] = ()) -> Forward:
         """The network as recorded, not yet optimised."""
         trace = Trace(self.dtype, training, self.random)
+        trace.watched = frozenset(keep)
         with recording(trace):
             inputs = [trace.input(i, shape) for i, shape in enumerate(shapes)]
             outputs, watched = self.function(inputs)
@@ -131,7 +132,7 @@ class Lowering:
         keep: Sequence[Hashable] = (),
     ) -> Forward:
         """The forward program. differentiable: it keeps what the backward programs of any subset of outputs will read."""
-        found = self.trace(shapes, training)
+        found = self.trace(shapes, training, keep)
         found.batch = batch
         wanted: dict[Tensor, None] = dict.fromkeys(found.watched[key] for key in keep)
         if differentiable:

@@ -91,7 +91,7 @@ class Network:
         self._live: tuple[Retained, int, int] | None = None  # the plan, its arena's generation, the forward's number
         self._forwards = 0
         self._own = threading.local()  # .forward: the number of this thread's last forward
-        self._gradients: tuple[Executable, dict[Tensor, Tensor]] | None = None
+        self._gradients: dict[Hashable, np.ndarray] | None = None  # of what is watched
 
     # ---- plans
 
@@ -236,14 +236,16 @@ class Network:
             self.execute(executable)
             for parameter in reached:
                 cell(parameter).pending = True
-            self._gradients = (executable, results)
-            found = []
-            for own, tensor in zip(plan.inputs, plan.forward.inputs, strict=True):
-                if tensor in results:
-                    found.append(self._read_gradient(executable, results[tensor], seeds, subset, len(plan.inputs)))
-                else:
-                    found.append(np.zeros_like(own))
-            return found
+
+            def read(tensor: Tensor) -> np.ndarray | None:
+                if tensor not in results:
+                    return None
+                return self._read_gradient(executable, results[tensor], seeds, subset, len(plan.inputs))
+
+            watched = {key: read(plan.forward.watched[key]) for key in self.watching}
+            self._gradients = {key: gradient for key, gradient in watched.items() if gradient is not None}
+            pairs = zip(plan.inputs, map(read, plan.forward.inputs), strict=True)
+            return [np.zeros_like(own) if gradient is None else gradient for own, gradient in pairs]
 
     @staticmethod
     def _read_gradient(executable, tensor, seeds, subset, inputs: int) -> np.ndarray:
@@ -306,16 +308,11 @@ class Network:
 
     def gradient(self, key: Hashable) -> np.ndarray:
         """A copy of the gradient of a watched tensor after the last backward; zeros where none reached it."""
-        plan = self.live("gradient()")
+        self.live("gradient()")
         if self._gradients is None:
             raise StateError("gradient() needs a backward() before it; call backward() first")
-        executable, results = self._gradients
-        tensor = plan.forward.watched[key]
-        if tensor not in results:
-            return np.zeros_like(self.value(key))
-        if executable.is_input(results[tensor]) is not None:
-            raise StateError("gradient(): the gradient of an output is what you passed to backward()")
-        return executable.view(results[tensor]).copy()
+        found = self._gradients.get(key)
+        return np.zeros_like(self.value(key)) if found is None else found.copy()
 
 
 def as_input(array: object, dtype: str, what: str) -> np.ndarray:

@@ -110,8 +110,8 @@ def samples_of(model: Model, X: Any, y: Any, objective: Objective, what: tuple[s
 def inputs_of(model: Model, X: Any, what: str = "X") -> list[np.ndarray]:
     """X as one array per input, of the graph's dtype and of one length."""
     parts = model.inputs.split(X, what)
-    named = [what if not model.inputs.listed else f"{what} of node {name!r}" for name in model.inputs.names]
-    arrays = [real_array(part, model.dtype, name) for part, name in zip(parts, named, strict=True)]
+    pairs = zip(parts, model.inputs.names, strict=True)
+    arrays = [real_array(part, model.dtype, f"{what} of node {name!r}") for part, name in pairs]
     same_length(arrays, what)
     return arrays
 

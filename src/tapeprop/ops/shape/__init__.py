@@ -120,6 +120,11 @@ def reshape(x: Any, shape: int | Sequence[Size]) -> Tensor:
     return record("reshape", [x], {"shape": found})[0]
 
 
+def alias(x: Tensor) -> Tensor:
+    """x under a name of its own: the same memory, but another gradient where x is read elsewhere as well."""
+    return record("reshape", [x], {"shape": x.shape})[0]
+
+
 def _as_size(size: Any) -> Size:
     return int(size) if isinstance(size, np.integer) else size
 
