@@ -32,16 +32,24 @@ def lanes_for(dtype: str, batch: int) -> int | None:
 
 
 def use_lanes(
-    program: Program, batch: Size, lanes: int, *, flexible: int = 0, known: Mapping[Tensor, Tensor] | None = None
+    program: Program,
+    batch: Size,
+    lanes: int,
+    made: set[Tensor] | None = None,
+    *,
+    flexible: int = 0,
+    known: Mapping[Tensor, Tensor] | None = None,
 ) -> Program:
     """The program with its image ops in the batch-lane layout; itself where it has no convolution that gains by it.
 
-    batch: the size of axis 0 of activations. flexible: how many of the last outputs may be left in the lane layout; `in_lanes` of
+    batch: the size of axis 0 of activations. made: the tensors that a program which ran before made in lanes; those of this one are
+    added. flexible: how many of the last outputs may be left in the lane layout; `in_lanes` of
     the result maps those that are to their plain tensors. known: {plain tensor: its lane form}, from a program that ran before.
     """
-    if not known and not any(_fits_convolution(call) for call in program.instructions):
+    made = set() if made is None else made
+    if not made and not any(_fits_convolution(call) for call in program.instructions):
         return program
-    return _Rewriter(batch, lanes, known or {}).run(program, flexible)
+    return _Rewriter(batch, lanes, made, known or {}).run(program, flexible)
 
 
 def _fits_convolution(call: Instruction) -> bool:
@@ -50,11 +58,17 @@ def _fits_convolution(call: Instruction) -> bool:
 
 
 class _Rewriter:
-    """One walk over a program. `forms` holds the lane form of tensors that have one; `unmade` those that have nothing else."""
+    """One walk over a program. `forms` holds the lane form of tensors that have one; `unmade` those that have nothing else.
 
-    def __init__(self, batch: Size, lanes: int, known: Mapping[Tensor, Tensor]):
+    What is done with a tensor follows from how it was `made`, never from the forms it happens to have: forward and backward apart
+    then do just what they do in one program, and the order of every sum is the same. The span "loss" is kept plain, as
+    a caller's loss is.
+    """
+
+    def __init__(self, batch: Size, lanes: int, made: set[Tensor], known: Mapping[Tensor, Tensor]):
         self.batch = batch
         self.lanes = lanes
+        self.made = made
         self.forms: dict[Tensor, Tensor] = dict(known)
         self.unmade: set[Tensor] = set(known)
         self.out: list[Instruction] = []
@@ -86,7 +100,7 @@ class _Rewriter:
             self.out = []
             for call in span.instructions:
                 self.node = call.node
-                rule = self.rules.get(call.op.name)
+                rule = None if span.name == "loss" else self.rules.get(call.op.name)
                 if rule is None or not rule(call):
                     self._keep(call)
             for store in span.stores:
@@ -123,9 +137,6 @@ class _Rewriter:
             (self.forms[tensor],) = self.emit(lambda x: to_lanes(x, self.lanes), tensor)
         return self.forms[tensor]
 
-    def has_form(self, tensor: Tensor) -> bool:
-        return tensor in self.forms
-
     # ---- emitting
 
     def emit(self, function: Callable[..., Tensor | Sequence[Tensor]], *operands: Tensor) -> tuple[Tensor, ...]:
@@ -146,6 +157,7 @@ class _Rewriter:
         """Notes that result `result` of `call` was made in its lane form."""
         self.forms[call.results[result]] = form
         self.unmade.add(call.results[result])
+        self.made.add(call.results[result])
 
     def _keep(self, call: Instruction) -> None:
         for operand in call.operands:
@@ -189,7 +201,7 @@ class _Rewriter:
         return True
 
     def _pools(self, call: Instruction) -> bool:
-        return all(self.batched(t, 4) for t in call.operands) and any(map(self.has_form, call.operands))
+        return all(self.batched(t, 4) for t in call.operands) and any(t in self.made for t in call.operands)
 
     def _max_pool2d(self, call: Instruction) -> bool:
         if not self._pools(call):
@@ -234,7 +246,7 @@ class _Rewriter:
 
     def _batch_norm(self, call: Instruction) -> bool:
         x, *vectors = call.operands
-        if not (self.batched(x, 3) and self.has_form(x)):
+        if not (self.batched(x, 3) and x in self.made):
             return False
         form, flat = self.laned(x), self._flat(x)
         y, *rest = self.emit(lambda *t: record("batch_norm", t, call.attributes), flat, *map(self.plain, vectors))
@@ -246,7 +258,7 @@ class _Rewriter:
 
     def _batch_norm_grad(self, call: Instruction) -> bool:
         dy, x, *vectors = call.operands
-        if not (self.batched(x, 3) and self.has_form(x)):
+        if not (self.batched(x, 3) and x in self.made):
             return False
         form, flat = self.laned(x), self._flat(x)
         operands = [self._flat(dy), flat, *map(self.plain, vectors)]
@@ -261,7 +273,7 @@ class _Rewriter:
 
     def _elementwise(self, call: Instruction) -> bool:
         shape = call.results[0].shape
-        if not (self.batched(call.results[0], 3) and any(t.shape == shape and self.has_form(t) for t in call.operands)):
+        if not (self.batched(call.results[0], 3) and any(t.shape == shape and t in self.made for t in call.operands)):
             return False
         operands = [self._broadcast(operand, len(shape)) for operand in call.operands]
         results = self.emit(lambda *t: record(call.op, t, call.attributes), *operands)
@@ -282,7 +294,7 @@ class _Rewriter:
     def _concat(self, call: Instruction) -> bool:
         if call.attributes["axis"] == 0 or not all(self.batched(t, 3) for t in call.operands):
             return False
-        if not any(map(self.has_form, call.operands)):
+        if not any(t in self.made for t in call.operands):
             return False
         (y,) = self.emit(lambda *t: record(call.op, t, call.attributes), *map(self.laned, call.operands))
         self.make(call, 0, y)
@@ -291,7 +303,7 @@ class _Rewriter:
     def _slice(self, call: Instruction) -> bool:
         (x,), at = call.operands, call.attributes
         whole = at["starts"][0] == 0 and at["steps"][0] == 1 and at["sizes"][0] == self.batch
-        if not (whole and self.batched(x, 3) and self.has_form(x)):
+        if not (whole and self.batched(x, 3) and x in self.made):
             return False
         form = self.laned(x)
         attributes = {
@@ -305,7 +317,7 @@ class _Rewriter:
 
     def _reduce(self, call: Instruction) -> bool:
         (x,), at = call.operands, call.attributes
-        if not (self.batched(x, 3) and self.has_form(x)):
+        if not (self.batched(x, 3) and x in self.made):
             return False
         form, axes = self.laned(x), tuple(at["axes"])
         if 0 not in axes:
@@ -330,7 +342,7 @@ class _Rewriter:
 
     def _reshape(self, call: Instruction) -> bool:
         (x,), shape = call.operands, call.results[0].shape
-        if not (self.batched(x) and x in self.unmade and self.batched(call.results[0])):
+        if not (self.batched(x) and x in self.made and self.batched(call.results[0])):
             return False
         form = self.laned(x)
         (y,) = self.emit(lambda t: reshape(t, (form.shape[0], *shape[1:], self.lanes)), form)
@@ -339,7 +351,7 @@ class _Rewriter:
 
     def _same_op(self, call: Instruction) -> bool:
         (x,) = call.operands
-        if x not in self.unmade:
+        if x not in self.made:
             return False
         (y,) = self.emit(lambda t: record(call.op, [t], call.attributes)[0], self.laned(x))
         self.make(call, 0, y)

@@ -24,6 +24,7 @@ class Lanes:
     lanes: int
     flexible: int = 0
     known: Mapping[Tensor, Tensor] = field(default_factory=dict)
+    made: set[Tensor] = field(default_factory=set)
 
 
 def optimize(
@@ -42,7 +43,9 @@ def optimize(
         if run is not use_lanes:
             program = run(program)
         elif lanes is not None:
-            program = use_lanes(program, lanes.batch, lanes.lanes, flexible=lanes.flexible, known=lanes.known)
+            program = use_lanes(
+                program, lanes.batch, lanes.lanes, lanes.made, flexible=lanes.flexible, known=lanes.known
+            )
         if check:
             check(run.__name__, program)
     return program

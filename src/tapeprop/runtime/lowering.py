@@ -51,6 +51,7 @@ class Forward:
     program: Program | None = None
     places: dict[Tensor, Tensor] = field(default_factory=dict)  # as recorded -> as the optimised program holds it
     lane_forms: dict[Tensor, Tensor] = field(default_factory=dict)  # as recorded -> its form in the batch-lane layout
+    in_lanes: set[Tensor] = field(default_factory=set)  # what was made in that layout, even if it is kept plain
     batch: Size | None = None
 
 
@@ -106,10 +107,18 @@ class Lowering:
         return made, known
 
     def lanes(
-        self, batch: Size | None, flexible: int = 0, known: Mapping[Tensor, Tensor] | None = None
+        self,
+        batch: Size | None,
+        flexible: int = 0,
+        known: Mapping[Tensor, Tensor] | None = None,
+        made: set[Tensor] | None = None,
     ) -> Lanes | None:
         """How the layout pass is to be used on a program of this batch."""
-        return None if batch is None else Lanes(batch, LANES[self.dtype], flexible, known or {})
+        return (
+            None
+            if batch is None
+            else Lanes(batch, LANES[self.dtype], flexible, known or {}, set() if made is None else made)
+        )
 
     def trace(self, shapes: Sequence[Shape], training: bool, keep: Sequence[Hashable] = ()) -> Forward:
         """The network as recorded, not yet optimised."""
@@ -148,10 +157,13 @@ class Lowering:
         span = Span("forward", reachable([*found.outputs, *found.kept, *(s.value for s in found.stores)]), found.stores)
         recorded = [*found.outputs, *found.kept]
         flexible = len(found.kept) - sum(found.watched[key] in found.kept for key in set(keep))
-        program = optimize(Program([span], found.inputs, recorded), lanes=self.lanes(batch, flexible), fuse=self.fuse)
+        lanes = self.lanes(batch, flexible, made=found.in_lanes)
+        program = optimize(Program([span], found.inputs, recorded), lanes=lanes, fuse=self.fuse)
         found.program = program
         for tensor, kept in zip(recorded, program.outputs, strict=True):
             (found.lane_forms if kept in program.in_lanes else found.places)[tensor] = kept
+            if program.in_lanes.get(kept, kept) in found.in_lanes:
+                found.in_lanes.add(tensor)
         return found
 
     def _all_wanted(self, found: Forward) -> list[Tensor]:
@@ -199,7 +211,8 @@ class Lowering:
         known = [*found.places, *found.lane_forms, *found.inputs]
         calls = reachable([*kept.values(), *(s.value for s in stores)], known)
         program = Program([Span("backward", calls, stores)], [*found.inputs, *seeds], list(kept.values()))
-        optimised = optimize(program, lanes=self.lanes(found.batch, known=found.lane_forms), fuse=self.fuse)
+        lanes = self.lanes(found.batch, known=found.lane_forms, made=set(found.in_lanes))
+        optimised = optimize(program, lanes=lanes, fuse=self.fuse)
         return optimised, dict(zip(kept, optimised.outputs, strict=True)), reached
 
     def joint(self, shapes: Sequence[Shape], batch: Size | None = None) -> Program:

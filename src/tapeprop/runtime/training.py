@@ -33,7 +33,7 @@ from tapeprop.ir import (
     recording,
 )
 from tapeprop.ir.tensor import mark
-from tapeprop.ops.elementwise import compute
+from tapeprop.ops.elementwise import add, compute
 from tapeprop.ops.gather import accumulate, advance, count_correct, take_rows
 from tapeprop.runtime.executable import Executable, link_together
 from tapeprop.runtime.lowering import buckets, deposit
@@ -141,18 +141,20 @@ def record_step(
         total = _weighted(found, [w for _, _, w in pairs])
         if source is not None:
             _count(trace, source, total, [out for _, out, _ in pairs], arrays[len(shapes) :])
+        # the gradients of the outputs are made with the losses: backward starts from them as it does from a caller's
+        seeds: dict[Tensor, Tensor] = {}
+        for value, (_, out, w) in zip(found, pairs, strict=True):
+            flow = gradients({value: trace.constant(np.full((), w * share, options.dtype))}, [out])
+            if out in flow:
+                seeds[out] = add(seeds[out], flow[out]) if out in seeds else flow[out]
         end_span("loss")
-        seeds = {
-            loss: trace.constant(np.full((), w * share, options.dtype))
-            for loss, (_, _, w) in zip(found, pairs, strict=True)
-        }
         frozen = network.frozen()
         leaves = {
             s: t
             for s, t in trace.leaves.items()
             if isinstance(s, Parameter) and s.trainable and s not in frozen and t.dtype in FLOATS
         }
-        results = gradients(seeds, leaves.values())
+        results = gradients(seeds, leaves.values()) if seeds else {}
         reached = [p for p, t in leaves.items() if t in results]
         for parameter in reached:
             if update:
