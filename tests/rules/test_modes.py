@@ -291,3 +291,23 @@ def test_dense_in_float32_computes_in_float32():
     for dtype in (np.float16, np.float64, np.int8, bool, np.uint64):
         x = (rows() > 0).astype(dtype)
         np.testing.assert_array_equal(graph.forward(x), graph.forward(x.astype(np.float32)))
+
+
+def test_timing_a_step_leaves_no_trace():
+    """Weights, gradients, moments, step counts, statistics and random state are as before; so is what waits for update()."""
+    plain, timed = (vision(dtype="float64") for _ in range(2))
+    x, y = images(), labels(6)
+    for graph in (plain, timed):
+        graph.set_optimizer(Adam(0.01))
+        graph.train_step(x, y, LOSS)
+        graph.forward(x, True)
+        graph.backward()
+    before = state(timed)
+    timings = timed.profile_rows(x, y, LOSS, repeats=3)
+    assert len(timings) > 5
+    assert_same_bits(state(timed), before)
+    for graph in (plain, timed):
+        graph.update()
+    for i in range(2):
+        assert plain.train_step(images(i), y, LOSS) == timed.train_step(images(i), y, LOSS)
+    assert_same_bits(state(plain), state(timed))

@@ -21,7 +21,8 @@ from rules.networks import (
     vision,
 )
 
-from tapeprop import LayerGraph
+from tapeprop import LayerGraph, LayerNode
+from tapeprop.layers import Dense
 from tapeprop.losses import MSE, CrossEntropy
 from tapeprop.optimizers import SGD, Adam, AdamW
 
@@ -105,6 +106,33 @@ def test_a_step_is_its_parts_where_some_parameters_are_not_trained(prepare, clip
     assert_same_bits(state(a), state(b))
 
 
+def test_a_step_is_its_parts_where_weights_lie_in_several_segments():
+    """Nodes that come later have storage of their own; the norm of all gradients is one sum in one order."""
+
+    def grown():
+        graph = perceptron(dtype="float64", clip_norm=0.05)
+        graph.set_optimizer(Adam(0.01))
+        graph.train_step(rows(), labels(5), LOSS)
+        for name, before, after in (("third", "second", None), ("early", "first", "tanh")):
+            size = 3 if after is None else 8
+            new = LayerNode(Dense(size, size, random_state=size), name=name)
+            last = node_of(graph, before)
+            if after is None:
+                graph.connect(last, new)
+                graph.term = new
+            else:
+                following = node_of(graph, after)
+                graph.disconnect(last, following)
+                graph.add_node(new, [last], [following])
+            graph.build((None, 4), dtype="float64", clip_norm=0.05)
+        return graph
+
+    a, b = grown(), grown()
+    node_of(a, "early").set_optimizer(SGD(0.1))
+    node_of(b, "early").set_optimizer(SGD(0.1))
+    train_both(a, b, rows)
+
+
 @pytest.mark.parametrize("clip_norm", [None, 0.05])
 def test_a_step_on_some_of_the_outputs(clip_norm):
     a, b = (two_heads(dtype="float64", clip_norm=clip_norm) for _ in range(2))
@@ -137,7 +165,7 @@ def test_weighted_losses_are_weighted_gradients():
     assert_same_bits(state(a), state(b))
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
 @pytest.mark.parametrize("network", ["vision", "perceptron"])
 def test_fit_is_a_step_per_batch_the_last_smaller_one_included(network, accumulate):
     make, _ = NETWORKS[network]
@@ -157,7 +185,12 @@ def test_fit_is_a_step_per_batch_the_last_smaller_one_included(network, accumula
                 out = b.forward(x[first:last], True)
                 b.backward(LOSS.grad(y[first:last], out) / len(group))
             b.update()
-    assert_same_bits(state(a), state(b))
+    if accumulate < 3:
+        assert_same_bits(state(a), state(b))
+    # A third of a loss has its gradient rounded elsewhere than a third of the gradient; Adam turns the rounding in a bias
+    # that a batch norm follows into steps.
+    for name, value in state(b).items():
+        np.testing.assert_allclose(state(a)[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
 def test_update_consumes_and_zero_grad_drops():

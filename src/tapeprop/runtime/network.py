@@ -276,13 +276,16 @@ class Network:
 
     def output_shapes(self, shapes: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
         """The shape of each output for inputs of these shapes."""
-        known = self._output_shapes.get(shapes)
-        if known is None:
-            found, sizes = self.lowering.once("shapes", shapes, lambda opened, _: self.lowering.trace(opened, False))
-            if len(self._output_shapes) >= PLANS_KEPT:
-                self._output_shapes.clear()
-            known = self._output_shapes[shapes] = [array_type(t, sizes).shape for t in found.outputs]
-        return list(known)
+        with self.lock:
+            known = self._output_shapes.get(shapes)
+            if known is None:
+                found, sizes = self.lowering.once(
+                    "shapes", shapes, lambda opened, _: self.lowering.trace(opened, False)
+                )
+                if len(self._output_shapes) >= PLANS_KEPT:
+                    self._output_shapes.clear()
+                known = self._output_shapes[shapes] = [array_type(t, sizes).shape for t in found.outputs]
+            return list(known)
 
     def listing(self, shapes: Sequence[Shape] | None) -> Listing:
         """The tape of forward and backward in training: of the last forward's sizes, else of `shapes`, which may be open."""

@@ -402,7 +402,7 @@ class FitSession:
             left = self.samples - int(self.cursor.array[0])
             if not left:
                 return 0
-            if self.accumulate > 1:
+            if self._group_size() > 1:
                 return self._run_group()
             whole = min(steps, left // self.batch_size)
             self._execute(self.batch_size if whole else left, max(whole, 1))
