@@ -1,5 +1,7 @@
 """The batch-lane layout: the same values as the ops on images, ties and specials, any tile the same bits, errors, open shapes."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -176,7 +178,8 @@ def test_bodies_hold_for_any_geometry(data):
         op, arrays = registry[name], drawn(*operands)
         kinds = tuple(ArrayType(shape, "float64") for shape in operands)
         call = Call(kinds, (ArrayType(result, "float64"),), geometry | more)
-        (found,) = run_launch(op.cpu(call), call, arrays, 1, run=run_plain)
+        with mock.patch.object(kernels, "NEAR", draw(st.sampled_from([1, 1 << 10, 20 << 10]))):
+            (found,) = run_launch(op.cpu(call), call, arrays, 1, run=run_plain)
         np.testing.assert_allclose(found, op.reference(call, *arrays)[0], rtol=1e-12, atol=1e-12)
 
 
@@ -187,20 +190,21 @@ def test_any_tile_gives_the_same_bits(monkeypatch):
         tuple(ArrayType(a.shape, "float32") for a in (x, w, b)), (ArrayType((2, 7, 3, 6, 16), "float32"),), attributes
     )
     found = []
-    for size, pixels in ((7, 2), (4, 4), (2, 1)):
+    for size, pixels, near in ((7, 2, 20 << 10), (4, 4, 1), (2, 1, 4 << 10)):  # 1 byte: channel by channel
         tile = kernels.Blocks(7, -(-7 // size)), pixels
         monkeypatch.setattr(kernels, "correlation_tile", lambda *_, tile=tile: tile)
+        monkeypatch.setattr(kernels, "NEAR", near)
         found += run_launch(registry["conv2d_lanes"].cpu(call), call, [x, w, b], 2)
     assert found[0].tobytes() == found[1].tobytes() == found[2].tobytes()
 
 
-@pytest.mark.parametrize("registers", [16, 32])
-def test_tiles_fit_the_registers_and_cover_all_channels(registers):
+@pytest.mark.parametrize(("registers", "parts"), [(16, 1), (16, 2), (32, 1), (32, 4)])
+def test_tiles_fit_the_registers_and_cover_all_channels(registers, parts):
     for count in (1, 2, 3, 6, 7, 13, 16, 36, 64, 100):
         for width, taps, stride in ((1, 1, 1), (5, 3, 1), (14, 5, 1), (32, 3, 2), (50, 13, 1)):
-            split, pixels = kernels.correlation_tile(registers, count, width, width * stride, -1, taps, stride)
+            split, pixels = kernels.correlation_tile(registers, parts, count, width, width * stride, -1, taps, stride)
             assert split.tall * split.size + (split.blocks - split.tall) * split.fewer == count
-            assert split.size * pixels + pixels < registers
+            assert (split.size + 1) * pixels * parts < registers
         for ins, taps in ((1, 1), (3, 3), (16, 3), (7, 5), (12, 1), (5, 11)):
             split, group = kernels.gradient_tile(registers, count, ins, taps)
             assert split.tall * split.size + (split.blocks - split.tall) * split.fewer == count

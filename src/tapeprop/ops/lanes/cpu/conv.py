@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from functools import cache
 
 from tapeprop.ops.lanes.cpu.layout import vector_lanes
-from tapeprop.ops.op import ArrayType, Attributes, Call, Launch, Ref, launch
+from tapeprop.ops.op import ITEM_BYTES, ArrayType, Attributes, Call, Launch, Ref, launch
 from tapeprop.targets.cpu import machine
 from tapeprop.targets.cpu.kernel import NumbaKernel
 
 GRAINS = 8  # that a weight gradient is cut into where its shape allows
 TALLEST = 8  # channels or pixels of a tile
+NEAR = (
+    20 << 10
+)  # bytes of the first-level cache that a part of a correlation may fill; 8 and 28 KB are slower where 32 are there
 LONGEST = 11  # taps of a filter's row whose gradients are summed side by side
 
 _GEOMETRY = (
@@ -87,7 +90,7 @@ class Blocks:
 
 @cache
 def correlation_tile(
-    registers: int, outs: int, count: int, columns: int, first: int, taps: int, stride: int
+    registers: int, parts: int, outs: int, count: int, columns: int, first: int, taps: int, stride: int
 ) -> tuple[Blocks, int]:
     """(blocks of output channels, pixels) of the tile that takes the least time for a row of `count` pixels.
 
@@ -100,20 +103,21 @@ def correlation_tile(
     for size in range(1, min(outs, TALLEST) + 1):
         split = Blocks(outs, -(-outs // size))
         for pixels in range(1, min(count, TALLEST) + 1):
-            if split.size * pixels + pixels > room:
+            vectors = pixels * parts
+            if split.size * vectors + vectors > room and (split.size, pixels) != (1, 1):
                 continue
             time, window = 0.0, (pixels - 1) * stride + taps
             for q in range(0, count, pixels):
                 column = first + q * stride
                 met = [k for k in range(taps) if column + k < columns and column + k + (pixels - 1) * stride >= 0]
                 inside = column >= 0 and column + window <= columns and q + pixels <= count
-                seen = min(window, taps * pixels) if inside else len(met) * pixels
+                seen = parts * (min(window, taps * pixels) if inside else len(met) * pixels)
                 for m, blocks in ((split.size, split.tall), (split.fewer, split.blocks - split.tall)):
                     # fewer than 8 sums wait for each other
-                    products, loads = len(met) * max(m * pixels, 8), seen + len(met) * m
+                    products, loads = len(met) * max(m * vectors, 8), seen + len(met) * m
                     time += blocks * (max(products, loads) + seen / 2 + 2)
             # of equals the one with less code
-            time *= 1 + 0.001 * split.size * pixels + 0.01 * (split.fewer < split.size)
+            time *= 1 + 0.001 * split.size * vectors + 0.01 * (split.fewer < split.size)
             if best is None or time < best[0]:
                 best = time, split, pixels
     assert best is not None
@@ -148,7 +152,18 @@ def _flat(refs: list[tuple[Ref, ArrayType]]) -> list[tuple[Ref, tuple[int, ...]]
     return [(ref, (kind.size,)) for ref, kind in refs]
 
 
-# ---- forward
+# ---- correlations: forward and the input's gradient
+
+
+def depth_of(itemsize: int, channels: int, rows: int, taps: int, images: int, outs: int, pixels: int) -> int:
+    """How many channels a row of outputs is summed over before the next are, in equal parts.
+
+    What a tile of `pixels` windows of rows x taps sees and the weights of `outs` channels then stay in the first-level cache from one
+    tile to the next; the sums go through memory in between.
+    """
+    seen = rows * ((pixels + taps - 1) * images + outs * taps) * itemsize
+    parts = min(-(-channels * seen // NEAR), channels)
+    return -(-channels // parts)
 
 
 def forward_launch(call: Call) -> Launch:
@@ -157,16 +172,18 @@ def forward_launch(call: Call) -> Launch:
     y, has_bias = call.results[0], len(call.operands) == 3
     g = Geometry.of(x, w.shape, y, call.attributes)
     row = (g.width_out, g.width, -g.left, g.taps_w, g.stride_w)
-    split, pixels = correlation_tile(machine.vector_registers(), g.filters, *row)
+    lanes = vector_lanes(y.dtype, g.images)
+    split, pixels = correlation_tile(machine.vector_registers(), g.images // lanes, g.filters, *row)
+    depth = depth_of(ITEM_BYTES[y.dtype], g.channels, g.taps_h, g.taps_w, g.images, split.size, pixels)
     last = len(call.operands) - 1
     arrays = [(Ref("operand", i), call.operands[i]) for i in (0, 1, last)] + [(Ref("result"), y)]
     return launch(
         f"{__name__}:forward",
         call,
         _flat(arrays),
-        [*g.integers, int(has_bias), int(call["activation"] == "relu"), split.tall, split.blocks],
+        [*g.integers, int(has_bias), int(call["activation"] == "relu"), split.tall, split.blocks, depth],
         dtype=y.dtype,
-        lanes=vector_lanes(y.dtype, g.images),
+        lanes=lanes,
         images=g.images,
         outs=split.size,
         fewer=split.fewer,
@@ -180,20 +197,22 @@ def forward(
     dtype: str, lanes: int, images: int, outs: int, fewer: int, pixels: int, taps: int, stride: int
 ) -> NumbaKernel:
     """y = conv(x, w) + bias, negative numbers made 0 where `floor` is not 0. A grain is a row of a block of channels."""
-    from tapeprop.targets.cpu.lanes import correlate_row
+    from tapeprop.targets.cpu.lanes import BIAS, NOTHING, RESULT, correlate_row
 
     forwards = 1
 
     def body(
         x, w, bias, y, groups, channels, height, width, filters, height_out, width_out, taps_h, stride_h, top, left,
-        has_bias, floor, tall, blocks, worker, workers,
+        has_bias, floor, tall, blocks, deep, worker, workers,
     ):  # fmt: skip
         plane, plane_out, filter_size = height * width, height_out * width_out, taps_h * taps
         grains = groups * height_out * blocks
-        for grain in range(grains * worker // workers, grains * (worker + 1) // workers):
-            line, block = grain // blocks, grain % blocks
+        grain, end = grains * worker // workers, grains * (worker + 1) // workers
+        while grain < end:
+            line, first_block = grain // blocks, grain % blocks
+            end_block = min(blocks, first_block + end - grain)
+            grain += end_block - first_block
             group, h = line // height_out, line % height_out
-            o, size = block * outs - max(block - tall, 0), outs if block < tall else fewer
             # the rows of the filter that meet the image, from the first of them on
             low, high = max(top - h * stride_h, 0), min(taps_h, height + top - h * stride_h)
             rows, row = max(high - low, 0), h * stride_h - top + low
@@ -201,25 +220,30 @@ def forward(
             known, ahead = max(rows - stride_h, 0), stride_h * width
             if h + 1 == height_out:
                 known, ahead = 0, channels * plane - row * width
-            first = channels * block // blocks
-            share = channels * (block + 1) // blocks - first
-            if taps_h == 1:  # the inner loop runs over channels
-                depth, inner, x_row, w_row = rows, channels, plane, filter_size
-                known, rows, first, share = first, share, known, rows - known
-            else:
-                depth, inner, x_row, w_row = channels, rows, width, taps
-                rows -= known
-            correlate_row(
-                lanes, images, outs, fewer, pixels, taps, taps, stride, forwards, size, taps,
-                x, group * channels * plane + row * width, plane, x_row, width, -left,
-                w, o * channels * filter_size + low * taps, channels * filter_size, filter_size, w_row, depth, inner,
-                bias, o, has_bias, floor,
-                y, (group * filters + o) * plane_out + h * width_out, plane_out, 1, width_out,
-                ahead, first, share, known, rows,
-            )  # fmt: skip
+            for c in range(0, channels, deep):
+                some, source = min(deep, channels - c), (group * channels + c) * plane + row * width
+                begin = RESULT if c > 0 else (BIAS if has_bias else NOTHING)
+                cut = floor if c + deep >= channels else 0
+                for block in range(first_block, end_block):
+                    o, size = block * outs - max(block - tall, 0), outs if block < tall else fewer
+                    first = some * block // blocks
+                    share, fresh, old = some * (block + 1) // blocks - first, rows - known, known
+                    depth, inner, x_row, w_row = some, rows, width, taps
+                    if taps_h == 1:  # the inner loop runs over channels
+                        depth, inner, x_row, w_row = rows, some, plane, filter_size
+                        first, share, old, fresh = old, fresh, first, share
+                    correlate_row(
+                        lanes, images, outs, fewer, pixels, taps, taps, stride, forwards, size, taps,
+                        x, source, plane, x_row, width, -left,
+                        w, (o * channels + c) * filter_size + low * taps, channels * filter_size, filter_size, w_row,
+                        depth, inner, bias, o, begin, cut,
+                        y, (group * filters + o) * plane_out + h * width_out, plane_out, 1, width_out,
+                        ahead, first, share, old, fresh,
+                    )  # fmt: skip
 
     arrays = [(name, dtype, 1) for name in ("x", "w", "bias", "y")]
-    return NumbaKernel(body, arrays, (*_GEOMETRY, "has_bias", "floor", "tall", "blocks"))
+    integers = (*_GEOMETRY, "has_bias", "floor", "tall", "blocks", "deep")
+    return NumbaKernel(body, arrays, integers)
 
 
 # ---- the input's gradient
@@ -233,14 +257,17 @@ def input_grad_launch(call: Call) -> Launch:
     # a row of the phase of column 0
     taps, count = -(-(g.taps_w - g.left % g.stride_w) // g.stride_w), -(-g.width // g.stride_w)
     row = (count, g.width_out, g.left // g.stride_w - taps + 1, max(taps, 1), 1)
-    split, pixels = correlation_tile(machine.vector_registers(), g.channels, *row)
+    lanes = vector_lanes(dx.dtype, g.images)
+    split, pixels = correlation_tile(machine.vector_registers(), g.images // lanes, g.channels, *row)
+    rows = -(-g.taps_h // g.stride_h)
+    depth = depth_of(ITEM_BYTES[dx.dtype], g.filters, rows, row[3], g.images, split.size, pixels)
     return launch(
         f"{__name__}:input_grad",
         call,
         _flat([(Ref("operand", 0), dy), (Ref("operand", 1), w), (Ref("result"), dx)]),
-        [*g.integers, split.tall, split.blocks],
+        [*g.integers, split.tall, split.blocks, depth],
         dtype=dx.dtype,
-        lanes=vector_lanes(dx.dtype, g.images),
+        lanes=lanes,
         images=g.images,
         outs=split.size,
         fewer=split.fewer,
@@ -258,21 +285,23 @@ def input_grad(
     Row h + top = stride u + phase meets taps kh = phase, phase + stride, ..., the last of which reads the first row of dy.
     A grain is a row of a block of channels.
     """
-    from tapeprop.targets.cpu.lanes import correlate_row
+    from tapeprop.targets.cpu.lanes import NOTHING, RESULT, correlate_row
 
-    most, step, backwards = -(-taps // stride), 1, -stride  # taps of the first phases; of the others one less
+    most, one, backwards = -(-taps // stride), 1, -stride  # taps of the first phases; of the others one less
     least = max(taps // stride, 1)
 
     def body(
         dy, w, dx, groups, channels, height, width, filters, height_out, width_out, taps_h, stride_h, top, left,
-        tall, blocks, worker, workers,
+        tall, blocks, deep, worker, workers,
     ):  # fmt: skip
         plane, plane_out, filter_size = height * width, height_out * width_out, taps_h * taps
         grains = groups * height * blocks
-        for grain in range(grains * worker // workers, grains * (worker + 1) // workers):
-            line, block = grain // blocks, grain % blocks
+        grain, end = grains * worker // workers, grains * (worker + 1) // workers
+        while grain < end:
+            line, first_block = grain // blocks, grain % blocks
+            end_block = min(blocks, first_block + end - grain)
+            grain += end_block - first_block
             group, h = line // height, line % height
-            c, size = block * outs - max(block - tall, 0), outs if block < tall else fewer
             phase_h = (h + top) % stride_h
             count_h = (taps_h - phase_h + stride_h - 1) // stride_h
             start = (h + top) // stride_h - count_h + 1
@@ -282,31 +311,34 @@ def input_grad(
             known, ahead = max(rows - 1, 0), width_out
             if row + rows >= height_out:
                 known, ahead = 0, filters * plane_out - row * width_out
-            first = filters * block // blocks
-            share = filters * (block + 1) // blocks - first
-            fresh = rows - known
-            if taps_h <= stride_h:  # one row at most: the inner loop runs over channels
-                depth, inner, dy_row, w_row = rows, filters, plane_out, channels * filter_size
-                known, fresh, first, share = first, share, known, fresh
-            else:
-                depth, inner, dy_row, w_row = filters, rows, width_out, -stride_h * taps
-            w_first = c * filter_size + (phase_h + stride_h * (count_h - 1 - low)) * taps
-            for phase_w in range(stride):
-                left_out = (phase_w - left) % stride
-                count_w = (taps - phase_w + stride - 1) // stride
-                seen = depth if count_w > 0 else 0
-                correlate_row(
-                    lanes, images, outs, fewer, pixels, most, least, step, backwards, size, max(count_w, 1),
-                    dy, group * filters * plane_out + row * width_out, plane_out, dy_row, width_out,
-                    (left_out + left) // stride - count_w + 1,
-                    w, w_first + phase_w + stride * (count_w - 1), filter_size, channels * filter_size, w_row,
-                    seen, inner, w, 0, 0, 0,
-                    dx, (group * channels + c) * plane + h * width + left_out, plane, stride,
-                    (width - left_out + stride - 1) // stride,
-                    ahead, first, share, known, fresh,
-                )  # fmt: skip
+            for f in range(0, filters, deep):
+                some, source = min(deep, filters - f), (group * filters + f) * plane_out + row * width_out
+                begin = RESULT if f > 0 else NOTHING
+                for block in range(first_block, end_block):
+                    c, size = block * outs - max(block - tall, 0), outs if block < tall else fewer
+                    first = some * block // blocks
+                    share, fresh, old = some * (block + 1) // blocks - first, rows - known, known
+                    depth, inner, dy_row, w_row = some, rows, width_out, -stride_h * taps
+                    if taps_h <= stride_h:  # one row at most: the inner loop runs over channels
+                        depth, inner, dy_row, w_row = rows, some, plane_out, channels * filter_size
+                        first, share, old, fresh = old, fresh, first, share
+                    w_first = (f * channels + c) * filter_size + (phase_h + stride_h * (count_h - 1 - low)) * taps
+                    for phase_w in range(stride):
+                        left_out = (phase_w - left) % stride
+                        count_w = (taps - phase_w + stride - 1) // stride
+                        seen = depth if count_w > 0 else 0
+                        correlate_row(
+                            lanes, images, outs, fewer, pixels, most, least, one, backwards, size, max(count_w, 1),
+                            dy, source, plane_out, dy_row, width_out, (left_out + left) // stride - count_w + 1,
+                            w, w_first + phase_w + stride * (count_w - 1), filter_size, channels * filter_size, w_row,
+                            seen, inner, w, 0, begin, 0,
+                            dx, (group * channels + c) * plane + h * width + left_out, plane, stride,
+                            (width - left_out + stride - 1) // stride,
+                            ahead, first, share, old, fresh,
+                        )  # fmt: skip
 
-    return NumbaKernel(body, [(name, dtype, 1) for name in ("dy", "w", "dx")], (*_GEOMETRY, "tall", "blocks"))
+    arrays = [(name, dtype, 1) for name in ("dy", "w", "dx")]
+    return NumbaKernel(body, arrays, (*_GEOMETRY, "tall", "blocks", "deep"))
 
 
 # ---- the weights' gradient
