@@ -178,7 +178,8 @@ def test_bodies_hold_for_any_geometry(data):
         op, arrays = registry[name], drawn(*operands)
         kinds = tuple(ArrayType(shape, "float64") for shape in operands)
         call = Call(kinds, (ArrayType(result, "float64"),), geometry | more)
-        with mock.patch.object(kernels, "NEAR", draw(st.sampled_from([1, 1 << 10, 20 << 10]))):
+        near = dict.fromkeys(("NEAR", "NEAR_GRADIENT"), draw(st.sampled_from([1, 1 << 10, 20 << 10])))
+        with mock.patch.multiple(kernels, **near, TOGETHER=draw(st.integers(1, 5)), GRAINS=draw(st.integers(1, 9))):
             (found,) = run_launch(op.cpu(call), call, arrays, 1, run=run_plain)
         np.testing.assert_allclose(found, op.reference(call, *arrays)[0], rtol=1e-12, atol=1e-12)
 

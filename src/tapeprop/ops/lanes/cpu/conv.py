@@ -17,11 +17,12 @@ from tapeprop.ops.op import ITEM_BYTES, ArrayType, Attributes, Call, Launch, Ref
 from tapeprop.targets.cpu import machine
 from tapeprop.targets.cpu.kernel import NumbaKernel
 
+# Of the nearest cache, 32 KB or more: what a correlation may fill before its sums go through memory (8 and 28 KB are slower);
+# the same of the weights' gradient, whose input channels stay there some at a time (2 and 8, 16 and 32 KB are slower).
+NEAR = 20 << 10
+NEAR_GRADIENT, TOGETHER = 24 << 10, 4
 GRAINS = 8  # that a weight gradient is cut into where its shape allows
 TALLEST = 8  # channels or pixels of a tile
-NEAR = (
-    20 << 10
-)  # bytes of the first-level cache that a part of a correlation may fill; 8 and 28 KB are slower where 32 are there
 LONGEST = 11  # taps of a filter's row whose gradients are summed side by side
 
 _GEOMETRY = (
@@ -351,19 +352,23 @@ def weight_grad_launch(call: Call) -> Launch:
     g = Geometry.of(x, dw.shape, dy, call.attributes)
     taps = g.taps_w if g.taps_w <= LONGEST else 1
     split, ins = gradient_tile(machine.vector_registers(), g.filters, g.channels, taps)
-    tiles = split.blocks * (g.channels // ins)
-    apart = g.taps_h if tiles < GRAINS else 1
-    elements = -(-g.taps_h // apart) * split.size * ins * g.taps_w * g.images
+    lanes = vector_lanes(dw.dtype, g.images)
+    deep = ins * max(min(TOGETHER, g.channels) // ins, 1)
+    parts = -(-g.channels // deep) * g.taps_h
+    apart = min(-(-GRAINS // parts), split.blocks)
+    row = (deep * g.width * g.stride_h + split.size * g.width_out) * g.images * ITEM_BYTES[dw.dtype]
+    rows = max(NEAR_GRADIENT // row, 1)
+    elements = -(-split.blocks // apart) * split.size * deep * g.taps_w * lanes
     arrays = _flat([(Ref("operand", 0), x), (Ref("operand", 1), dy), (Ref("result"), dw)])
     arrays.append((Ref("scratch"), (1, elements)))
     return launch(
         f"{__name__}:weight_grad",
         call,
         arrays,
-        [*g.integers, g.taps_w, split.tall, split.blocks, apart],
+        [*g.integers, g.taps_w, split.tall, split.blocks, deep, apart, rows],
         scratch=(elements, dw.dtype),
         dtype=dw.dtype,
-        lanes=vector_lanes(dw.dtype, g.images),
+        lanes=lanes,
         images=g.images,
         outs=split.size,
         fewer=split.fewer,
@@ -378,47 +383,58 @@ def weight_grad(
 ) -> NumbaKernel:
     """dw[o, c, kh, kw] = sum over images, pixels of x[c, at the pixel's tap] dy[o, pixel].
 
-    A grain is a tile of channels, or one row of its filters where the tiles are few (`apart`): summed image group by image
-    group, lane by lane, and over the lanes last. `taps` of a filter's row are summed at a time.
+    A grain is one row of the filters of `deep` input channels and of a part of the output channels. It is summed lane by lane, some
+    rows of pixels after another: those of x stay in the nearest cache while the blocks of output channels pass. The lanes are summed
+    last. `taps` of a filter's row are summed at a time.
     """
     from tapeprop.targets.cpu.lanes import lane_sums, weight_rows
 
     def body(
         x, dy, dw, scratch, groups, channels, height, width, filters, height_out, width_out, taps_h, stride_h, top, left,
-        taps_w, tall, blocks, apart, worker, workers,
+        taps_w, tall, blocks, deep, apart, some_rows, worker, workers,
     ):  # fmt: skip
         sums, plane, plane_out, runs = scratch[worker], height * width, height_out * width_out, taps_w // taps
-        grains = blocks * (channels // ins) * apart
+        block_size = outs * deep * taps
+        grains = (channels + deep - 1) // deep * apart * taps_h
         for grain in range(grains * worker // workers, grains * (worker + 1) // workers):
-            tile, part = grain // apart, grain % apart
-            first_kh, end_kh = taps_h * part // apart, taps_h * (part + 1) // apart
-            block, c = tile // (channels // ins), tile % (channels // ins) * ins
-            o, size = block * outs - max(block - tall, 0), outs if block < tall else fewer
-            tile_size = size * ins * taps
+            kh, part, c = grain % taps_h, grain // taps_h % apart, grain // taps_h // apart * deep
+            tiles, first_block, end_block = (
+                min(deep, channels - c) // ins,
+                blocks * part // apart,
+                blocks * (part + 1) // apart,
+            )
+            # the rows of dy that see this row of the filters inside the image
+            low = max((top - kh + stride_h - 1) // stride_h, 0)
+            high = max(min((height - 1 + top - kh) // stride_h + 1, height_out), low)
             for group in range(groups):
-                for kh in range(first_kh, end_kh):
-                    low = max((top - kh + stride_h - 1) // stride_h, 0)
-                    high = min((height - 1 + top - kh) // stride_h + 1, height_out)
+                for row in range(low, max(high, low + 1), some_rows):  # once at least, to write zeros
                     for run in range(runs):
                         # the pixels whose taps of this run all lie inside the image
                         first = run * taps - left
                         before = min(max((stride - 1 - first) // stride, 0), width_out)
                         inside = min(max((width - taps - first) // stride + 1, before), width_out)
-                        weight_rows(
-                            lanes, images, outs, fewer, ins, taps, stride, size,
-                            x, (group * channels + c) * plane + (low * stride_h - top + kh) * width, plane,
-                            stride_h * width, width, first,
-                            dy, (group * filters + o) * plane_out + low * width_out, plane_out, width_out,
-                            before, inside, width_out, high - low, group == 0,
-                            sums, ((kh - first_kh) * runs + run) * tile_size,
-                        )  # fmt: skip
-            for kh in range(first_kh, end_kh):
-                for m in range(size):
-                    for i in range(ins):
-                        target = (((o + m) * channels + c + i) * taps_h + kh) * taps_w
-                        place = (kh - first_kh) * runs * tile_size + (m * ins + i) * taps
-                        for run in range(runs):
-                            lane_sums(images, sums, place + run * tile_size, taps, dw, target + run * taps)
+                        for block in range(first_block, end_block):
+                            o, size = block * outs - max(block - tall, 0), outs if block < tall else fewer
+                            weight_rows(
+                                lanes, images, outs, fewer, ins, taps, stride, size,
+                                x, (group * channels + c) * plane + (row * stride_h - top + kh) * width, plane,
+                                stride_h * width, width, first,
+                                dy, (group * filters + o) * plane_out + row * width_out, plane_out, width_out,
+                                before, inside, width_out, min(some_rows, high - row), tiles,
+                                group == 0 and row == low, sums, ((block - first_block) * runs + run) * block_size,
+                            )  # fmt: skip
+            for block in range(first_block, end_block):
+                o, size = block * outs - max(block - tall, 0), outs if block < tall else fewer
+                for run in range(runs):
+                    place = ((block - first_block) * runs + run) * block_size
+                    for tile in range(tiles):
+                        for m in range(size):
+                            for i in range(ins):
+                                channel = c + tile * ins + i
+                                target = (((o + m) * channels + channel) * taps_h + kh) * taps_w + run * taps
+                                lane_sums(lanes, sums, place, taps, dw, target)
+                                place += taps
 
     arrays = [(name, dtype, 1) for name in ("x", "dy", "dw")]
-    return NumbaKernel(body, arrays, (*_GEOMETRY, "taps_w", "tall", "blocks", "apart"), scratch=dtype)
+    integers = (*_GEOMETRY, "taps_w", "tall", "blocks", "deep", "apart", "some_rows")
+    return NumbaKernel(body, arrays, integers, scratch=dtype)
