@@ -50,9 +50,10 @@ def _emit_transposition(e: Emitter, x, x_start, x_step, rows, count, y, y_start,
     loop.test(b.icmp_signed("<", done, count))
     rest = b.sub(count, done)
     mask = e.lane_mask(rest)
-    for s, row in enumerate(_transposed(e, [e.load(e.move(source, line), mask) for line in lines])):
-        wanted = e.broadcast(b.icmp_signed("<", I64(s), rest))
-        e.store(row, e.move(target, b.mul(y_step, I64(s))), wanted)
+    block = _transposed(e, [e.load(e.move(source, line), mask) for line in lines])
+    for s, row in enumerate(block):
+        with b.if_then(b.icmp_signed("<", I64(s), rest), likely=True):
+            e.store(row, e.move(target, b.mul(y_step, I64(s))))
     loop.close(b.add(done, I64(e.lanes)), e.move(source, e.lanes), e.move(target, b.mul(y_step, I64(e.lanes))))
 
 
