@@ -9,11 +9,11 @@ from tapeprop.compiler.fuse import used_outside
 from tapeprop.ir import Instruction, Program, Span, Tensor
 
 #: Ops with an attribute `activation`, and the formulas that it may name.
-EPILOGUES = {"conv2d_lanes": ("relu",)}
+EPILOGUES = {"conv2d_lanes": ("relu",), "conv2d_winograd": ("relu",)}
 
 
 def fuse_epilogues(program: Program) -> Program:
-    """conv2d_lanes followed by relu alone becomes one instruction."""
+    """A convolution in batch lanes followed by relu alone becomes one instruction."""
     outside = used_outside(program)
     spans = []
     for span in program.spans:

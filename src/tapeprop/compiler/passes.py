@@ -13,18 +13,20 @@ from dataclasses import dataclass, field
 from tapeprop.compiler.epilogue import fuse_epilogues
 from tapeprop.compiler.fuse import fuse_elementwise
 from tapeprop.compiler.layout import use_lanes
+from tapeprop.compiler.winograd import use_winograd
 from tapeprop.ir import Instruction, Program, Size, Span, Store, Tensor
 
 
 @dataclass(frozen=True)
 class Lanes:
-    """How the layout pass is to be used: see `layout.use_lanes`."""
+    """How the layout pass is to be used: see `layout.use_lanes`. winograd: whether `use_winograd` follows it."""
 
     batch: Size
     lanes: int
     flexible: int = 0
     known: Mapping[Tensor, Tensor] = field(default_factory=dict)
     made: set[Tensor] = field(default_factory=set)
+    winograd: bool = False
 
 
 def optimize(
@@ -39,6 +41,8 @@ def optimize(
     """
     for run in PASSES:
         if run in FUSIONS and not fuse:
+            continue
+        if run is use_winograd and not (lanes and lanes.winograd):
             continue
         if run is not use_lanes:
             program = run(program)
@@ -124,6 +128,7 @@ PASSES: list[Callable[..., Program]] = [
     remove_dead,
     merge_equal,
     use_lanes,
+    use_winograd,
     fuse_epilogues,
     fuse_elementwise,
     remove_dead,

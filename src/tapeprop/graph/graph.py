@@ -22,6 +22,7 @@ from tapeprop.runtime.training import FitSession, Trainer, zero_gradients
 from tapeprop.runtime.update import OptimizerState, Unit, set_lr
 
 DTYPES = ("float32", "float64")
+MATH_MODES = ("fp32", "winograd")
 Where = Callable[[str, Parameter], bool]
 StepArguments = tuple[Sequence[np.ndarray], Sequence[np.ndarray], Sequence[Any], Sequence[float]]
 
@@ -81,6 +82,8 @@ class CompiledGraph(GraphStructure):
         input_shape: with the batch, None for an open size; a list of shapes for several roots. Where it is None shapes are checked at
         the first forward(). Other batch sizes are accepted later. dtype: "float32" or "float64", of inputs, weights and results.
         workers: threads; by default the usable CPUs. clip_norm: gradients are scaled to at most this global norm at each update.
+        math_mode: "winograd" computes 3 x 3 convolutions of stride 1 from 32 channels on with fewer products and an error of
+        another kind (see `tapeprop.ops.lanes.winograd`), in batches of a multiple of 16 (float64: 8); "fp32" sums directly.
         allow_dead: nodes that lead to no term are left out instead of refused. debug_nan: raise NumericsError at the first
         instruction that makes a NaN or an infinity (slow). Rebuilding after an edit keeps the weights and optimizer
         state of the nodes that stay.
@@ -101,7 +104,7 @@ class CompiledGraph(GraphStructure):
                 if input_shape is not None:
                     self._check_shapes(input_shape)
                 self.seed_layers()
-                options = Options(dtype, workers, clip_norm, debug_nan)
+                options = Options(dtype, workers, clip_norm, debug_nan, math_mode=math_mode)
                 pack([self._random, *(parameter for _, parameter in self.named_parameters())], dtype)
             except BaseException:
                 self._allow_dead = before
@@ -258,6 +261,7 @@ class CompiledGraph(GraphStructure):
             "clip_norm": options.clip_norm,
             "allow_dead": self._allow_dead,
             "debug_nan": options.debug_nan,
+            "math_mode": options.math_mode,
         }
 
     def synchronise_optimizers(self) -> None:
@@ -421,5 +425,5 @@ def _check_options(dtype: str, device: str, workers: int | None, clip_norm: floa
         raise GraphError(f"build: expected workers >= 1 or None, got {workers!r}")
     if clip_norm is not None and not (isinstance(clip_norm, int | float) and np.isfinite(clip_norm) and clip_norm > 0):
         raise GraphError(f"build: expected clip_norm > 0 or None, got {clip_norm!r}")
-    if math_mode != "fp32":
-        raise GraphError(f"build: math_mode {math_mode!r} is for CUDA devices; expected 'fp32'")
+    if math_mode not in MATH_MODES:
+        raise GraphError(f"build: expected math_mode {' or '.join(map(repr, MATH_MODES))}, got {math_mode!r}")

@@ -75,11 +75,14 @@ def open_shapes(shapes: Sequence[tuple[int, ...]]) -> tuple[tuple[Shape, ...], d
 class Lowering:
     """The programs of one structure. Programs are made once per (kind, open shapes) and kept."""
 
-    def __init__(self, function: TraceFunction, dtype: str, random: Parameter | None, fuse: bool = True):
+    def __init__(
+        self, function: TraceFunction, dtype: str, random: Parameter | None, fuse: bool = True, winograd: bool = False
+    ):
         self.function = function
         self.dtype = dtype
         self.random = random
         self.fuse = fuse
+        self.winograd = winograd
         self._programs: dict[Hashable, object] = {}
 
     def once(
@@ -117,7 +120,7 @@ class Lowering:
         return (
             None
             if batch is None
-            else Lanes(batch, LANES[self.dtype], flexible, known or {}, set() if made is None else made)
+            else Lanes(batch, LANES[self.dtype], flexible, known or {}, set() if made is None else made, self.winograd)
         )
 
     def trace(self, shapes: Sequence[Shape], training: bool, keep: Sequence[Hashable] = ()) -> Forward:

@@ -41,7 +41,7 @@ class Options:
     """How a network is compiled. dtype: of inputs, weights and results. workers: None takes the usable CPUs.
 
     share_memory: the planner's switch. debug_nan: every row's results are looked at; nothing is
-    fused then, so that a row is one op of one node. clip_norm: see `runtime.training`.
+    fused then, so that a row is one op of one node. clip_norm: see `runtime.training`. math_mode: "fp32" or "winograd".
     """
 
     dtype: str = "float32"
@@ -49,6 +49,7 @@ class Options:
     clip_norm: float | None = None
     debug_nan: bool = False
     share_memory: bool = True
+    math_mode: str = "fp32"
 
 
 @dataclass
@@ -80,7 +81,9 @@ class Network:
 
         self.options = options
         self.workers = options.workers or usable_cpus()
-        self.lowering = Lowering(function, options.dtype, random, fuse=not options.debug_nan)
+        self.lowering = Lowering(
+            function, options.dtype, random, fuse=not options.debug_nan, winograd=options.math_mode == "winograd"
+        )
         self.frozen = frozen
         self.lock = threading.RLock()
         self.retained_arena, self.backward_arena, self.tight_arena = Arena(), Arena(), Arena()

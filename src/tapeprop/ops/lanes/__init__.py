@@ -10,13 +10,16 @@ what its reference says.
 from tapeprop.ops.lanes.conv import conv2d_lanes, conv2d_lanes_input_grad, conv2d_lanes_weight_grad
 from tapeprop.ops.lanes.layout import from_lanes, to_lanes
 from tapeprop.ops.lanes.pool import avg_pool2d_lanes, max_pool2d_lanes
+from tapeprop.ops.lanes.winograd import conv2d_winograd, winograd_filters
 
 __all__ = [
     "avg_pool2d_lanes",
     "conv2d_lanes",
     "conv2d_lanes_input_grad",
     "conv2d_lanes_weight_grad",
+    "conv2d_winograd",
     "from_lanes",
     "max_pool2d_lanes",
     "to_lanes",
+    "winograd_filters",
 ]
