@@ -98,6 +98,8 @@ class MatMul(Op):
             ((29, 37), (45, 37), False, True),
             ((19, 13), (33, 19), True, True),
             ((1, 40), (40, 1), False, False),
+            ((1, 300), (9, 300), False, True),  # few rows
+            ((3, 77), (6, 77), False, True),
             ((75, 400), (17, 400), False, True),  # two blocks of rows, two of terms
             ((2, 3, 4), (2, 4, 5), False, False),
             ((3, 1, 2, 4), (5, 4, 3), False, False),
@@ -180,6 +182,8 @@ class Dense(Op):
             (8, 16, 16, True),
             (5, 50, 33, True),
             (64, 30, 10, False),
+            (1, 131, 7, True),  # few rows
+            (4, 64, 12, False),
             (3, 700, 40, True),  # three blocks of terms
             (100, 9, 70, True),
         ):

@@ -11,6 +11,8 @@ from tapeprop.targets.cpu.tiles import microtile
 
 BATCH_AXES = 4  # runs of leading axes that the kernel walks; neighbours that broadcast alike count as one
 ROW_BLOCK = 72  # rows of the result that one worker does at a time
+FEW_ROWS = 4  # of a; up to so many are multiplied with the rows of b where they lie
+COLUMNS = 4  # of the result that such a product makes side by side
 TERMS = 256  # of a sum before its next block is added to it
 
 
@@ -21,8 +23,9 @@ def product_launch(call: Call, transpose_a: bool, transpose_b: bool, bias: int |
     axes = _batch_axes(c.shape[:-2], a.shape, b.shape)
     if len(axes) == 1 and axes[0][2] == 0 and axes[0][1] == a.shape[-1] * a.shape[-2] and not transpose_a:
         m, axes = m * axes[0][0], []  # one matrix b for all of a's: their rows form one matrix
-    axes = [(1, 0, 0)] * (BATCH_AXES - len(axes)) + axes
     sizes = microtile(c.dtype)
+    if transpose_b and not transpose_a and not axes and m <= FEW_ROWS and k >= 4 * sizes["lanes"]:
+        return _dots_launch(call, m, n, k, bias, sizes["lanes"])
     width = 2 * sizes["lanes"]
     blocks = -(-m // ROW_BLOCK)
     scratch = width * k if transpose_b else width
@@ -33,6 +36,7 @@ def product_launch(call: Call, transpose_a: bool, transpose_b: bool, bias: int |
         (Ref("result"), (c.size,)),
         (Ref("scratch"), (1, scratch)),
     ]
+    axes = [(1, 0, 0)] * (BATCH_AXES - len(axes)) + axes
     integers = [
         *(size for size, _, _ in axes),
         *(step for _, step, _ in axes),
@@ -47,6 +51,34 @@ def product_launch(call: Call, transpose_a: bool, transpose_b: bool, bias: int |
         max(1, (k + TERMS // 2) // TERMS),
     ]
     return launch(f"{__name__}:product", call, arrays, integers, scratch=(scratch, c.dtype), dtype=c.dtype, **sizes)
+
+
+def _dots_launch(call: Call, m: int, n: int, k: int, bias: int | None, lanes: int) -> Launch:
+    """The row of a b^T + bias for a few rows of a. Its sums have another order than those of many rows."""
+    refs = [Ref("operand", 0), Ref("operand", 1), Ref("operand", 1 if bias is None else bias), Ref("result")]
+    types = [*(call.operands[ref.index] for ref in refs[:3]), call.results[0]]
+    arrays = [(ref, (kind.size,)) for ref, kind in zip(refs, types)]
+    return launch(f"{__name__}:dots", call, arrays, [m, n, k, int(bias is not None)], dtype=types[3].dtype, lanes=lanes)
+
+
+def dots(dtype: str, lanes: int) -> NumbaKernel:
+    """c = a b^T + bias, a and b row by row. A grain is a few columns of all rows."""
+    from tapeprop.targets.cpu.dots import row_dots
+
+    several, one = COLUMNS, 1
+
+    def body(a, b, bias, c, m, n, k, has_bias, worker, workers):
+        grains = (n + several - 1) // several
+        for grain in range(grains * worker // workers, grains * (worker + 1) // workers):
+            j = grain * several
+            for i in range(m):
+                if j + several <= n:
+                    row_dots(lanes, several, a, i * k, b, j * k, k, bias, j, has_bias, c, i * n + j)
+                else:
+                    for last in range(j, n):
+                        row_dots(lanes, one, a, i * k, b, last * k, k, bias, last, has_bias, c, i * n + last)
+
+    return NumbaKernel(body, [(name, dtype, 1) for name in ("a", "b", "bias", "c")], ("m", "n", "k", "has_bias"))
 
 
 def _batch_axes(leading: Sequence[int], a: Sequence[int], b: Sequence[int]) -> list[tuple[int, int, int]]:

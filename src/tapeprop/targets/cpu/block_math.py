@@ -60,19 +60,9 @@ def _emit_map(context: Any, builder: Any, signature: Any, args: Any, function: s
     math = VectorMath(builder, kind.dtype.bitwidth, lanes(kind.dtype.name))
     with cgutils.for_range_slice(builder, INT64(0), count, INT64(math.lanes), INT64) as (i, _):
         place = element_pointer(context, builder, kind, array, builder.add(start, i))
-        left = builder.sub(count, i)
-        value = getattr(math, function)(math.load(place, math.lane_mask(left)))
-        _store_all_or_some(builder, math, value, place, left)
+        mask = math.lane_mask(builder.sub(count, i))
+        math.store(getattr(math, function)(math.load(place, mask)), place, mask)
     return context.get_dummy_value()
-
-
-def _store_all_or_some(builder: Any, math: VectorMath, value: Any, place: Any, left: Any) -> None:
-    """Stores the first `left` lanes of a vector. A masked store takes AVX2 machines ten times as long as a whole one."""
-    with builder.if_else(builder.icmp_signed(">=", left, INT64(math.lanes)), likely=True) as (whole, rest):
-        with whole:
-            math.store(value, place)
-        with rest:
-            math.store(value, place, math.lane_mask(left))
 
 
 def _emit_sum(
