@@ -207,12 +207,17 @@ class _Rewriter:
         if not self._pools(call):
             return False
         (x,) = call.operands
+        self.pooled.pop(self._pool_key(x, call), None)  # one of an earlier span may be gone by now: see `recompute`
         self.make(call, 0, self._pooled(x, call))
         return True
 
+    @staticmethod
+    def _pool_key(x: Tensor, call: Instruction) -> tuple:
+        return (x, *(call.attributes[name] for name in ("size", "stride", "padding")))
+
     def _pooled(self, x: Tensor, call: Instruction) -> Tensor:
         """The lane form of the pooled x; the one that stands already, where the forward pass is in the same program."""
-        key = (x, *(call.attributes[name] for name in ("size", "stride", "padding")))
+        key = self._pool_key(x, call)
         if key not in self.pooled:
             attributes = {**call.attributes, "activation": None}
             (self.pooled[key],) = self.emit(lambda t: record("max_pool2d_lanes", [t], attributes)[0], self.laned(x))

@@ -21,7 +21,7 @@ from tapeprop.graph.merge import merge
 from tapeprop.graph.names import check_names
 from tapeprop.graph.node import LayerNode
 from tapeprop.graph.validate import check_structure
-from tapeprop.ir import Parameter, Shape, Tensor, Trace, UndecidedError, at_node, recording
+from tapeprop.ir import Checkpoint, Parameter, Shape, Tensor, Trace, UndecidedError, at_node, mark, recording
 from tapeprop.layers.edits import edits
 from tapeprop.layers.layer import tracing
 from tapeprop.layers.sizes import open_shape, plain_shape
@@ -146,11 +146,13 @@ class GraphStructure(EditableGraph):
         token = _watchable.set((trace, watchable))
         try:
             for node in traversal.order:
-                label = traversal.labels[node]
+                label, first = traversal.labels[node], mark()
                 with at_node(f"{prefix}.{label}" if prefix else label), _naming_errors(node):
                     x = given[node] if node in given else self._merged(node, traversal, results)
                     y = _checked(node.layer.trace(x))
                     results[node] = watchable[node] = alias(y) if node in trace.watched else y
+                if node.checkpoint:
+                    trace.checkpoints.append(Checkpoint(first, mark(), results[node]))
         finally:
             _watchable.reset(token)
         if not inside and self._seen != edits():
@@ -257,7 +259,7 @@ class GraphStructure(EditableGraph):
         return found
 
     def checkpoints(self, prefix: str = "") -> Iterator[str]:
-        """The dotted names of nodes that are recomputed in backward, with all instructions under them."""
+        """The dotted names of nodes that are recomputed in backward, each as a whole."""
         for node, name in self.labels.items():
             path = f"{prefix}.{name}" if prefix else name
             if node.checkpoint:

@@ -16,7 +16,9 @@ class LayerNode:
 
     layer: what is computed; the same layer in two nodes shares its weights. merge_mode: how several incoming tensors
     become one; a MergeMode or its value. name: shown in errors and in state keys; explicit names differ within a graph.
-    checkpoint: recompute this node's inner results in backward instead of storing them.
+    checkpoint: compute this node's inner results again in backward instead of keeping them from forward on: less memory,
+    more work, the same bits. Its own result and what reaches it are kept where backward reads them. A graph in the node
+    is recomputed as a whole.
 
     frozen: no gradient and no update for the parameters of this node, wherever else they are used. All of these may be
     set at any time; graphs see it at their next use. GraphError for what is no layer, no mode or no name.

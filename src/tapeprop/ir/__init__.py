@@ -12,11 +12,13 @@ from tapeprop.ir.tensor import (
     Span,
     Store,
     Tensor,
+    mark,
     reachable,
 )
-from tapeprop.ir.trace import Trace, at_node, current, recording
+from tapeprop.ir.trace import Checkpoint, Trace, at_node, current, recording
 
 __all__ = [
+    "Checkpoint",
     "Constant",
     "Dim",
     "Gradient",
@@ -34,6 +36,7 @@ __all__ = [
     "UndecidedError",
     "at_node",
     "current",
+    "mark",
     "reachable",
     "recording",
 ]

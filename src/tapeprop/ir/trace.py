@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,6 +15,18 @@ from tapeprop.ir.parameter import Parameter
 from tapeprop.ir.tensor import Constant, Input, Source, Store, Tensor
 
 _current: contextvars.ContextVar[Trace | None] = contextvars.ContextVar("tapeprop_trace", default=None)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was recorded for a node whose inner results backward computes again.
+
+    first, end: marks before and after its instructions (see `mark`). result: the node's own.
+    """
+
+    first: int
+    end: int
+    result: Tensor
 
 
 class Trace:
@@ -28,6 +41,7 @@ class Trace:
         self.training = training
         self.node = ""
         self.stores: list[Store] = []
+        self.checkpoints: list[Checkpoint] = []
         self.watched: frozenset[Hashable] = frozenset()  # nodes whose results need a gradient of their own
         self.random = random
         self.random_sites = 0

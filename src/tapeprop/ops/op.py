@@ -152,6 +152,14 @@ class Op:
         """The row that computes this call on a CPU."""
         raise NotImplementedError
 
+    def operands_for(self, call: Instruction, wanted: Sequence[bool]) -> Sequence[Tensor]:
+        """The operands with which to compute the wanted results again, where nobody reads the others.
+
+        An operand on which no wanted result depends may be replaced by any tensor of its shape and dtype among the others: so old
+        state need not be kept. Each wanted result has a say of its own: what one depends on stays, whatever else is wanted.
+        """
+        return call.operands
+
     def inplace_pairs(self, call: Instruction) -> tuple[tuple[int, int], ...]:
         """(result, operand) pairs of this instruction that may share memory; the class's `inplace` by default."""
         return self.inplace

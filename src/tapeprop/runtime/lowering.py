@@ -13,10 +13,12 @@ from typing import Any
 from tapeprop.compiler.gradient import FLOATS, gradients
 from tapeprop.compiler.layout import LANES, lanes_for
 from tapeprop.compiler.passes import Lanes, optimize
+from tapeprop.compiler.recompute import recompute
 from tapeprop.errors import ShapeError
 from tapeprop.ir import (
     Dim,
     Gradient,
+    Instruction,
     Parameter,
     Program,
     Region,
@@ -53,6 +55,15 @@ class Forward:
     lane_forms: dict[Tensor, Tensor] = field(default_factory=dict)  # as recorded -> its form in the batch-lane layout
     in_lanes: set[Tensor] = field(default_factory=set)  # what was made in that layout, even if it is kept plain
     batch: Size | None = None
+
+    def calls(self) -> list[Instruction]:
+        """What outputs and state effects depend on, as recorded."""
+        return reachable([*self.outputs, *(store.value for store in self.stores)])
+
+    @property
+    def advanced(self) -> list[Tensor]:
+        """The state that is no more what it was, once this has run."""
+        return [store.target for store in self.stores]
 
 
 def open_shapes(shapes: Sequence[tuple[int, ...]]) -> tuple[tuple[Shape, ...], dict[str, int]]:
@@ -148,13 +159,13 @@ class Lowering:
         found.batch = batch
         wanted: dict[Tensor, None] = dict.fromkeys(found.watched[key] for key in keep)
         if differentiable:
-            made = set(reachable([*found.outputs, *(s.value for s in found.stores)]))
+            made = set(found.calls())
             count = len(found.outputs)
             for subset in dict.fromkeys([tuple(range(count)), *((i,) for i in range(count))]):
                 _, results = self._record_backward(found, subset, self._all_wanted(found))
-                for call in reachable(results.values()):
-                    if call not in made:
-                        wanted.update(dict.fromkeys(t for t in call.operands if t.producer in made))
+                calls = [call for call in reachable(results.values()) if call not in made]
+                for call in recompute(calls, found.trace.checkpoints, found.advanced):
+                    wanted.update(dict.fromkeys(t for t in call.operands if t.producer in made))
                 wanted.update(dict.fromkeys(t for t in results.values() if t.producer in made))
         found.kept = [t for t in wanted if t.producer is not None]
         span = Span("forward", reachable([*found.outputs, *found.kept, *(s.value for s in found.stores)]), found.stores)
@@ -211,8 +222,9 @@ class Lowering:
                     stores.append(deposit(trace, parameter, results[leaf]))
                     reached.append(parameter)
         kept = {t: results[t] for t in (*inputs, *watched) if t in results}
-        known = [*found.places, *found.lane_forms, *found.inputs]
+        known = [t for call in found.calls() for t in call.results]
         calls = reachable([*kept.values(), *(s.value for s in stores)], known)
+        calls = recompute(calls, found.trace.checkpoints, found.advanced)
         program = Program([Span("backward", calls, stores)], [*found.inputs, *seeds], list(kept.values()))
         lanes = self.lanes(found.batch, known=found.lane_forms, made=set(found.in_lanes))
         optimised = optimize(program, lanes=lanes, fuse=self.fuse)
@@ -228,8 +240,9 @@ class Lowering:
             if isinstance(p := leaf.source, Parameter)
         ]
         kept = [results[t] for t in found.inputs if t in results]
-        forward = reachable([*found.outputs, *(s.value for s in found.stores)])
+        forward = found.calls()
         backward = reachable([*kept, *(s.value for s in stores)], [t for call in forward for t in call.results])
+        backward = recompute(backward, found.trace.checkpoints, found.advanced)
         spans = [Span("forward", forward, found.stores), Span("backward", backward, stores)]
         return optimize(Program(spans, [*found.inputs, *seeds], [*found.outputs, *kept]), lanes=self.lanes(batch))
 

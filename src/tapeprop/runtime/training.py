@@ -16,6 +16,7 @@ import numpy as np
 from tapeprop.compiler.gradient import FLOATS, gradients
 from tapeprop.compiler.layout import lanes_for
 from tapeprop.compiler.passes import optimize
+from tapeprop.compiler.recompute import recompute
 from tapeprop.errors import GraphError
 from tapeprop.ir import (
     Gradient,
@@ -30,9 +31,9 @@ from tapeprop.ir import (
     Tensor,
     Trace,
     at_node,
+    mark,
     recording,
 )
-from tapeprop.ir.tensor import mark
 from tapeprop.ops.elementwise import add, compute
 from tapeprop.ops.gather import accumulate, advance, count_correct, take_rows
 from tapeprop.runtime.executable import Executable, link_together
@@ -171,6 +172,8 @@ def record_step(
     end_span("update")
     values = [store.value for effects in stores.values() for store in effects]
     calls = buckets([total, *found, *values], marks)
+    targets = [store.target for name in ("forward", "loss") for store in stores[name]]
+    calls["backward"] = recompute(calls["backward"], trace.checkpoints, targets)
     spans = [Span(name, calls[name], stores[name]) for name in marks]
     program = optimize(Program(spans, feeds, [total, *found]), lanes=lowering.lanes(lanes), fuse=lowering.fuse)
     trained = [s for s in trace.leaves if isinstance(s, Parameter) and s.trainable]
