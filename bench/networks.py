@@ -1,4 +1,4 @@
-"""The networks of the benchmarks as graphs; `peers` holds the same ones in torch.
+"""The networks of the benchmarks as graphs; `peers` and `jax_peers` hold the same ones in torch and in JAX.
 
 All have float32 weights that follow from the seed, 10 classes and a batch size of their own.
 """

@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
     """Adds the command to the parser."""
     command = commands.add_parser(
         "bench",
-        help="time training and inference beside torch and JAX; memory, scaling, first steps",
+        help="time training and inference beside torch; memory, scaling",
         description="Runs the programs of bench/: train and infer, whole steps and outputs beside torch's and JAX's; "
         "memory, what training holds; scaling, how steps grow with batch and depth; infrastructure, what surrounds the "
         "arithmetic. Together some ten minutes. Needs a source checkout, and torch for the first two.",
