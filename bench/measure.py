@@ -14,11 +14,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from kernels.gemm_conv import fma_peak
-
 from tapeprop.targets.cpu.machine import cpu_name, usable_cpus, vector_bits
 
 RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("numpy", "numba", "llvmlite", "torch", "jax", "jaxlib")
 LEAST_CALLS = 3
 
 
@@ -72,6 +71,8 @@ def alternate(contenders: list[Contender], seconds: float, length: float = 0.05,
 
 def peak_contender(threads: int, dtype: str = "float32") -> tuple[Contender, int]:
     """(a loop of nothing but fma on registers, on so many threads at once; the operations of a call)."""
+    from kernels.gemm_conv import fma_peak  # loads a compiler, which would count as memory of a peer
+
     loops = [fma_peak(dtype) for _ in range(threads)]
     if threads == 1:
         return Contender("fma peak", loops[0][0]), loops[0][1]
@@ -86,7 +87,6 @@ def peak_contender(threads: int, dtype: str = "float32") -> tuple[Contender, int
 
 def machine() -> dict[str, Any]:
     """The processor and the versions that figures belong to."""
-    packages = ("numpy", "numba", "llvmlite", "torch")
     return {
         "date": date.today().isoformat(),
         "cpu": _model_name(),
@@ -95,13 +95,13 @@ def machine() -> dict[str, Any]:
         "usable_cpus": usable_cpus(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **{name: _version(name) for name in packages},
+        **{name: _version(name) for name in PACKAGES},
     }
 
 
 def machine_text(found: Mapping[str, Any]) -> str:
     """The same in two lines."""
-    versions = ", ".join(f"{name} {found[name]}" for name in ("python", "numpy", "numba", "llvmlite", "torch"))
+    versions = ", ".join(f"{name} {found[name]}" for name in ("python", *PACKAGES) if found[name])
     return f"{found['cpu']} ({found['llvm_cpu']}, {found['vector_bits']} bits), {found['usable_cpus']} CPUs\n{versions}"
 
 

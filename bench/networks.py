@@ -1,4 +1,4 @@
-"""The networks of the benchmarks as graphs; `peers` holds the same ones in torch.
+"""The networks of the benchmarks as graphs; `peers` and `jax_peers` hold the same ones in torch and in JAX.
 
 All have float32 weights that follow from the seed, 10 classes and a batch size of their own.
 """
@@ -104,28 +104,28 @@ def branches() -> LayerGraph:
     return LayerGraph(edges, root=image, term=head, seed=0)
 
 
-def resnet20() -> LayerGraph:
+def resnet20(checkpoint: bool = False) -> LayerGraph:
     """ResNet-20 for 32x32 images (He et al. 2016, section 4.2), with projections as shortcuts (option B).
 
-    About 0.27 million weights.
+    About 0.27 million weights. checkpoint: of the nodes inside the blocks.
     """
     edges: dict[LayerNode, list[LayerNode]] = {}
 
-    def node(after: list[LayerNode], *layers: Layer, name: str) -> LayerNode:
-        made = SequentialNode(*layers, name=name)
+    def node(after: list[LayerNode], *layers: Layer, name: str, checkpoint: bool = False) -> LayerNode:
+        made = SequentialNode(*layers, name=name, checkpoint=checkpoint)
         edges[made] = []
         for before in after:
             edges[before].append(made)
         return made
 
     root = x = node([], *_normalised(3, 16, 3), Activation.ReLU(), name="stem")
-    channels = 16
+    channels, inside = 16, {"checkpoint": checkpoint}
     for stage, width in enumerate((16, 32, 64), 1):
         for block in range(1, 4):
             name, stride = f"block{stage}{block}", 1 if width == channels else 2
-            inner = node([x], *_normalised(channels, width, 3, stride), Activation.ReLU(), name=f"{name}a")
-            inner = node([inner], *_normalised(width, width, 3), name=f"{name}b")
-            short = node([x], *_normalised(channels, width, 1, stride), name=f"{name}s") if stride > 1 else x
+            inner = node([x], *_normalised(channels, width, 3, stride), Activation.ReLU(), name=f"{name}a", **inside)
+            inner = node([inner], *_normalised(width, width, 3), name=f"{name}b", **inside)
+            short = node([x], *_normalised(channels, width, 1, stride), name=f"{name}s", **inside) if stride > 1 else x
             x = node([inner, short], Activation.ReLU(), name=name)
             channels = width
     term = node([x], GlobalAvgPool2D(), Flatten(), Dense(64, CLASSES), name="head")

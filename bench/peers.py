@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+import time
 from collections.abc import Callable
 from itertools import pairwise
+from types import ModuleType
 
 import numpy as np
 import torch
+from compare import pinned_to
+from measure import Contender
 from networks import CLASSES, Network, without_dropout
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,6 +24,9 @@ from tapeprop.optimizers import SGD
 
 RATE, MOMENTUM = 0.01, 0.9
 STEPS = 3
+#: Networks whose training steps draw random numbers.
+DROPOUT = {"digits"}
+Call = Callable[[], Tensor]
 #: Of the losses of the first `STEPS` steps, relative, against torch in float64. float32 rounds at 6e-8; sums of up to
 #: 65,536 terms, variances and three updates multiply that by some hundreds in either framework.
 TOLERANCE = 1e-4
@@ -141,31 +150,27 @@ MODULES: dict[str, type[nn.Module]] = {
 
 
 def copied(graph: LayerGraph, name: str) -> nn.Module:
-    """The torch module of that name in training mode, with the weights of a built graph.
+    """The torch module of that name in training mode, with the weights and running statistics of a built graph.
 
-    Both name their parameters in the same order, and the layouts are torch's. Running statistics start alike; our
-    momentum is the fraction that is kept, 0.9, and torch's the fraction of the new, 0.1.
+    Both name their parameters in the same order, and the layouts are torch's. Our momentum is the fraction of running
+    statistics that is kept, 0.9, and torch's the fraction of the new, 0.1; torch's running variance is the unbiased one.
     """
     module = MODULES[name]().train()
-    ours = [parameter for _, parameter in graph.named_parameters() if parameter.trainable]
-    theirs = list(module.parameters())
-    if [p.shape for p in ours] != [tuple(p.shape) for p in theirs]:
-        raise ValueError(f"{name}: {[p.shape for p in ours]} here, {[tuple(p.shape) for p in theirs]} in torch")
-    with torch.no_grad():
-        for mine, its in zip(ours, theirs):
-            its.copy_(torch.from_numpy(np.array(mine.value)))
+    numbers = [p for p in module.buffers() if p.dtype.is_floating_point]  # the others count batches
+    for theirs, trained in ((list(module.parameters()), True), (numbers, False)):
+        ours = [p for _, p in graph.named_parameters() if p.trainable == trained]
+        if [p.shape for p in ours] != [tuple(p.shape) for p in theirs]:
+            raise ValueError(f"{name}: {[p.shape for p in ours]} here, {[tuple(p.shape) for p in theirs]} in torch")
+        with torch.no_grad():
+            for mine, its in zip(ours, theirs):
+                its.copy_(torch.from_numpy(np.array(mine.value)))
     return module
 
 
-def step_of(module: nn.Module, x: np.ndarray, y: np.ndarray, channels_last: bool = False) -> Callable[[], Tensor]:
+def step_of(module: nn.Module, x: np.ndarray, y: np.ndarray, channels_last: bool = False) -> Call:
     """A call that makes one training step on the batch and gives the loss, as a tensor so that nothing waits for it."""
-    dtype = next(module.parameters()).dtype
-    images, labels = torch.from_numpy(x).to(dtype), torch.from_numpy(y)
-    if channels_last:
-        module, images = (
-            module.to(memory_format=torch.channels_last),
-            images.contiguous(memory_format=torch.channels_last),
-        )
+    module, images = laid_out(module, x, channels_last)
+    labels = torch.from_numpy(y)
     optimizer = torch.optim.SGD(module.parameters(), lr=RATE, momentum=MOMENTUM)
 
     def step() -> Tensor:
@@ -173,39 +178,112 @@ def step_of(module: nn.Module, x: np.ndarray, y: np.ndarray, channels_last: bool
         loss = functional.cross_entropy(module(images), labels)
         loss.backward()
         optimizer.step()
-        return loss
+        return loss.detach()
 
     return step
 
 
-def flops(network: Network) -> int:
-    """Operations of the convolutions and matrix products of a step, forward and backward, as torch counts them."""
-    step = step_of(MODULES[network.name]().train(), *network.data())
+def forward_of(module: nn.Module, x: np.ndarray, channels_last: bool = False) -> Call:
+    """A call that gives the output for the batch in evaluation mode, without anything for backward."""
+    module, images = laid_out(module.eval(), x, channels_last)
+
+    def forward() -> Tensor:
+        with torch.inference_mode():
+            return module(images)
+
+    return forward
+
+
+def laid_out(module: nn.Module, x: np.ndarray, channels_last: bool) -> tuple[nn.Module, Tensor]:
+    """Module and samples, these in the module's dtype, both in channels_last if asked for."""
+    samples = torch.from_numpy(x).to(next(module.parameters()).dtype)
+    if not channels_last:
+        return module, samples
+    return module.to(memory_format=torch.channels_last), samples.contiguous(memory_format=torch.channels_last)
+
+
+def contenders(
+    make: Callable[[bool, bool], Call], network: Network, compiled: bool, alike: bool = True
+) -> tuple[list[Contender], float | None]:
+    """(torch's: eager, channels_last where there are images, and compiled; the seconds of compiling).
+
+    make(channels_last, compiled): the call. What is compiled gets images in channels_last: ResNet-20's step took 203 ms
+    with these and 280 with NCHW. Where compiling fails a line says so. alike: whether the results of its first calls have
+    to be those of eager; dropout draws others.
+    """
+    images = len(network.shape) == 4
+    found = [Contender("torch", make(False, False))]
+    if images:
+        found.append(Contender("torch channels_last", make(True, False)))
+    if not compiled:
+        return found, None
+    start = time.perf_counter()
+    try:
+        call = make(images, True)
+        first = call()
+    except Exception as error:  # anything that Dynamo, Inductor and the C++ compiler may raise
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        print(f"{network.name}: torch.compile is left out, {type(error).__name__}: {reason}", file=sys.stderr)
+        return found, None
+    seconds = time.perf_counter() - start
+    if alike:
+        its = [first, *(call() for _ in range(STEPS - 1))]
+        eagers = [found[0].call() for _ in range(STEPS)]
+        worst = max(difference(a.numpy(), b.numpy()) for a, b in zip(its, eagers))
+        if not worst <= TOLERANCE:
+            raise ArithmeticError(f"{network.name}: results of torch.compile and of torch differ by {worst:.1e}")
+    return [*found, Contender("torch.compile", call)], seconds
+
+
+def flops(call: Call) -> int:
+    """Operations of the convolutions and matrix products of a call, as torch counts them."""
     with FlopCounterMode(display=False) as counter:
-        step()
+        call()
     return counter.get_total_flops()
 
 
-def first_losses(network: Network) -> list[tuple[float, float, float]]:
-    """(ours, torch's, torch's in float64) after each of the first steps from the same weights, without dropout."""
+def jax(threads: int) -> ModuleType | None:
+    """The networks in JAX; None, and a line that says why, where it is not there or cannot be held to so many threads."""
+    if importlib.util.find_spec("jax") is None:
+        print("JAX is left out: it is not installed", file=sys.stderr)
+    elif not pinned_to(threads):
+        print(f"JAX is left out: it uses all CPUs of the process, which are not {threads}", file=sys.stderr)
+    else:
+        import jax_peers
+
+        return jax_peers
+    return None
+
+
+def first_losses(network: Network, jax: ModuleType | None = None) -> dict[str, list[float]]:
+    """{side: loss after each of the first steps} from the same weights, without dropout; "exact" is torch in float64."""
     graph = without_dropout(network.graph()).build(network.shape, workers=1)
     graph.set_optimizer(SGD(RATE, momentum=MOMENTUM))
     x, y = network.data()
-    steps = []
-    for dtype in (torch.float32, torch.float64):
+    steps: dict[str, Callable[[], object]] = {}
+    for side, dtype in (("torch", torch.float32), ("exact", torch.float64)):
         module = copied(graph, network.name).to(dtype)
         for part in module.modules():
             if isinstance(part, nn.Dropout):
                 part.p = 0.0
-        steps.append(step_of(module, x, y))
+        steps[side] = step_of(module, x, y)
+    if jax is not None:
+        steps["jax"] = jax.step_of(graph, network.name, x, y, dropout=False)
     loss = CrossEntropy()
-    return [(graph.train_step(x, y, loss), *(step().item() for step in steps)) for _ in range(STEPS)]
+    steps["ours"] = lambda: graph.train_step(x, y, loss)
+    return {side: [float(step()) for _ in range(STEPS)] for side, step in steps.items()}  # type: ignore[arg-type]
 
 
-def check(network: Network) -> float:
-    """The largest relative difference of the first losses from torch's in float64. ArithmeticError beyond the tolerance."""
-    found = first_losses(network)
-    worst = max(abs(ours - exact) / abs(exact) for ours, _, exact in found)
-    if not worst <= TOLERANCE:
-        raise ArithmeticError(f"{network.name}: losses (ours, torch, torch in float64) differ: {found}")
+def difference(found: np.ndarray, exact: np.ndarray) -> float:
+    """The largest difference, relative to the largest value."""
+    return float(np.abs(found - exact).max() / np.abs(exact).max())
+
+
+def check(network: Network, jax: ModuleType | None = None) -> dict[str, float]:
+    """{side: largest relative difference of its first losses from torch's in float64}. ArithmeticError beyond TOLERANCE."""
+    found = first_losses(network, jax)
+    exact = found.pop("exact")
+    worst = {side: max(abs(a - b) / abs(b) for a, b in zip(losses, exact)) for side, losses in found.items()}
+    if not all(value <= TOLERANCE for value in worst.values()):
+        raise ArithmeticError(f"{network.name}: losses {found} differ from {exact}, which torch finds in float64")
     return worst

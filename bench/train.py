@@ -1,23 +1,24 @@
-"""Times whole training steps, ours beside torch's: zero gradients, forward, mean cross-entropy, backward, SGD with momentum.
+"""Times whole training steps, ours beside torch's and JAX's: forward, mean cross-entropy, backward, SGD with momentum.
 
-    python bench/train.py [--network NAME ...] [--threads 1 2] [--seconds 1.5] [--rows]
+    python bench/train.py [--network NAME ...] [--threads 1 2] [--seconds 1.5] [--no-compile] [--no-jax] [--rows]
 
-For every network both sides start from the same weights, and their losses must agree for three steps. Then everything
+For every network all sides start from the same weights, and their losses must agree for three steps. Then everything
 is timed in alternating bursts of one run: `step`, our train_step() on one batch; `fit`, our session of many steps per
-native call, each on a batch gathered from a larger array; torch eager on one batch, NCHW and channels_last. Ratios are
-torch's better median over ours. The share of the peak is that of the convolutions' and products' operations, counted by
-torch, in what the processor does with fma on registers alone, measured in the same bursts.
+native call, each on a batch gathered from a larger array; on one batch torch, eager in NCHW and in channels_last and
+compiled by Inductor, and JAX, the whole step under jit. Ratios are torch's best median over ours. The share of the peak
+is that of the convolutions' and products' operations, counted by torch, in what the processor does with fma on
+registers alone, measured in the same bursts.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
+import compare
 import numpy as np
-from measure import Contender, alternate, machine, machine_text, peak_contender, results_path, write_results
+from measure import Contender, alternate
 from networks import NETWORKS, Network
 
 from tapeprop import LayerGraph
@@ -31,11 +32,8 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"{error}; the comparison needs torch: pip install 'tapeprop[peers]'")
 
-BURST = 0.05
-#: In which the threads of torch's OpenMP and of our team stop spinning.
-PAUSE = 0.03
 #: A native call of the fit session takes about so long, as in fit() itself; of its data at most so many bytes.
-CALL_SECONDS, DATA_BYTES = BURST / 5, 64 << 20
+CALL_SECONDS, DATA_BYTES = compare.BURST / 5, 64 << 20
 
 
 def step_contender(graph: LayerGraph, network: Network) -> Contender:
@@ -70,56 +68,27 @@ def built(network: Network, threads: int) -> LayerGraph:
     return graph
 
 
-def measure(network: Network, threads: int, seconds: float) -> dict[str, Any]:
+def measure(network: Network, threads: int, args: argparse.Namespace) -> dict[str, Any]:
     """The figures of one network at one number of threads."""
     torch.set_num_threads(threads)
+    jax = peers.jax(threads) if args.jax else None
+    differences = peers.check(network, jax)
     graph = built(network, threads)
     step = step_contender(graph, network)
     trial = Contender("trial", step.call)
-    alternate([trial], 0.0, BURST / 5)
+    alternate([trial], 0.0, compare.BURST / 5)
+    fit = fit_contender(graph, network, trial.least)
     x, y = network.data()
-    contenders = [step, fit_contender(graph, network, trial.least)]
-    contenders.append(Contender("torch", peers.step_of(peers.copied(graph, network.name), x, y)))
-    if len(network.shape) == 4:
+    others = [Contender("jax", jax.step_of(graph, network.name, x, y))] if jax else []
+
+    def its_step(channels_last: bool, compiled: bool) -> peers.Call:
         module = peers.copied(graph, network.name)
-        contenders.append(Contender("torch channels_last", peers.step_of(module, x, y, channels_last=True)))
-    peak, operations = peak_contender(threads)
-    alternate([*contenders, peak], seconds, BURST, PAUSE if threads > 1 else 0.0)
-    limit, flops = operations / peak.least, peers.flops(network)
-    best = min(contenders[2:], key=lambda contender: contender.median)
-    figures: dict[str, Any] = {
-        "network": network.name,
-        "batch": network.batch,
-        "threads": threads,
-        "seconds": {contender.name: contender.median for contender in contenders},
-        "least_seconds": {contender.name: contender.least for contender in contenders},
-        "bursts": len(step.times),
-        "best_peer": best.name,
-        "flops": flops,
-        "peak_flops": limit,
-    }
-    for ours in contenders[:2]:
-        figures[f"{ours.name}_ratio"] = best.median / ours.median
-        figures[f"{ours.name}_least_ratio"] = min(c.least for c in contenders[2:]) / ours.least
-        figures[f"{ours.name}_share"] = flops / ours.median / limit
-    return figures
+        return peers.step_of(torch.compile(module) if compiled else module, x, y, channels_last)
 
-
-HEADER = (
-    "network", "threads", "step", "fit", "torch", "channels_last", "ratio: step", "fit", "fit, least", "GFLOP/s", "of peak"
-)  # fmt: skip
-
-
-def line(found: dict[str, Any]) -> tuple[str, ...]:
-    """A row of the table."""
-    seconds = found["seconds"]
-    times = [
-        seconds_text(seconds[name]) if name in seconds else "-"
-        for name in ("step", "fit", "torch", "torch channels_last")
-    ]
-    ratios = [f"{found[name]:.2f}" for name in ("step_ratio", "fit_ratio", "fit_least_ratio")]
-    rate = f"{found['flops'] / seconds['fit'] / 1e9:.0f}"
-    return (found["network"], str(found["threads"]), *times, *ratios, rate, f"{found['fit_share']:.0%}")
+    flops = peers.flops(its_step(False, False))
+    torchs, compile_seconds = peers.contenders(its_step, network, args.compile, network.name not in peers.DROPOUT)
+    found = compare.figures(network, threads, args.seconds, [step, fit], torchs, others, flops)
+    return {**found, "compile_seconds": compile_seconds, "loss_difference": differences}
 
 
 def slowest_rows(network: Network, threads: int, count: int = 10) -> str:
@@ -143,11 +112,7 @@ def slowest_rows(network: Network, threads: int, count: int = 10) -> str:
 
 def main() -> None:
     """Prints the table and writes the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--network", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), metavar="NAME")
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="N")
-    parser.add_argument("--seconds", type=float, default=1.5, help="for each network and number of threads")
-    parser.add_argument("--output", type=Path, metavar="PATH", help="of the figures (default: bench/results/...)")
+    parser = compare.parser(__doc__, list(NETWORKS), 1.5)
     parser.add_argument("--rows", action="store_true", help="print the slowest instructions instead")
     args = parser.parse_args()
     if args.rows:
@@ -156,20 +121,14 @@ def main() -> None:
                 rows = slowest_rows(NETWORKS[name], threads)
                 print(f"{NETWORKS[name].title}, threads: {threads}\n{rows}\n", flush=True)
         return
-    host = machine()
-    print(machine_text(host), flush=True)
-    results = []
-    for name in args.network:
-        network = NETWORKS[name]
-        difference = peers.check(network)
-        for threads in args.threads:
-            found = measure(network, threads, args.seconds)
-            results.append({**found, "loss_difference": difference})
-            print("  ".join(f"{n} {v}" for n, v in zip(HEADER, line(found))), file=sys.stderr, flush=True)
-    print(table(HEADER, [line(found) for found in results], left=(0,)))
-    print(f"losses agree within {max(found['loss_difference'] for found in results):.1e} for {peers.STEPS} steps")
     kind = "train" if set(args.network) == set(NETWORKS) else f"train-{'-'.join(args.network)}"
-    write_results(args.output or results_path(kind), {"machine": host, "results": results})
+    if found := compare.run(kind, args, measure, ("step", "fit")):
+        worst: dict[str, float] = {}
+        for each in found:
+            for side, value in each["loss_difference"].items():
+                worst[side] = max(worst.get(side, 0.0), value)
+        text = ", ".join(f"{side} {value:.1e}" for side, value in worst.items())
+        print(f"losses of {peers.STEPS} steps differ from torch's in float64 by at most: {text}")
 
 
 if __name__ == "__main__":
