@@ -1,5 +1,7 @@
 """The batch-lane layout: the same values as without it, conversions only at the edges, and the same bits whichever way a step is run."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -52,17 +54,16 @@ def network():
     return LayerGraph(edges, root=stem, term=head, seed=1)
 
 
-def everything(graph):
+def everything(graph, x=X):
     """Output, input gradient and all parameter gradients of a forward and backward in training."""
-    y = graph.forward(X, True)
+    y = graph.forward(x, True)
     dx = graph.backward(np.cos(np.arange(y.size)).reshape(y.shape))
     return [y, dx, *(p.grad.copy() for _, p in graph.named_parameters() if p.trainable)]
 
 
 def test_the_same_values_as_in_images(monkeypatch):
     found = everything(network().build((None, 3, 8, 8), dtype="float64"))
-    monkeypatch.setattr(layout, "lanes_for", lambda dtype, batch: None)
-    monkeypatch.setattr("tapeprop.runtime.lowering.lanes_for", lambda dtype, batch: None)
+    monkeypatch.setattr("tapeprop.runtime.lowering.batch_lanes", lambda dtype, batch: None)
     plain = everything(network().build((None, 3, 8, 8), dtype="float64"))
     for a, b in zip(found, plain, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
@@ -97,6 +98,25 @@ def test_a_step_has_the_same_bits_in_one_call_and_in_many(dtype):
         many.update()
     for a, b in zip(one.state_dict().values(), many.state_dict().values(), strict=True):
         assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("vector", "batch", "lanes"), [(8, 32, 16), (8, 24, 8), (4, 8, 8), (16, 24, None), (8, 12, None), (8, 4, None)]
+)
+def test_half_the_lanes_do_where_a_vector_has_no_more(monkeypatch, vector, batch, lanes):
+    monkeypatch.setattr(layout, "machine", SimpleNamespace(lanes=lambda dtype: vector))
+    found = layout.batch_lanes("float32", batch)
+    assert (found and found.lanes) == lanes
+
+
+def test_half_the_lanes_give_the_same_values_as_images(monkeypatch):
+    monkeypatch.setattr(layout, "machine", SimpleNamespace(lanes=lambda dtype: 4))
+    graphs = [network().build((None, 3, 8, 8), dtype="float64") for _ in range(2)]
+    found = everything(graphs[0], X[:12])
+    assert any("lanes" in row["op"] for row in graphs[0].tape)
+    monkeypatch.setattr("tapeprop.runtime.lowering.batch_lanes", lambda dtype, batch: None)
+    for a, b in zip(found, everything(graphs[1], X[:12]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_watched_nodes_are_read_as_images():

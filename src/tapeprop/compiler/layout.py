@@ -1,14 +1,16 @@
 """The layout pass: chains of image ops run with vector lanes along the batch.
 
-An activation (N, C, H, W) whose batch is a multiple of L, the elements of one vector register, is held as a tensor (N / L, C, H, W, L):
-then a pixel is a vector, whatever the number of channels, padding and stride; no masks, no tails, and weights are read as they
-are. Since that is just a tensor of one more axis, most ops run on it unchanged. The pass rewrites what it can, follows each tensor's
-two forms, and converts where an op wants the other one. It never changes what a program computes, only the order of some sums.
+An activation (N, C, H, W) whose batch is a multiple of L, the elements of a vector register or two, is held as a tensor
+(N / L, C, H, W, L): then a pixel is a vector or two, whatever the number of channels, padding and stride; no masks, no tails, and
+weights are read as they are. Since that is just a tensor of one more axis, most ops run on it unchanged. The pass rewrites what it
+can, follows each tensor's two forms, and converts where an op wants the other one. It never changes what a program computes, only
+the order of some sums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from tapeprop.ir import Instruction, Program, Size, Span, Tensor, reachable
 from tapeprop.ops.lanes import (
@@ -20,15 +22,30 @@ from tapeprop.ops.lanes import (
 )
 from tapeprop.ops.op import record
 from tapeprop.ops.shape import expand, reshape
+from tapeprop.targets.cpu import machine
 
-LANES = {"float32": 16, "float64": 8}  # one 64-byte vector
+LANES = {"float32": 16, "float64": 8}  # 64 bytes: one vector of the widest machines, a cache line of all
 
 CONVOLUTIONS = ("conv2d", "conv2d_input_grad", "conv2d_weight_grad")
 
 
-def lanes_for(dtype: str, batch: int) -> int | None:
-    """The lanes that a batch of this size is cut into, or None where it does not fill them."""
-    return LANES[dtype] if batch % LANES[dtype] == 0 else None
+@dataclass(frozen=True)
+class BatchLanes:
+    """The size of axis 0 of activations, which may be open, and the lanes that it is cut into."""
+
+    batch: Size
+    lanes: int
+
+
+def batch_lanes(dtype: str, batch: int, size: Size | None = None) -> BatchLanes | None:
+    """How a batch of this size is cut into lanes, or None where it does not fill them. size: what stands for it in shapes.
+
+    Where a vector has half of `LANES` or less, batches that fill only half of them will do.
+    """
+    for lanes in (LANES[dtype], LANES[dtype] // 2):
+        if batch % lanes == 0 and (lanes == LANES[dtype] or machine.lanes(dtype) <= lanes):
+            return BatchLanes(batch if size is None else size, lanes)
+    return None
 
 
 def use_lanes(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tapeprop.compiler.gradient import FLOATS, gradients
-from tapeprop.compiler.layout import LANES, lanes_for
+from tapeprop.compiler.layout import BatchLanes, batch_lanes
 from tapeprop.compiler.passes import Lanes, optimize
 from tapeprop.compiler.recompute import recompute
 from tapeprop.errors import ShapeError
@@ -23,7 +23,6 @@ from tapeprop.ir import (
     Program,
     Region,
     Shape,
-    Size,
     Span,
     Store,
     Tensor,
@@ -54,7 +53,7 @@ class Forward:
     places: dict[Tensor, Tensor] = field(default_factory=dict)  # as recorded -> as the optimised program holds it
     lane_forms: dict[Tensor, Tensor] = field(default_factory=dict)  # as recorded -> its form in the batch-lane layout
     in_lanes: set[Tensor] = field(default_factory=set)  # what was made in that layout, even if it is kept plain
-    batch: Size | None = None
+    batch: BatchLanes | None = None
 
     def calls(self) -> list[Instruction]:
         """What outputs and state effects depend on, as recorded."""
@@ -97,32 +96,36 @@ class Lowering:
         self._programs: dict[Hashable, object] = {}
 
     def once(
-        self, kind: Hashable, shapes: Sequence[tuple[int, ...]], make: Callable[[tuple[Shape, ...], Size | None], Any]
+        self,
+        kind: Hashable,
+        shapes: Sequence[tuple[int, ...]],
+        make: Callable[[tuple[Shape, ...], BatchLanes | None], Any],
     ) -> tuple[Any, dict[str, int]]:
         """(the program of this kind, {symbol: size}): with the batch open if that can be, else for these very sizes.
 
-        make(shapes, batch): batch is the size of axis 0 where it fills vector lanes, else None.
+        make(shapes, batch): batch is axis 0 where it fills vector lanes, else None.
         """
         opened, sizes = open_shapes(shapes)
         exact = tuple(tuple(shape) for shape in shapes)
-        fits = bool(exact and exact[0]) and lanes_for(self.dtype, exact[0][0]) is not None
+        batch = batch_lanes(self.dtype, exact[0][0]) if exact and exact[0] else None
+        lanes = None if batch is None else batch.lanes
         for found, known in ((exact, {}), (opened, sizes)):
-            if (kind, found, fits) in self._programs:
-                return self._programs[kind, found, fits], known
+            if (kind, found, lanes) in self._programs:
+                return self._programs[kind, found, lanes], known
         try:
             found, known = opened, sizes
-            made = make(opened, opened[0][0] if fits else None)
+            made = make(opened, None if lanes is None else BatchLanes(opened[0][0], lanes))
         except (UndecidedError, ShapeError):  # an error is told with the sizes that the caller knows
             found, known = exact, {}
-            made = make(exact, exact[0][0] if fits else None)
-        self._programs[kind, found, fits] = made
+            made = make(exact, batch)
+        self._programs[kind, found, lanes] = made
         while len(self._programs) > PROGRAMS_KEPT:  # images of ever new sizes must not fill the memory
             self._programs.pop(next(iter(self._programs)))
         return made, known
 
     def lanes(
         self,
-        batch: Size | None,
+        batch: BatchLanes | None,
         flexible: int = 0,
         known: Mapping[Tensor, Tensor] | None = None,
         made: set[Tensor] | None = None,
@@ -131,7 +134,7 @@ class Lowering:
         return (
             None
             if batch is None
-            else Lanes(batch, LANES[self.dtype], flexible, known or {}, set() if made is None else made, self.winograd)
+            else Lanes(batch.batch, batch.lanes, flexible, known or {}, set() if made is None else made, self.winograd)
         )
 
     def trace(self, shapes: Sequence[Shape], training: bool, keep: Sequence[Hashable] = ()) -> Forward:
@@ -148,7 +151,7 @@ class Lowering:
     def forward(
         self,
         shapes: Sequence[Shape],
-        batch: Size | None,
+        batch: BatchLanes | None,
         training: bool,
         *,
         differentiable: bool,
@@ -230,7 +233,7 @@ class Lowering:
         optimised = optimize(program, lanes=lanes, fuse=self.fuse)
         return optimised, dict(zip(kept, optimised.outputs, strict=True)), reached
 
-    def joint(self, shapes: Sequence[Shape], batch: Size | None = None) -> Program:
+    def joint(self, shapes: Sequence[Shape], batch: BatchLanes | None = None) -> Program:
         """Forward in training and backward from every output to every trained parameter and input: what users look at."""
         found = self.trace(shapes, True)
         seeds, results = self._record_backward(found, range(len(found.outputs)), self._all_wanted(found))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tapeprop.compiler.interpret import array_type
-from tapeprop.compiler.layout import lanes_for
+from tapeprop.compiler.layout import batch_lanes
 from tapeprop.errors import DTypeError, NumericsError, ShapeError, StateError
 from tapeprop.ir import Dim, Parameter, Shape, Tensor
 from tapeprop.ir.dims import text
@@ -298,8 +298,8 @@ class Network:
             raise StateError("tape: no sizes are known yet; give build() an input_shape, or call forward() first")
         title = f"training tape, input {', '.join(map(text, shapes))}"
         first = shapes[0][0] if shapes and shapes[0] else None
-        fits = isinstance(first, int) and lanes_for(self.options.dtype, first) is not None
-        program = self.lowering.joint(shapes, first if fits else None)
+        batch = batch_lanes(self.options.dtype, first) if isinstance(first, int) else None
+        program = self.lowering.joint(shapes, batch)
         if any(isinstance(n, Dim) for shape in shapes for n in shape):
             return list_program(program, title)
         return list_tape(self.make_executable(program, {}, Arena()).tape, title)

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from tapeprop.compiler.gradient import FLOATS, gradients
-from tapeprop.compiler.layout import lanes_for
+from tapeprop.compiler.layout import BatchLanes, batch_lanes
 from tapeprop.compiler.passes import optimize
 from tapeprop.compiler.recompute import recompute
 from tapeprop.errors import GraphError
@@ -25,7 +25,6 @@ from tapeprop.ir import (
     Program,
     Region,
     Shape,
-    Size,
     Span,
     Store,
     Tensor,
@@ -100,14 +99,14 @@ def record_step(
     weights: Sequence[float],
     source: BatchSource | None = None,
     *,
-    lanes: Size | None = None,
+    lanes: BatchLanes | None = None,
     order_length: int = 0,
     update: bool = True,
     share: float = 1.0,
 ) -> StepProgram:
     """The program of one step. shapes, labels: of the batch, or of the whole data where a source gathers from it.
 
-    lanes: the batch where it fills vector lanes, else None. losses: one per output, None where an output has none. weights: the
+    lanes: the batch where it fills vector lanes. losses: one per output, None where an output has none. weights: the
     factor of each loss. update: False for a micro-batch, whose gradients are added to those pending; they are `share` of what
     the losses give.
     """
@@ -238,7 +237,7 @@ class Trainer:
             network.frozen(),
         )  # fmt: skip
 
-        def lower(opened: tuple[Shape, ...], batch: Size | None) -> StepProgram:
+        def lower(opened: tuple[Shape, ...], batch: BatchLanes | None) -> StepProgram:
             pairs = list(zip(opened[len(arrays) :], map(str, kinds), strict=True))
             return record_step(network, self.optimizers, opened[: len(arrays)], pairs, losses, weights, lanes=batch)
 
@@ -449,7 +448,7 @@ class FitSession:
             self.losses,
             self.weights,
             source,
-            lanes=batch if lanes_for(network.options.dtype, batch) else None,
+            lanes=batch_lanes(network.options.dtype, batch),
             order_length=self.samples,
             update=group == 1,
             share=1 / group,
