@@ -179,7 +179,13 @@ def test_bodies_hold_for_any_geometry(data):
         kinds = tuple(ArrayType(shape, "float64") for shape in operands)
         call = Call(kinds, (ArrayType(result, "float64"),), geometry | more)
         near = dict.fromkeys(("NEAR", "NEAR_GRADIENT"), draw(st.sampled_from([1, 1 << 10, 20 << 10])))
-        with mock.patch.multiple(kernels, **near, TOGETHER=draw(st.integers(1, 5)), GRAINS=draw(st.integers(1, 9))):
+        with mock.patch.multiple(
+            kernels,
+            **near,
+            TOGETHER=draw(st.integers(1, 5)),
+            GRAINS=draw(st.integers(1, 9)),
+            MANY_BLOCKS=draw(st.integers(1, 3)),
+        ):
             (found,) = run_launch(op.cpu(call), call, arrays, 1, run=run_plain)
         np.testing.assert_allclose(found, op.reference(call, *arrays)[0], rtol=1e-12, atol=1e-12)
 
@@ -195,6 +201,7 @@ def test_any_tile_gives_the_same_bits(monkeypatch):
         tile = kernels.Blocks(7, -(-7 // size)), pixels
         monkeypatch.setattr(kernels, "correlation_tile", lambda *_, tile=tile: tile)
         monkeypatch.setattr(kernels, "NEAR", near)
+        monkeypatch.setattr(kernels, "MANY_BLOCKS", size)  # 7 channels in blocks of 2 are copied first
         found += run_launch(registry["conv2d_lanes"].cpu(call), call, [x, w, b], 2)
     assert found[0].tobytes() == found[1].tobytes() == found[2].tobytes()
 

@@ -25,7 +25,17 @@ from tapeprop.targets.cpu.emission import I64, POINTER, Emitter, call_function, 
 from tapeprop.targets.cpu.machine import vector_registers
 from tapeprop.targets.cpu.plain import twin
 
-__all__ = ["BIAS", "NOTHING", "RESULT", "LaneEmitter", "correlate_row", "lane_sums", "pixels_of", "weight_rows"]
+__all__ = [
+    "BIAS",
+    "NOTHING",
+    "RESULT",
+    "LaneEmitter",
+    "copy_rows",
+    "correlate_row",
+    "lane_sums",
+    "pixels_of",
+    "weight_rows",
+]
 
 Value = Any  # an llvmlite.ir value
 I32 = ir.IntType(32)
@@ -315,6 +325,43 @@ def _correlate_row(
             weights = w[w_start + m * w_m + channels * w_channel + row * w_row + tap * w_tap]
             sums[:, seen] += np.tensordot(weights, x[places], 1)
     y[y_start + m * y_channel + q * y_step] = np.where(sums < 0, 0, sums) if floor else sums
+
+
+# ---- panels
+
+
+@intrinsic(prefer_literal=True)
+def copy_rows(typing_context, lanes, width, x, x_start, x_row, rows, count, y, y_start, y_row):
+    """y[y_start + row y_row + q] = x[x_start + row x_row + q] for `rows` rows of `count` pixels; places as in `correlate_row`."""
+    literal = literals([lanes, width])
+    if literal is None:
+        return None
+    bits = x.dtype.bitwidth
+
+    def emit(builder, parameters):
+        e = LaneEmitter(builder, bits, *literal)
+        source, target = e.step(parameters[0], parameters[1]), e.step(parameters[5], parameters[6])
+        with cgutils.for_range(builder, parameters[3], intp=I64) as row:
+            from_row = e.step(source, builder.mul(row.index, parameters[2]))
+            to_row = e.step(target, builder.mul(row.index, parameters[7]))
+            with cgutils.for_range(builder, parameters[4], intp=I64) as q:
+                for part in range(e.parts):
+                    value = e.load(e.move(e.step(from_row, q.index), part * e.lanes))
+                    e.store(value, e.move(e.step(to_row, q.index), part * e.lanes))
+
+    def codegen(context, builder, _signature, args):
+        x_place, y_place = pointer(context, builder, x, args[2]), pointer(context, builder, y, args[7])
+        values = [x_place, *args[3:7], y_place, *args[8:]]
+        call_function(builder, f"copy_rows_{bits}_{'_'.join(map(str, literal))}", values, emit)
+        return context.get_dummy_value()
+
+    return types.void(lanes, width, x, *[types.intp] * 4, y, types.intp, types.intp), codegen
+
+
+@twin(copy_rows)
+def _copy_rows(lanes, width, x, x_start, x_row, rows, count, y, y_start, y_row):
+    row, q = np.arange(rows)[:, None], np.arange(count)
+    pixels_of(y, width)[y_start + row * y_row + q] = pixels_of(x, width)[x_start + row * x_row + q]
 
 
 # ---- the gradient of the weights
