@@ -172,8 +172,8 @@ def panel_step(width: int, blocks: int) -> int:
     """How far the rows of a panel are apart, in pixels, to which the rows under a row of filters are copied; 0: read where they lie.
 
     Planes of powers of two lie on each other in the sets of the caches, so that rows of several channels push each other out of
-    the second level; where many blocks of outputs read them, copying costs less (with 8 blocks and more 1.0 to 1.2 times as fast, the more so the
-    busier the third level is). An odd number of pixels keeps the panel's own rows apart.
+    the second level. Where many blocks of outputs read them, copying costs less: with 8 blocks and more it is 1.0 to 1.2 times as
+    fast, the more so the busier the third level is. An odd number of pixels keeps the panel's own rows apart.
     """
     return width | 1 if blocks >= MANY_BLOCKS else 0
 
