@@ -17,10 +17,11 @@ from tapeprop.ops.op import ITEM_BYTES, ArrayType, Attributes, Call, Launch, Ref
 from tapeprop.targets.cpu import machine
 from tapeprop.targets.cpu.kernel import NumbaKernel
 
-# Of the nearest cache, 32 KB or more: what a correlation may fill before its sums go through memory (8 and 28 KB are slower);
-# the same of the weights' gradient, whose input channels stay there some at a time (2 and 8, 16 and 32 KB are slower).
+# What a correlation may fill of the nearest cache, 32 KB or more, before its sums go through memory (8 and 28 KB are slower).
 NEAR = 20 << 10
-NEAR_GRADIENT, TOGETHER = 24 << 10, 4
+# Input channels whose rows the weights' gradient takes at a time, and what they and those of dy may fill of the second-level cache
+# (24 KB: 0.8 to 0.9 times as fast where the arrays come from further away, for short streams are fetched late).
+TOGETHER, NEAR_GRADIENT = 4, 256 << 10
 MANY_BLOCKS = 8  # of output channels, from which on a correlation copies the rows it reads
 GRAINS = 8  # that a weight gradient is cut into where its shape allows
 TALLEST = 8  # channels or pixels of a tile
@@ -420,7 +421,7 @@ def weight_grad(
     """dw[o, c, kh, kw] = sum over images, pixels of x[c, at the pixel's tap] dy[o, pixel].
 
     A grain is one row of the filters of `deep` input channels and of a part of the output channels. It is summed lane by lane, some
-    rows of pixels after another: those of x stay in the nearest cache while the blocks of output channels pass. The lanes are summed
+    rows of pixels after another: those of x stay in the second-level cache while the blocks of output channels pass. The lanes are summed
     last. `taps` of a filter's row are summed at a time.
     """
     from tapeprop.targets.cpu.lanes import lane_sums, weight_rows
