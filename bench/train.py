@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import Any
 
 import compare
@@ -61,9 +62,14 @@ def fit_contender(graph: LayerGraph, network: Network, step_seconds: float) -> C
     return Contender("fit", call, steps)
 
 
-def built(network: Network, threads: int) -> LayerGraph:
+#: Of `--rows`: runs, and steps of each. An instruction's time in a run is the median of its steps; shown is the median of the
+#: runs, and the least counts for "at its best".
+ROW_RUNS, ROW_STEPS = 10, 5
+
+
+def built(network: Network, threads: int, math_mode: str = "fp32") -> LayerGraph:
     """The graph, ready to train."""
-    graph = network.graph().build(network.shape, workers=threads)
+    graph = network.graph().build(network.shape, workers=threads, math_mode=math_mode)
     graph.set_optimizer(SGD(peers.RATE, momentum=peers.MOMENTUM))
     return graph
 
@@ -91,13 +97,24 @@ def measure(network: Network, threads: int, args: argparse.Namespace) -> dict[st
     return {**found, "compile_seconds": compile_seconds, "loss_difference": differences}
 
 
-def slowest_rows(network: Network, threads: int, count: int = 10) -> str:
-    """The instructions of a step that take the longest."""
-    graph = built(network, threads)
+def slowest_rows(network: Network, threads: int, math_mode: str, count: int = 10) -> str:
+    """The instructions of a step that take the longest, and what all take together."""
+    graph = built(network, threads, math_mode)
     x, y = network.data()
     graph.train_step(x, y, CrossEntropy())
-    rows = sorted(graph.profile_rows(x, y, CrossEntropy()), key=lambda row: -row.seconds)[:count]
-    return table(
+    steps = [graph.profile_rows(x, y, CrossEntropy(), repeats=ROW_STEPS) for _ in range(ROW_RUNS)]
+    times = np.array([[row.seconds for row in rows] for rows in steps])
+    median, least = np.median(times, axis=0), times.min(axis=0).sum()
+    total = median.sum()
+    rows = [
+        replace(row, seconds=float(s), share=float(s / total))
+        for row, s in sorted(zip(steps[0], median), key=lambda pair: -pair[1])[:count]
+    ]
+    closing = (
+        f"all {median.size} rows: {seconds_text(total)}; each at its best of {ROW_RUNS} runs: {seconds_text(least)}, "
+    )
+    closing += f"{peers.flops(peers.step_of(peers.copied(graph, network.name), x, y)) / least / 1e9:.0f} GFLOP/s"
+    return closing + "\n" + table(
         ("row", "span", "op", "node", "time", "share", "GFLOP/s", "GB/s"),
         [
             (
@@ -114,11 +131,12 @@ def main() -> None:
     """Prints the table and writes the figures."""
     parser = compare.parser(__doc__, list(NETWORKS), 1.5)
     parser.add_argument("--rows", action="store_true", help="print the slowest instructions instead")
+    parser.add_argument("--math-mode", default="fp32", choices=("fp32", "winograd"), help="of build(), with --rows")
     args = parser.parse_args()
     if args.rows:
         for name in args.network:
             for threads in args.threads:
-                rows = slowest_rows(NETWORKS[name], threads)
+                rows = slowest_rows(NETWORKS[name], threads, args.math_mode)
                 print(f"{NETWORKS[name].title}, threads: {threads}\n{rows}\n", flush=True)
         return
     kind = "train" if set(args.network) == set(NETWORKS) else f"train-{'-'.join(args.network)}"

@@ -26,11 +26,12 @@ class Dim:
     Operations return a plain int where the result is constant. Sizes are taken to be >= 1.
     """
 
-    __slots__ = ("_hash", "terms")
+    __slots__ = ("_hash", "_text", "terms")
 
     def __init__(self, terms: Mapping[Monomial, int]):
         self.terms: tuple[tuple[Monomial, int], ...] = tuple(sorted(terms.items(), key=lambda item: repr(item[0])))
         self._hash = hash(self.terms)
+        self._text: str | None = None  # asked for again and again, to put terms in order
 
     @staticmethod
     def symbol(name: str) -> Dim:
@@ -82,7 +83,9 @@ class Dim:
         return _collect([*whole, ((("floordiv", rest, other),), 1)])
 
     def __repr__(self) -> str:
-        return "".join(_signed(i, m, c) for i, (m, c) in enumerate(reversed(self.terms)))
+        if self._text is None:
+            self._text = "".join(_signed(i, m, c) for i, (m, c) in enumerate(reversed(self.terms)))
+        return self._text
 
     def evaluate(self, sizes: Mapping[str, int]) -> int:
         """The value where every symbol has the size that `sizes` gives."""
