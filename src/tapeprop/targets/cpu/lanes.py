@@ -115,7 +115,7 @@ def correlate_row(
     bias, bias_start, begin, floor, y, y_start, y_channel, y_step, count,
     ahead, ahead_channel, ahead_channels, ahead_row, ahead_rows,
 ):  # fmt: skip
-    """y[m, q] = bias[m] + the sum over channel, row, tap of x[channel, row, first + q stride + tap] w[m, channel, row, tap].
+    """y[m, q] = a beginning + the sum over channel, row, tap of x[channel, row, first + q stride + tap] w[m, channel, row, tap].
 
     For `use_outs` output channels m, `count` pixels q of one row and `use_taps` taps. The arguments before those two are literal
     ints: elements of a vector and of a pixel; the tile, outs x pixels, and the taps of a row of the filter, with the two values that
