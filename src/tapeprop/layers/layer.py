@@ -284,6 +284,8 @@ def _is_plain(value: Any) -> bool:
 def _held(name: str, value: Any) -> Iterator[Member]:
     if isinstance(value, Parameter | Layer):
         yield name, value
+    elif isinstance(value, Tensor) and isinstance(value.source, Parameter):  # a variable
+        yield name, value.source
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
             yield from _held(f"{name}.{i}", item)

@@ -252,7 +252,6 @@ def worthwhile_workers(tape: Tape, workers: int) -> int:
         return 1
     seconds = 0.0
     for row in tape.rows:
-        op, call = row.step.instruction.op, row.step.call
-        seconds += max(op.flops(call) / CORE_FLOPS, op.traffic(call) / CORE_BYTES)
+        seconds += max(row.flops / CORE_FLOPS, row.traffic / CORE_BYTES)
     barriers = sum(row.barrier for row in tape.rows)
     return workers if seconds > 2 * (barriers * BARRIER_SECONDS + WAKE_SECONDS) else 1
