@@ -1,6 +1,7 @@
 """Neural networks as graphs of layers, lowered to a flat instruction tape that compiled kernels run."""
 
 from tapeprop import callbacks, datasets, errors, initializers, layers, losses, ops, optimizers, schedules
+from tapeprop.compiler.symbolic import gradients
 from tapeprop.graph.merge import MergeMode
 from tapeprop.graph.node import LayerNode, SequentialNode
 from tapeprop.model import LayerGraph, gradcheck, load
@@ -17,6 +18,7 @@ __all__ = [
     "datasets",
     "errors",
     "gradcheck",
+    "gradients",
     "initializers",
     "layers",
     "load",
