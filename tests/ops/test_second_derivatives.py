@@ -1,8 +1,8 @@
 """The gradient of the gradient of every registered op: right, or refused in words. By the NumPy references, without a kernel.
 
 phi = sum of <w, gradient by each operand>, w random and fixed, is differentiated by the operands and by what flows in, and compared
-with central differences of phi along one random direction for each of these, in float64. With step 1e-6 the differences carry about
-1e-10 of the terms that meet in phi.
+with central differences along one random direction for each of these, in float64. With step 1e-6 the differences carry about 1e-10 of
+the terms that meet in phi. The first gradient is compared likewise, for operands too that no sample lists.
 """
 
 from __future__ import annotations
@@ -47,31 +47,33 @@ class Leaves:
         self.values[leaf] = array
         return leaf
 
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Tensor:
+        return self.add(rng.uniform(0.5, 1.5, shape))
 
-def check_second_derivative(results: list[Tensor], wanted: list[Tensor], leaves: Leaves, seed: int = 1) -> None:
-    """Asserts that the gradients of phi by `wanted`, and by what flows into `results`, are its central differences."""
-    rng = np.random.default_rng(seed)
 
-    def draw(tensor: Tensor) -> Tensor:
-        return leaves.add(rng.uniform(0.5, 1.5, tensor.shape))
-
-    flows = [draw(y) for y in results]
-    slopes = tp.gradients(results, wanted, flows)
-    weights = [draw(slope) for slope in slopes]
-    wanted = [*wanted, *flows]
-    found = evaluate(tp.gradients(slopes, wanted, weights), leaves.values)
+def check_gradient(results: list[Tensor], weights: list[Tensor], wanted: list[Tensor], leaves: Leaves) -> list[Tensor]:
+    """The gradients of phi = sum of <weights, results>, asserted to be its central differences along random directions."""
+    rng = np.random.default_rng(1)
+    gradients = tp.gradients(results, wanted, weights)
 
     def phi(values: dict[Tensor, np.ndarray]) -> float:
-        return sum(float(np.sum(values[w] * g)) for w, g in zip(weights, evaluate(slopes, values), strict=True))
+        return sum(float(np.sum(values[w] * y)) for w, y in zip(weights, evaluate(results, values), strict=True))
 
-    largest = max(float(np.abs(g).sum()) for g in (*found, *evaluate(slopes, leaves.values)))
-    for x, gradient in zip(wanted, found, strict=True):
+    largest = max(float(np.abs(a).sum()) for a in evaluate([*gradients, *results], leaves.values))
+    for x, gradient in zip(wanted, evaluate(gradients, leaves.values), strict=True):
         direction = rng.uniform(-1, 1, x.shape)
         sides = [phi({**leaves.values, x: leaves.values[x] + h * direction}) for h in (STEP, -STEP)]
         difference = (sides[0] - sides[1]) / (2 * STEP)
-        assert abs(float(np.sum(gradient * direction)) - difference) <= 1e-6 * abs(difference) + 1e-8 * max(
-            1.0, largest
-        )
+        assert abs(np.sum(gradient * direction) - difference) <= 1e-6 * abs(difference) + 1e-8 * max(1.0, largest)
+    return gradients
+
+
+def check_second_derivative(results: list[Tensor], wanted: list[Tensor], leaves: Leaves) -> None:
+    """Asserts that both derivatives are right: the second by `wanted`, and by what flows into `results`."""
+    rng = np.random.default_rng(2)
+    flows = [leaves.draw(rng, y.shape) for y in results]
+    slopes = check_gradient(results, flows, wanted, leaves)
+    check_gradient(slopes, [leaves.draw(rng, x.shape) for x in wanted], [*wanted, *flows], leaves)
 
 
 @pytest.mark.parametrize(("op", "sample"), CASES)
