@@ -1,6 +1,7 @@
 """Neural networks as graphs of layers, lowered to a flat instruction tape that compiled kernels run."""
 
 from tapeprop import callbacks, datasets, errors, initializers, layers, losses, ops, optimizers, schedules
+from tapeprop.compiler.symbolic import gradients
 from tapeprop.formula import Function, Variable, constant, function, placeholder, variable
 from tapeprop.graph.merge import MergeMode
 from tapeprop.graph.node import LayerNode, SequentialNode
@@ -22,6 +23,7 @@ __all__ = [
     "errors",
     "function",
     "gradcheck",
+    "gradients",
     "initializers",
     "layers",
     "load",

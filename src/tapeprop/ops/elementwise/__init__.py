@@ -75,8 +75,9 @@ class Elementwise(Op):
                 found.append(None)
                 continue
             from tapeprop.ops.reduce import sum_to
+            from tapeprop.ops.shape import cast
 
-            found.append(sum_to(sum_of(*parts), operand.shape))
+            found.append(cast(sum_to(sum_of(*parts), operand.shape), operand.dtype))
         return found
 
     def reference(self, call: Call, *arrays: np.ndarray):
