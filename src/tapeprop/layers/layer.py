@@ -230,8 +230,12 @@ class Layer:
         return (_Identity(self), plain, tuple(child.structure_key() for _, child in self.children()))
 
     def __repr__(self) -> str:
+        return self.written()
+
+    def written(self, **changes: Any) -> str:
+        """The call that makes an equal layer, or one with other values for some arguments: Dense(4, 8)."""
         arguments, shown = _arguments(type(self)), []
-        for name, value in self.constructor_arguments().items():
+        for name, value in {**self.constructor_arguments(), **changes}.items():
             default = arguments[name].default
             if default is inspect.Parameter.empty:
                 shown.append(repr(value))
