@@ -178,7 +178,9 @@ class Network:
             found, executable = self.plan(("predict", shapes), lambda: self._make_predict(shapes))
             for tensor, array in zip(found.inputs, arrays, strict=True):
                 executable.bind(tensor, array)
-            self.execute(executable)
+            versions = found.folding.versions()
+            self.execute(executable, "forward" if found.folding.stands(versions) else None)
+            found.folding.made_of = versions
             results = []
             for tensor in found.outputs:
                 place = found.places[tensor]
