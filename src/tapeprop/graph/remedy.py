@@ -10,7 +10,7 @@ LARGEST_STRIDE = 8
 
 
 def adapting(operands: Sequence[Tensor], names: Sequence[str]) -> str | None:
-    """ "add Conv2D(3, 6, 1) on the shortcut from 'x'": the layers that give all operands of a merge one shape.
+    """What to do so that all operands of a merge have one shape: add Conv2D(3, 6, 1) on the shortcut from 'x'.
 
     operands: (N, C, H, W) or (N, C), from the nodes `names`. The shortcuts, operands from which others are computed, are adapted to
     those others; without one, fewer channels to more. None where channels and strides are not all that differs.
