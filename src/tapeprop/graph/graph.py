@@ -104,7 +104,8 @@ class CompiledGraph(GraphStructure):
             try:
                 self.check()
                 self._norms = norms_for(self) if auto_batch_norm else ()
-                check_keys(self.walk())
+                if self._norms:  # check() has looked at the keys without them
+                    check_keys(self.walk())
                 if input_shape is not None:
                     self._check_shapes(input_shape)
                 self.seed_layers()
