@@ -34,7 +34,10 @@ from tapeprop.ir import (
     reachable,
     recording,
 )
+from tapeprop.ir.dims import product
 from tapeprop.ops.shape import expand
+from tapeprop.runtime.folding import Folding
+from tapeprop.runtime.memory import Buffer
 from tapeprop.runtime.state import cell
 
 #: inputs -> (outputs, {key: any tensor inside that a caller may want to watch})
@@ -58,6 +61,7 @@ class Forward:
     lane_forms: dict[Tensor, Tensor] = field(default_factory=dict)  # as recorded -> its form in the batch-lane layout
     in_lanes: set[Tensor] = field(default_factory=set)  # what was made in that layout, even if it is kept plain
     batch: BatchLanes | None = None
+    folding: Folding | None = None
 
     def calls(self) -> list[Instruction]:
         """What outputs and state effects depend on, as recorded."""
@@ -216,8 +220,9 @@ class Lowering:
         recorded = [*found.outputs, *found.kept]
         flexible = len(found.kept) - sum(found.watched[key] in found.kept for key in set(keep))
         lanes = self.lanes(batch, flexible, made=found.in_lanes)
-        program = optimize(Program([span], found.inputs, recorded), lanes=lanes, fuse=self.fuse)
-        found.program = program
+        storage = None if differentiable else _storage  # backward reads the results that folding does away with
+        program = optimize(Program([span], found.inputs, recorded), lanes=lanes, fuse=self.fuse, storage=storage)
+        found.program, found.folding = program, Folding(program)
         for tensor, kept in zip(recorded, program.outputs, strict=True):
             (found.lane_forms if kept in program.in_lanes else found.places)[tensor] = kept
             if program.in_lanes.get(kept, kept) in found.in_lanes:
@@ -321,6 +326,12 @@ class Lowering:
         backward = recompute(backward, found.trace.checkpoints, found.advanced)
         spans = [Span("forward", forward, found.stores), Span("backward", backward, stores)]
         return optimize(Program(spans, [*found.inputs, *seeds], [*found.outputs, *kept]), lanes=self.lanes(batch))
+
+
+def _storage(shape: Shape, dtype: str) -> Tensor:
+    """A leaf with a buffer of its own."""
+    size = int(product(shape))  # type: ignore[arg-type]  # of weights: no size is open
+    return Tensor(shape, dtype, source=Region(Buffer("folded.", size, dtype), 0, size), name="folded")
 
 
 def deposit(trace: Trace, parameter: Parameter, gradient: Tensor) -> Store:

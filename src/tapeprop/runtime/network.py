@@ -178,13 +178,21 @@ class Network:
         with self.lock:
             shapes = tuple(a.shape for a in arrays)
             found, executable = self.plan(("predict", shapes), lambda: self._make_predict(shapes))
-            self._run_on(executable, found.inputs, arrays)
+            versions = found.folding.versions()
+            self._run_on(executable, found.inputs, arrays, "forward" if found.folding.stands(versions) else None)
+            found.folding.made_of = versions
             return [_result(executable, found.places[tensor], arrays) for tensor in found.outputs]
 
-    def _run_on(self, executable: Executable, inputs: Sequence[Tensor], arrays: Sequence[np.ndarray]) -> None:
+    def _run_on(
+        self,
+        executable: Executable,
+        inputs: Sequence[Tensor],
+        arrays: Sequence[np.ndarray],
+        first: str | None = None,
+    ) -> None:
         for tensor, array in zip(inputs, arrays, strict=True):
             executable.bind(tensor, array)
-        self.execute(executable)
+        self.execute(executable, first)
 
     def value_and_gradient(
         self, arrays: Sequence[np.ndarray], training: bool
