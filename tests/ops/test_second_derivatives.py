@@ -32,7 +32,7 @@ CLOSED = {
     "conv2d", "conv2d_input_grad", "conv2d_weight_grad", "avg_pool2d", "avg_pool2d_grad", "max_pool2d", "max_pool2d_grad",
     "max_pool2d_pick", "reshape", "transpose", "expand", "copy", "cast", "concat", "slice", "place", "take", "scatter_rows",
     "dropout", "batch_norm", "batch_norm_grad", "softmax_cross_entropy", "nll", "nll_grad", "mean_loss", "mean_loss_grad",
-    "to_lanes", "from_lanes",
+    "to_lanes", "from_lanes", "scalar_block",
 }  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def test_second_derivative_is_right_or_refused(op, sample):
 def test_gradients_keep_float32_where_no_trace_says_so(op):
     sample = op.samples()[0]
     arrays = [np.asarray(a) for a in sample.operands(np.random.default_rng(0))]
-    operands = [Tensor(a.shape, "float32" if a.dtype == np.float64 else "int64", source=Input(0)) for a in arrays]
+    operands = [Tensor(a.shape, "float32" if a.dtype == np.float64 else str(a.dtype), source=Input(0)) for a in arrays]
     wanted = [operands[k] for k in sample.gradient if operands[k].dtype == "float32"]
     attributes = {**sample.attributes, **({"dtype": "float32"} if op.name in ("elementwise", "cast") else {})}
     if op.fixed_float64 or not wanted:
