@@ -138,6 +138,7 @@ ROOTS = {
     2: [(x + y,), (fma(x, y, 1.5), y), (x * sigmoid(y),), (where(x < y, x, exp(y)) - y,)],
     3: [(fma(x, y, z),), (x + y, y * z), (where(z < x, y, sin(z)) * exp(z),)],
 }
+REGULAR = [kind for kind in CLASSES if kind != "gathered"]
 LENGTHS = (0, 1, 2, 3, 7, 8, 15, 16, 17, 33, 100, 1023, 1024, 1025, 2100)
 
 
@@ -153,7 +154,7 @@ def cases(draw):
     step = st.sampled_from((2, 3, -1, -2, 1))
     ins = [
         {
-            "kind": draw(st.sampled_from(CLASSES)),
+            "kind": draw(st.sampled_from(REGULAR)),
             "shared": draw(st.lists(st.booleans(), min_size=outer, max_size=outer)),
             "order": draw(order),
             "step": draw(step),
@@ -177,6 +178,31 @@ def test_any_layout_and_any_number_of_workers(case, seed):
         [make(rng, shape, dtype=dtype, **description) for description in outs],
         lanes=lanes,
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("lanes", [None, 4, 1])
+def test_a_gathered_operand_is_read_where_its_table_says(dtype, lanes):
+    rng = np.random.default_rng(0)
+    x, y = inputs(2)
+    source = rng.uniform(-1, 1, 50).astype(dtype)
+    options = {"expressions": encode([x * y]), "inputs": 2, "outputs": 1, "dtype": dtype, "outer": 0, "lanes": lanes}
+    kernel = compiled(loop_text(symbol="kernel", classes=("gathered", "vector", "vector"), **options), "kernel")
+    for length in LENGTHS:
+        table = rng.integers(0, 50, length).astype(np.int32)
+        factor, out = rng.uniform(-1, 1, length).astype(dtype), np.full(length + 3, 7, dtype)
+        places = [source.ctypes.data, factor.ctypes.data, out.ctypes.data]
+        classes = ("gathered", "vector", "vector")
+        words = fields(length, (), classes, places, [[table.ctypes.data], [], []])
+        row = np.array([0, 0, 0, 0, *words], np.int64)
+        for workers in WORKERS:
+            out[:length] = np.nan
+            for worker in reversed(range(workers)):
+                kernel(row.ctypes.data, worker, workers)
+            np.testing.assert_array_equal(out[:length], source[table] * factor)
+            np.testing.assert_array_equal(out[length:], 7)
+    with pytest.raises(ValueError, match="no outer dimensions"):
+        loop_text(symbol="kernel", classes=("gathered", "vector", "vector"), **{**options, "outer": 1})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -270,8 +270,8 @@ def record(op: Op | str, operands: Sequence[Any], attributes: Attributes | None 
         if trace is not None:
             raise  # the compiler traces again with the sizes of the call at hand
         raise ShapeError(
-            f"{attributes.get('label', op.name)}: expected sizes that decide whether {question}, got an open one; give the placeholder that size "
-            "instead of None, or make what meets it open too"
+            f"{attributes.get('label', op.name)}: expected sizes that decide whether {question}, got an open one; give the "
+            "placeholder that size instead of None, or make what meets it open too"
         ) from None
     instruction = Instruction(op, tensors, attributes, node)
     instruction.results = tuple(
