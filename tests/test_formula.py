@@ -137,6 +137,18 @@ def test_value_and_grad_adds_to_what_is_pending_as_backward_does():
     np.testing.assert_array_equal(w.grad, [0.0, 0.0, 0.0])
 
 
+def test_the_rows_are_timed_and_nothing_is_changed():
+    x = tp.placeholder((3,), name="x", dtype="float64")
+    w = tp.variable([1.0, 2.0, 3.0], dtype="float64")
+    f = tp.function(ops.sum(x * w), x)
+    f.value_and_grad([1.0, 1.0, 1.0])
+    rows = f.profile_rows([5.0, 5.0, 5.0], repeats=3)
+    assert sum(row.share for row in rows) == pytest.approx(1.0)
+    np.testing.assert_array_equal(w.grad, [1.0, 1.0, 1.0])
+    f.value_and_grad([1.0, 1.0, 1.0])
+    np.testing.assert_array_equal(w.grad, [2.0, 2.0, 2.0])
+
+
 def test_a_variable_belongs_to_any_number_of_functions_and_to_layers():
     x = tp.placeholder((2,), name="x", dtype="float64")
     w = tp.variable([1.0, 2.0], name="w", dtype="float64")

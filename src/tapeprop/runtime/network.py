@@ -202,9 +202,7 @@ class Network:
         Parameter gradients are treated as by backward(). Nothing is kept for a backward() later.
         """
         with self.lock:
-            shapes, frozen = tuple(a.shape for a in arrays), self.frozen()
-            key = ("value_and_gradient", training, shapes, frozen)
-            found, executable = self.plan(key, lambda: self._make_value_and_gradient(shapes, training, frozen))
+            found, executable = self.value_and_gradient_plan(arrays, training)
             self._run_on(executable, found.inputs, arrays)
             for parameter in found.reached:
                 cell(parameter).pending = True
@@ -213,6 +211,14 @@ class Network:
                 _result(executable, found.gradients[t], arrays) if t in found.gradients else np.zeros_like(a)
                 for t, a in zip(found.inputs, arrays, strict=True)
             ]
+
+    def value_and_gradient_plan(
+        self, arrays: Sequence[np.ndarray], training: bool
+    ) -> tuple[ValueAndGradient, Executable]:
+        """What value_and_gradient() runs on arrays of these shapes."""
+        shapes, frozen = tuple(a.shape for a in arrays), self.frozen()
+        key = ("value_and_gradient", training, shapes, frozen)
+        return self.plan(key, lambda: self._make_value_and_gradient(shapes, training, frozen))
 
     def _make_value_and_gradient(
         self, shapes: tuple[tuple[int, ...], ...], training: bool, frozen: frozenset[Parameter]
