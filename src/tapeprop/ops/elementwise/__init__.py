@@ -164,6 +164,14 @@ def compute(
     function: takes one `tapeprop.ops.scalar.Scalar` per operand and gives one or several. Python numbers become constants of the
     expression. dtype: of the results; that of the operands by default. DTypeError, ShapeError.
     """
+    tensors, slots = _split(operands)
+    found = function(*(input_scalar(slot) if isinstance(slot, int) else constant(slot) for slot in slots))
+    roots = [found] if isinstance(found, Scalar) else list(found)
+    return _computed(roots, tensors, label, dtype, (*formula, slots) if formula else None)
+
+
+def _split(operands: Sequence[Operand]) -> tuple[list[Tensor], tuple[int | float, ...]]:
+    """(the operands that become tensors, for each operand its number among these, or the number that it is)."""
     tensors: list[Tensor] = []
     slots: list[int | float] = []
     for operand in operands:
@@ -172,13 +180,16 @@ def compute(
         else:
             slots.append(len(tensors))
             tensors.append(as_tensor(operand))
-    found = function(*(input_scalar(slot) if isinstance(slot, int) else constant(slot) for slot in slots))
-    roots = [found] if isinstance(found, Scalar) else list(found)
-    named = (*formula, tuple(slots)) if formula else None
+    return tensors, tuple(slots)
+
+
+def _computed(
+    roots: Sequence[Scalar], tensors: list[Tensor], label: str, dtype: str | None, formula: tuple | None
+) -> tuple[Tensor, ...]:
     if dtype is None:
         tensors = alike(tensors, "fiub")  # an array of whole numbers computes as floats here
         dtype = _dtype(label, tensors)
-    return _record(roots, tensors, label, dtype, named)
+    return _record(roots, tensors, label, dtype, formula)
 
 
 def _dtype(label: str, tensors: Sequence[Tensor]) -> str:
@@ -196,12 +207,17 @@ def apply(name: str, *operands: Operand, **attributes: Any) -> Tensor:
     known = formula.complete(attributes)
     if any(isinstance(operand, Scalar) for operand in operands):
         return formula.function(*operands, **known)  # type: ignore[return-value]
-    return compute(
-        lambda *scalars: formula.function(*scalars, **known),
-        *operands,
-        label=name,
-        formula=(name, tuple(sorted(known.items()))),
-    )[0]
+    tensors, slots = _split(operands)
+    settings = tuple(sorted(known.items()))
+    root = _root(name, settings, tuple([slot if type(slot) is int else slot.hex() for slot in slots]))  # type: ignore[union-attr]
+    return _computed([root], tensors, name, None, (name, settings, slots))[0]
+
+
+@functools.lru_cache(maxsize=4096)
+def _root(name: str, settings: tuple[tuple[str, Any], ...], slots: tuple[int | str, ...]) -> Scalar:
+    """The expression of a formula of the table; a slot is an input's number, or a constant as hexadecimal text."""
+    scalars = [input_scalar(slot) if isinstance(slot, int) else constant(float.fromhex(slot)) for slot in slots]
+    return FORMULAS[name].function(*scalars, **dict(settings))
 
 
 def _public(formula: Formula) -> Callable[..., Tensor]:
