@@ -46,7 +46,9 @@ class CompiledGraph(GraphStructure):
 
     def __getstate__(self) -> dict[str, Any]:
         """Structure and weights; a copy has to be built anew, with fresh optimizer state."""
-        dropped = ("_network", "_trainer", "_optimizers", "_running", "_synchronised", "_frozen", "_prepared")
+        dropped = (
+            "_network", "_trainer", "_built_key", "_optimizers", "_running", "_synchronised", "_frozen", "_prepared",
+        )  # fmt: skip
         return {name: value for name, value in super().__getstate__().items() if name not in dropped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -57,8 +59,9 @@ class CompiledGraph(GraphStructure):
         self._network: Network | None = None
         self._trainer: Trainer | None = None
         self._built_version = -1
+        self._built_key: tuple | None = None
         self._optimizers = OptimizerState()
-        self._synchronised: tuple[int, int] = (-1, -1)
+        self._synchronised: tuple[int, int, bool] | None = None
         self._frozen: tuple[int, frozenset[Parameter]] = (-1, frozenset())
         self._running = threading.RLock()
 
@@ -89,7 +92,7 @@ class CompiledGraph(GraphStructure):
         state of the nodes that stay.
 
         CycleError, DisconnectedError, ShapeError, MergeError, DuplicateNameError and other GraphErrors name the nodes; the graph is then
-        as it was.
+        as it was: what has been built before goes on to work once the edits are taken back.
         """
         _check_options(dtype, device, workers, clip_norm, math_mode)
         if auto_batch_norm:
@@ -113,7 +116,8 @@ class CompiledGraph(GraphStructure):
             self._options = options
             self._network = Network(self.trace_all, options, self._random, self._frozen_parameters)
             self._trainer = Trainer(self._network, self._optimizers)
-            self._built_version = self.version
+            self._stopped = self.stopped
+            self._built_version, self._built_key = self.version, self._key
         return self
 
     def _check_shapes(self, input_shape: Any) -> None:
@@ -126,8 +130,11 @@ class CompiledGraph(GraphStructure):
 
     @property
     def built_(self) -> bool:
-        """Whether the graph is built and has not been edited since."""
-        return self._network is not None and self._built_version == self.version
+        """Whether the graph is built and has not been edited since, or all edits have been taken back."""
+        version = self.version
+        if self._built_version != version and self._built_key is not None and self._built_key == self._key:
+            self._built_version = version
+        return self._network is not None and self._built_version == version
 
     @property
     def dtype(self) -> str:
@@ -137,7 +144,7 @@ class CompiledGraph(GraphStructure):
     def _compiled(self, what: str) -> tuple[Network, Trainer]:
         if self._network is None or self._trainer is None:
             raise NotBuiltError(f"{what}: the graph is not built; call build() first")
-        if self._built_version != self.version:
+        if not self.built_:
             raise NotBuiltError(f"{what}: the graph was edited after build(); call build() again, weights are kept")
         return self._network, self._trainer
 
@@ -225,7 +232,7 @@ class CompiledGraph(GraphStructure):
             self._optimizer = made
         elif made is not None:
             self._rules.append((where, made))
-        self._synchronised = (-1, -1)
+        self._synchronised = None
 
     @property
     def optimizer(self) -> Any:
@@ -270,7 +277,7 @@ class CompiledGraph(GraphStructure):
             self._assign_optimizers()
 
     def _assign_optimizers(self) -> None:
-        now = (edits(), self.version)
+        now = (edits(), self.version, self.built_)
         if self._synchronised == now:
             return
         names = {parameter: name for name, parameter in self.named_parameters()}
@@ -285,6 +292,10 @@ class CompiledGraph(GraphStructure):
                 optimizer = fitting[-1] if fitting else self._optimizer
             if optimizer is not None:
                 wanted.setdefault(id(optimizer), (optimizer, []))[1].append(parameter)
+        if not self.built_:  # what has been taken out since the last build() may come back before the next
+            for unit in self._optimizers.units:
+                away = [parameter for parameter in unit.parameters if parameter not in seen]
+                wanted.setdefault(id(unit.rule), (unit.rule, []))[1].extend(away)
         self._optimizers.assign(list(wanted.values()))
         self._synchronised = now
 
