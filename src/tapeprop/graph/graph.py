@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -373,6 +373,21 @@ class CompiledGraph(GraphStructure):
         network, _ = self._compiled("the graph")
         return network.output_shapes(tuple(shapes))
 
+    # ---- whole states
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """{`<name or node<i>>.<parameter>`: a copy of its value}, running statistics included, between two steps."""
+        with self._exclusive("state_dict()"):
+            return super().state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Sets all parameters, or none, between two steps.
+
+        GraphError, ShapeError, DTypeError and NumericsError name the key.
+        """
+        with self._exclusive("load_state_dict()"):
+            super().load_state_dict(state)
+
     # ---- looking inside
 
     def watch(self, *nodes: LayerNode) -> None:
@@ -385,19 +400,22 @@ class CompiledGraph(GraphStructure):
                 raise GraphError(
                     f"watch: node {self.labels[node]!r} leads to no term and is left out; connect it first"
                 )
-        network.watch(nodes)
+        with self._exclusive("watch()"):
+            network.watch(nodes)
 
     def value(self, node: LayerNode) -> np.ndarray:
         """A copy of a watched node's result after the last forward(). StateError where it is not watched."""
         network, _ = self._compiled("value()")
         self._expect_watched(node, network, "value()")
-        return network.value(node)
+        with self._exclusive("value()"):
+            return network.value(node)
 
     def gradient(self, node: LayerNode) -> np.ndarray:
         """A copy of the gradient of a watched node's result after the last backward(); zeros where none reached it."""
         network, _ = self._compiled("gradient()")
         self._expect_watched(node, network, "gradient()")
-        return network.gradient(node)
+        with self._exclusive("gradient()"):
+            return network.gradient(node)
 
     def _expect_watched(self, node: LayerNode, network: Network, what: str) -> None:
         self._expect(node, what)
@@ -413,11 +431,12 @@ class CompiledGraph(GraphStructure):
         """
         network, _ = self._compiled("tape")
         if self._input_shape is not None:
-            return network.listing(self.open_shapes(self._input_shape))
-        expected = self.expected_inputs()
-        if expected is None:
-            return network.listing(None)
-        return network.listing([open_shape(shape, i) for i, shape in enumerate(expected)])
+            shapes = self.open_shapes(self._input_shape)
+        else:
+            expected = self.expected_inputs()
+            shapes = None if expected is None else [open_shape(shape, i) for i, shape in enumerate(expected)]
+        with self._exclusive("tape"):
+            return network.listing(shapes)
 
     def cache_info(self) -> CacheInfo:
         """How often forward() found its plan (hits), had to make one (misses), and how many plans are kept (size)."""
