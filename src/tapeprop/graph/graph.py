@@ -11,7 +11,7 @@ import numpy as np
 from tapeprop.errors import DeviceError, GraphError, NotBuiltError, ShapeError, StateError
 from tapeprop.graph.base import GraphStructure
 from tapeprop.graph.node import LayerNode, configured
-from tapeprop.ir import Parameter
+from tapeprop.ir import Parameter, Shape
 from tapeprop.layers.edits import edits
 from tapeprop.layers.sizes import open_shape
 from tapeprop.runtime.listing import Listing
@@ -431,7 +431,7 @@ class CompiledGraph(GraphStructure):
         """
         network, _ = self._compiled("tape")
         if self._input_shape is not None:
-            shapes = self.open_shapes(self._input_shape)
+            shapes: list[Shape] | None = self.open_shapes(self._input_shape)
         else:
             expected = self.expected_inputs()
             shapes = None if expected is None else [open_shape(shape, i) for i, shape in enumerate(expected)]
