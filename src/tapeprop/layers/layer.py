@@ -62,7 +62,12 @@ class Layer:
     def members(self) -> Iterator[Member]:
         """(name, parameter or layer) held directly, in the order in which they were defined."""
         for name, value in vars(self).items():
-            yield from _held(name, value)
+            # Every build asks every layer several times, so what most attributes are is passed over first.
+            if type(value) not in _PLAIN:
+                if isinstance(value, Parameter | Layer):
+                    yield name, value
+                elif isinstance(value, list | tuple | dict):
+                    yield from _held(name, value)
 
     def children(self) -> Iterator[tuple[str, Layer]]:
         """(name, layer) held directly."""
@@ -215,12 +220,12 @@ class Layer:
 
     def structure_key(self) -> tuple:
         """What trace() depends on besides the parameters' numbers: the same until something is edited."""
-        plain = tuple(
-            (name, value if _is_plain(value) else _Identity(value))
+        plain = [
+            (name, value if type(value) in _PLAIN or _is_plain(value) else _Identity(value))
             for name, value in vars(self).items()
-            if not name.startswith("_")
-        )
-        return (_Identity(self), plain, tuple(child.structure_key() for _, child in self.children()))
+            if name[0] != "_"
+        ]
+        return (_Identity(self), *plain, *[child.structure_key() for _, child in self.children()])
 
     def __repr__(self) -> str:
         arguments, shown = _arguments(type(self)), []
@@ -275,10 +280,12 @@ class _Identity:
         return id(self.thing)
 
 
+#: What is compared by value, and holds nothing.
+_PLAIN = frozenset((int, float, str, bool, type(None)))
+
+
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(_is_plain(item) for item in value)
-    return value is None or type(value) in (int, float, str, bool)
+    return all(map(_is_plain, value)) if isinstance(value, tuple) else type(value) in _PLAIN
 
 
 def _held(name: str, value: Any) -> Iterator[Member]:
