@@ -11,6 +11,7 @@ alone. Two graphs trained in two threads beside one after the other. A default r
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import statistics
 import time
@@ -111,8 +112,11 @@ def building_rows(found: dict[str, dict[int, dict[str, float]]]) -> list[tuple[s
 # ---- editing
 
 
-def edit_seconds(insert: Callable[[], Layer]) -> dict[str, float]:
-    """Median seconds of each part after a node was put into a chain of EDITED_NODES, and the kernels linked in all edits."""
+def edit_seconds(insert: Callable[[Layer], Layer]) -> dict[str, float]:
+    """Median seconds of each part after a node was put into a chain of EDITED_NODES, and the kernels linked in all edits.
+
+    insert: makes a layer to put in from the layer before it.
+    """
     network = Network("chain", "", SHAPE, lambda: chain(EDITED_NODES - 1))
     graph, (x, y), loss = network.graph().build(SHAPE, workers=1), network.data(), CrossEntropy()
     graph.set_optimizer(SGD(RATE, momentum=0.9))
@@ -123,7 +127,7 @@ def edit_seconds(insert: Callable[[], Layer]) -> dict[str, float]:
         a, b = nodes[place], nodes[place + 1]
         clock = Clock()
         graph.disconnect(a, b)
-        graph.add_node(LayerNode(insert()), [a], [b])
+        graph.add_node(LayerNode(insert(a.layer)), [a], [b])
         clock.lap("the edit itself")
         graph.build(SHAPE, workers=1)
         clock.lap("build")
@@ -238,7 +242,7 @@ def main() -> None:
     built = building()
     figures: dict[str, Any] = {"building": built, "editing": {}, "two losses": {}, "threads": {}}
     rows = building_rows(built)
-    for name, insert in (("an Identity", Identity), ("a Dense(16, 16)", lambda: Dense(16, 16))):
+    for name, insert in (("an Identity", lambda _: Identity()), ("a copy of a node", copy.deepcopy)):
         found = figures["editing"][name] = edit_seconds(insert)
         rows += edit_rows(name, found)
     for name in TWO_LOSSES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +17,14 @@ from tapeprop.layers.edits import edited
 from tapeprop.layers.sizes import open_shape, plain_shape
 
 Member = tuple[str, "Parameter | Layer"]
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """Where a layer's draws come from: a graph's seed, and the layer's place in that graph."""
+
+    entropy: int
+    key: tuple[int, ...]
 
 
 class Layer:
@@ -37,7 +46,7 @@ class Layer:
 
     #: The seed of this layer's own draws; None: the graph's seed decides, or chance.
     random_state: int | None = None
-    _stream: tuple[int, tuple[int, ...]] | None = None
+    _stream: _Stream | None = None
     _parameters_drawn = 0
 
     def trace(self, x: Tensor) -> Tensor:
@@ -64,9 +73,9 @@ class Layer:
         for name, value in vars(self).items():
             # Every build asks every layer several times, so what most attributes are is passed over first.
             if type(value) not in _PLAIN:
-                if isinstance(value, Parameter | Layer):
+                if isinstance(value, _MEMBERS):
                     yield name, value
-                elif isinstance(value, list | tuple | dict):
+                elif isinstance(value, _HOLDERS):
                     yield from _held(name, value)
 
     def children(self) -> Iterator[tuple[str, Layer]]:
@@ -189,7 +198,7 @@ class Layer:
         key: where the layer stands in the graph; the stream follows from (entropy, key) alone.
         """
         if self._stream is None:
-            self._stream = (entropy, key)
+            self._stream = _Stream(entropy, key)
         for i, (_, child) in enumerate(self.children()):
             child.seed_streams(entropy, (*key, 1, i))
 
@@ -198,8 +207,7 @@ class Layer:
             # the first parameter gets PCG64(random_state) itself, as anyone would draw it by hand
             sequence = np.random.SeedSequence(self.random_state, spawn_key=(index,) if index else ())
         elif self._stream is not None:
-            entropy, key = self._stream
-            sequence = np.random.SeedSequence(entropy, spawn_key=(*key, 0, index))
+            sequence = np.random.SeedSequence(self._stream.entropy, spawn_key=(*self._stream.key, 0, index))
         else:
             sequence = np.random.SeedSequence()
         return initializers.draw(initializer, shape, np.random.Generator(np.random.PCG64(sequence)))
@@ -286,6 +294,10 @@ _PLAIN = frozenset((int, float, str, bool, type(None)))
 
 def _is_plain(value: Any) -> bool:
     return all(map(_is_plain, value)) if isinstance(value, tuple) else type(value) in _PLAIN
+
+
+_MEMBERS = (Parameter, Layer)
+_HOLDERS = (list, tuple, dict)
 
 
 def _held(name: str, value: Any) -> Iterator[Member]:
