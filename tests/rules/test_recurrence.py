@@ -119,6 +119,7 @@ def test_one_frozen_node_freezes_the_layer_wherever_it_is_used():
     graph = elman()
     graph.set_optimizer(SGD(0.1))
     node(graph, "U3").frozen = True
+    assert graph.built_
     before = graph.state_dict()
     graph.train_step(X, Y, LOSS)
     assert changed(graph, before) == {"W0.weight", "W0.bias", "V.weight", "V.bias"}
