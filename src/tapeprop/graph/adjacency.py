@@ -7,7 +7,8 @@ key, and an edit that raises has changed nothing.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any, SupportsIndex
 
 from tapeprop.errors import GraphError
@@ -148,6 +149,15 @@ class Adjacency(dict[LayerNode, NodeList]):
         for following in self.values():
             if node in following:
                 following[:] = [other for other in following if other is not node]
+        edited()
+
+    def replace_all(self, given: Mapping[LayerNode, list[LayerNode]]) -> None:
+        """Holds what is given and nothing else. The keys come first: they number the nodes and order the operands."""
+        nodes = list(dict.fromkeys((*given, *chain.from_iterable(given.values()))))
+        self._welcome(nodes)
+        self.clear()
+        for node in nodes:
+            super().__setitem__(node, NodeList(given.get(node, ()), self.admit))
         edited()
 
     def replace(self, old: LayerNode, new: LayerNode) -> None:

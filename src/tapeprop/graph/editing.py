@@ -75,10 +75,7 @@ class EditableGraph(Layer):
             check_node(node, "graph"): check_nodes(following, f"graph: next nodes of {node}")
             for node, following in graph.items()
         }
-        self._check_welcome([*given, *(node for following in given.values() for node in following)])
-        self._edges.clear()
-        self._edges.admit(given)  # keys first: they number the nodes and order the operands
-        self._edges.update(given)
+        self._edges.replace_all(given)
 
     @property
     def root(self) -> Ends:
@@ -295,20 +292,17 @@ class EditableGraph(Layer):
 
     # ---- seeds
 
-    def _check_welcome(self, nodes: Iterable[LayerNode]) -> None:
+    def _welcome(self, nodes: list[LayerNode]) -> None:
+        """Nodes come in: they get their numbers, and their layers their streams of the graph's seed.
+
+        CycleError, before that, for one that holds this graph.
+        """
         for node in nodes:
             if any(member is self for _, member in node.layer.walk()):
                 raise CycleError(
                     f"{type(self).__name__}: expected a node of other layers, got {str(node)!r} "
                     f"({type(node.layer).__name__}), which holds this very graph"
                 )
-
-    def _welcome(self, nodes: list[LayerNode]) -> None:
-        """Nodes come in: they get their numbers, and their layers their streams of the graph's seed.
-
-        CycleError, before that, for one that holds this graph.
-        """
-        self._check_welcome(nodes)
         for node in nodes:
             if node not in self._numbers:
                 self._numbers[node] = self._next_number
