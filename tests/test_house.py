@@ -27,7 +27,7 @@ FLOORS = (
     ("graph",),
     ("training", "datasets", "losses", "optimizers", "schedules", "callbacks", "metrics"),
     ("profiling", "interchange"),
-    ("model",),
+    ("model", "formula"),
     ("__init__",),
     ("cli", "__main__"),  # the command line is a user of the public face
 )

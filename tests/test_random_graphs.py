@@ -125,3 +125,23 @@ def test_a_training_step_is_its_parts(recipe: Recipe) -> None:
         )
         parts.graph.update()
         assert_same_bits(state(whole.graph), state(parts.graph))
+
+
+@for_random_graphs(40)
+def test_predict_is_forward_in_evaluation(recipe: Recipe) -> None:
+    """With norms folded into weights, and without; to the rounding of sums that the running means cancel."""
+    case = build(recipe, auto_batch_norm=True)  # or else few norms would stand where they can be folded
+    graph, rng = case.graph, np.random.default_rng(recipe.seed)
+    for key, parameter in graph.named_parameters():
+        if "running" in key:
+            parameter.assign(rng.uniform(0.5, 2, parameter.shape))
+
+    def outputs(run, inputs) -> list[np.ndarray]:
+        found = run(inputs if isinstance(graph.root, list) else inputs[0])
+        return found if isinstance(graph.term, list) else [found]
+
+    expected = outputs(graph.forward, case.inputs)
+    error = furthest(outputs(graph.predict, case.inputs), expected)
+    if error > TOLERANCE:
+        nudged = outputs(graph.forward, [x * (1 + 1e-13) for x in case.inputs])
+        assert furthest(nudged, expected) > TOLERANCE, error

@@ -1,5 +1,7 @@
 """Runs one launch on arrays, outside any graph."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tapeprop.ir.kernels import FIRST_FIELD
@@ -9,7 +11,15 @@ from tapeprop.runtime.memory import address_of, aligned
 
 
 def run_launch(launch: Launch, call: Call, arrays, workers: int, run=None):
-    """The results of a launch, one worker after another: kernels have no barrier inside. Results start as NaN or -1."""
+    """The results of a call whose op takes one row: see `run_rows`."""
+    return run_rows([launch], call, arrays, workers, run)
+
+
+def run_rows(launches: Sequence[Launch], call: Call, arrays, workers: int, run=None):
+    """The results of launches one after another, one worker after another: kernels have no barrier inside.
+
+    Results start as NaN or -1.
+    """
     copies = []
     for array in arrays:
         copy = aligned(array.size, array.dtype).reshape(array.shape)
@@ -20,19 +30,26 @@ def run_launch(launch: Launch, call: Call, arrays, workers: int, run=None):
         made = aligned(kind.size, kind.dtype).reshape(kind.shape)
         made.fill({"f": np.nan, "u": 255}.get(made.dtype.kind, -1))
         results.append(made)
+    for launch in launches:
+        _run(launch, {"operand": copies, "result": results}, workers, run)
+    for copy, array in zip(copies, arrays, strict=True):
+        np.testing.assert_array_equal(copy, array, err_msg="a kernel wrote to an operand")
+    return results
+
+
+def _run(launch: Launch, places: dict, workers: int, run) -> None:
     stride = 0
     if launch.scratch:
         count, dtype = launch.scratch
         stride = -(-count * np.dtype(dtype).itemsize // 64) * 64 + 64  # more than asked for, as beside a hungrier row
     scratch = aligned(stride * workers)
-    places = {"operand": copies, "result": results}
 
     def word(item):
         if not isinstance(item, Ref):
             return item
         if item.kind == "stride":
             return stride // item.index
-        return address_of(scratch if item.kind == "scratch" else places[item.kind][item.index])
+        return address_of(scratch if item.kind == "scratch" else places[item.kind][item.index]) + item.offset
 
     words = [word(item) for item in launch.fields]
     control = aligned(64, "int64")
@@ -50,6 +67,3 @@ def run_launch(launch: Launch, call: Call, arrays, workers: int, run=None):
     else:
         run(launch.kernel, row, 0, 1)
     assert control[0] == 0, f"the kernel reported {control[0] & 0xFFFF}"
-    for copy, array in zip(copies, arrays, strict=True):
-        np.testing.assert_array_equal(copy, array, err_msg="a kernel wrote to an operand")
-    return results

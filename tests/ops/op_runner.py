@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from ops.kernel_harness import run_launch
+from ops.kernel_harness import run_rows
 
 from tapeprop.compiler.gradient import gradients
 from tapeprop.compiler.interpret import call_of, interpret
@@ -31,7 +31,7 @@ def run(function: Callable, *arrays: np.ndarray, workers: int = 1) -> np.ndarray
         if instruction.op.alias:
             results = instruction.op.reference(call, *operands)
         else:
-            results = run_launch(instruction.op.cpu(call), call, operands, workers)
+            results = run_rows(instruction.op.cpu_rows(call), call, operands, workers)
         values.update(zip(instruction.results, results, strict=True))
     return values[output]
 

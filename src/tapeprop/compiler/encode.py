@@ -6,7 +6,7 @@ all of them cut their work alike, so that every worker meets only its own part.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tapeprop.compiler.plan import ALIGNMENT, Place, Plan, Step
@@ -35,15 +35,38 @@ class Row:
     """One portable row: what runs, on what, where.
 
     fields: the words from word 4 on; a Place stands for an address. reads, writes: the extents, in the order of operands and results.
+    launch: what the op asked for.
     """
 
     step: Step
-    kernel: Kernel
+    launch: Launch
     fields: tuple[int | Place, ...]
     reads: tuple[Extent, ...]
     writes: tuple[Extent, ...]
-    partition: tuple | None
     barrier: bool = True
+
+    @property
+    def kernel(self) -> Kernel:
+        """The machine code."""
+        return self.launch.kernel
+
+    @property
+    def label(self) -> str:
+        """What the row computes: the op's name, or a more telling one where the op gives it."""
+        instruction = self.step.instruction
+        return self.launch.label or str(instruction.attributes.get("label", instruction.op.name))
+
+    @property
+    def flops(self) -> int:
+        """Floating point operations."""
+        found = self.launch.flops
+        return self.step.instruction.op.flops(self.step.call) if found is None else found
+
+    @property
+    def traffic(self) -> int:
+        """Bytes that it must at least read and write."""
+        found = self.launch.traffic
+        return self.step.instruction.op.traffic(self.step.call) if found is None else found
 
 
 @dataclass
@@ -66,7 +89,7 @@ def encode(plan: Plan, span_names: Iterable[str], arena: str = "arena") -> Tape:
     """The portable rows of a plan. GraphError, naming the node, where an op refuses the concrete sizes."""
     rows: list[Row] = []
     spans = {name: [len(plan.steps), 0] for name in span_names}
-    launches = [(step, _launch(step)) for step in plan.steps if not step.instruction.op.alias]
+    launches = [(step, row) for step in plan.steps if not step.instruction.op.alias for row in _launches(step)]
     scratch_bytes = max((_scratch_bytes(launched) for _, launched in launches), default=0)
     for step, launched in launches:
         instruction = step.instruction
@@ -74,11 +97,10 @@ def encode(plan: Plan, span_names: Iterable[str], arena: str = "arena") -> Tape:
         results = [plan.places[t] for t in instruction.results]
         row = Row(
             step,
-            launched.kernel,
+            launched,
             tuple(_field(item, operands, results, scratch_bytes) for item in launched.fields),
             tuple(Extent(p, t.nbytes) for p, t in zip(operands, step.call.operands, strict=True)),
             tuple(Extent(p, t.nbytes) for p, t in zip(results, step.call.results, strict=True)),
-            launched.partition,
         )
         bounds = spans[step.span]
         bounds[0], bounds[1] = min(bounds[0], len(rows)), len(rows) + 1
@@ -88,9 +110,9 @@ def encode(plan: Plan, span_names: Iterable[str], arena: str = "arena") -> Tape:
     return Tape(rows, found, scratch_bytes, arena, plan.arena_bytes, plan)
 
 
-def _launch(step: Step) -> Launch:
+def _launches(step: Step) -> Sequence[Launch]:
     try:
-        return step.instruction.op.cpu(step.call)
+        return step.instruction.op.cpu_rows(step.call)
     except CompileError:
         raise
     except GraphError as error:
@@ -114,7 +136,8 @@ def _field(item: int | Ref, operands: list[Place], results: list[Place], scratch
         return Place("scratch", 0)
     if item.kind == "stride":
         return scratch_bytes // item.index
-    return (operands if item.kind == "operand" else results)[item.index]
+    place = (operands if item.kind == "operand" else results)[item.index]
+    return Place(place.buffer, place.offset + item.offset) if item.offset else place
 
 
 def _set_barriers(rows: list[Row], span_ends: set[int]) -> None:
@@ -132,7 +155,7 @@ def _set_barriers(rows: list[Row], span_ends: set[int]) -> None:
 
 
 def _conflict(earlier: Row, later: Row) -> bool:
-    alike = earlier.partition is not None and earlier.partition == later.partition
+    alike = earlier.launch.partition is not None and earlier.launch.partition == later.launch.partition
     for written, touched in (
         *((w, t) for w in earlier.writes for t in (*later.reads, *later.writes)),
         *((w, r) for w in later.writes for r in earlier.reads),

@@ -8,10 +8,10 @@ step protocol, in `runtime`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from tapeprop.errors import GraphError
-from tapeprop.ir import Tensor, at_node, reachable
+from tapeprop.ir import Instruction, Tensor, at_node, reachable
 from tapeprop.ir.dims import text
 
 FLOATS = ("float32", "float64")
@@ -40,7 +40,7 @@ def gradients(seeds: Mapping[Tensor, Tensor], wanted: Iterable[Tensor]) -> dict[
             needed = [operand in active for operand in call.operands]
             if not any(needed):
                 continue
-            found = call.op.vjp(call, flowing, needed)
+            found = _vjp(call, flowing, needed)
         for operand, need, gradient in zip(call.operands, needed, found, strict=True):
             if need and gradient is not None:
                 if gradient.shape != operand.shape:
@@ -50,6 +50,16 @@ def gradients(seeds: Mapping[Tensor, Tensor], wanted: Iterable[Tensor]) -> dict[
                     )
                 contributions.setdefault(operand, []).append(gradient)
     return {tensor: _total(contributions, tensor) for tensor in wanted if tensor in contributions}
+
+
+def _vjp(call: Instruction, flowing: Sequence[Tensor | None], needed: Sequence[bool]) -> Sequence[Tensor | None]:
+    """The op's own rule; an error of it is told with the node's name."""
+    try:
+        return call.op.vjp(call, flowing, needed)
+    except GraphError as error:
+        if call.node and repr(call.node) not in str(error):
+            raise type(error)(f"node {call.node!r}: {error}") from None
+        raise
 
 
 def _total(contributions: Mapping[Tensor, list[Tensor]], tensor: Tensor) -> Tensor:

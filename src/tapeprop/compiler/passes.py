@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tapeprop.compiler.epilogue import fuse_epilogues
+from tapeprop.compiler.fold import Storage, fold_affine
 from tapeprop.compiler.fuse import fuse_elementwise
 from tapeprop.compiler.layout import use_lanes
 from tapeprop.compiler.winograd import use_winograd
@@ -34,17 +35,21 @@ def optimize(
     check: Callable[[str, Program], None] | None = None,
     lanes: Lanes | None = None,
     fuse: bool = True,
+    storage: Storage | None = None,
 ) -> Program:
     """The program after every pass.
 
     lanes: None where the batch does not fill vectors, so that no layout is changed. fuse: False keeps every op an instruction.
+    storage: where `fold_affine` keeps what it folds; None where it is not to run.
     """
     for run in PASSES:
         if run in FUSIONS and not fuse:
             continue
         if run is use_winograd and not (lanes and lanes.winograd):
             continue
-        if run is not use_lanes:
+        if run is fold_affine:
+            program = program if storage is None else fold_affine(program, storage)
+        elif run is not use_lanes:
             program = run(program)
         elif lanes is not None:
             program = use_lanes(
@@ -123,9 +128,10 @@ def use_counts(program: Program) -> Counter[Tensor]:
     return counts
 
 
-FUSIONS = (fuse_epilogues, fuse_elementwise)
+FUSIONS = (fold_affine, fuse_epilogues, fuse_elementwise)
 PASSES: list[Callable[..., Program]] = [
     remove_dead,
+    fold_affine,
     merge_equal,
     use_lanes,
     use_winograd,

@@ -15,7 +15,7 @@ import numpy as np
 
 from tapeprop import ops
 from tapeprop.errors import CycleError, GraphError, ShapeError
-from tapeprop.graph import structure, tables, weights
+from tapeprop.graph import auto_norm, structure, tables, weights
 from tapeprop.graph.editing import EditableGraph, Ends
 from tapeprop.graph.merge import merge
 from tapeprop.graph.names import check_names
@@ -23,7 +23,7 @@ from tapeprop.graph.node import LayerNode
 from tapeprop.graph.validate import check_structure
 from tapeprop.ir import Checkpoint, Parameter, Shape, Tensor, Trace, UndecidedError, at_node, mark, recording
 from tapeprop.layers.edits import edits
-from tapeprop.layers.layer import tracing
+from tapeprop.layers.layer import Member, traced, tracing
 from tapeprop.layers.sizes import open_shape, plain_shape
 from tapeprop.ops.shape import alias
 
@@ -59,6 +59,8 @@ class GraphStructure(EditableGraph):
     _input_shape: Any = None
     #: Whether nodes that lead to no term are left out instead of refused.
     _allow_dead: bool = False
+    #: (layer, the norm that build(auto_batch_norm=True) put behind it). Inside another graph only that one's norms count.
+    _norms: auto_norm.Norms = ()
 
     _seen = -1
     _version = 0
@@ -74,6 +76,12 @@ class GraphStructure(EditableGraph):
         seed: int | None = None,
     ):
         super().__init__(graph, root, term, seed=seed)
+
+    def __add__(self, other: Any) -> Any:
+        joined = super().__add__(other)
+        if isinstance(other, GraphStructure):
+            joined._norms = (*self._norms, *other._norms)
+        return joined
 
     # ---- validation
 
@@ -143,13 +151,15 @@ class GraphStructure(EditableGraph):
         watchable: dict[Hashable, Tensor] = outer[1] if outer is not None and inside else {}
         results: dict[LayerNode, Tensor] = {}
         given = dict(zip(self.roots, inputs, strict=True))
+        if not inside:
+            trace.behind = {id(layer): norm for layer, norm in self._norms}
         token = _watchable.set((trace, watchable))
         try:
             for node in traversal.order:
                 label, first = traversal.labels[node], mark()
                 with at_node(f"{prefix}.{label}" if prefix else label), _naming_errors(node):
                     x = given[node] if node in given else self._merged(node, traversal, results)
-                    y = _checked(node.layer.trace(x))
+                    y = _checked(traced(node.layer, x))
                     results[node] = watchable[node] = alias(y) if node in trace.watched else y
                 if node.checkpoint:
                     trace.checkpoints.append(Checkpoint(first, mark(), results[node]))
@@ -275,6 +285,16 @@ class GraphStructure(EditableGraph):
 
     # ---- weights and description
 
+    def walk(self, prefix: str = "", seen: set[int] | None = None) -> Iterator[Member]:
+        """As `Layer.walk`; the graph's own norms come behind what they follow."""
+        members = super().walk(prefix, seen)
+        return members if seen is not None or not self._norms else auto_norm.walk_with_norms(members, self._norms)
+
+    @property
+    def layer_count(self) -> int:
+        """The number of layers inside, its own norms included; a layer used twice counts twice."""
+        return self.count_layers({id(layer): 2 for layer, _ in self._norms})
+
     def state_dict(self) -> dict[str, np.ndarray]:
         """{`<name or node<i>>.<parameter>`: a copy of its value}, running statistics included."""
         check_names(self.labels)
@@ -290,7 +310,7 @@ class GraphStructure(EditableGraph):
 
         input_shape: adds the shape of each result; None takes the one that build() was given.
         """
-        return tables.text_table(self._rows(input_shape), self.param_size, self.layer_count, str(self))
+        return tables.text_table(self._rows(input_shape), self.param_size, len(self), self.layer_count, str(self))
 
     def plot(self, path: Any = None) -> str:
         """The graph as Mermaid text, or in the language of the path's ending, written there.
@@ -307,7 +327,7 @@ class GraphStructure(EditableGraph):
         results: Mapping[Hashable, Tensor] = {}
         if shape is not None:
             _, results = self.trace_open(shape)
-        return tables.rows(self._edges, self.labels, results)
+        return tables.rows(self._edges, self.labels, results, self._norms)
 
     # ---- inner
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tapeprop.errors import DeviceError, GraphError, NotBuiltError, ShapeError, StateError
+from tapeprop.graph.auto_norm import norms_for
 from tapeprop.graph.base import GraphStructure
 from tapeprop.graph.node import LayerNode, configured
+from tapeprop.graph.weights import check_keys
 from tapeprop.ir import Parameter, Shape
-from tapeprop.layers.edits import edits
+from tapeprop.layers.edits import edited, edits
 from tapeprop.layers.sizes import open_shape
 from tapeprop.runtime.listing import Listing
 from tapeprop.runtime.network import CacheInfo, Network, Options, as_input
@@ -33,6 +35,7 @@ class CompiledGraph(GraphStructure):
     def __init__(self, graph: Any = None, root: Any = None, term: Any = None, *, seed: int | None = None):
         self._unbuilt()
         self._options = Options()
+        self._auto_batch_norm = False
         self._rules: list[tuple[Where | None, Any]] = []
         self._random = Parameter((2,), self._random_start, trainable=False, dtype="int64", name="random state")
         super().__init__(graph, root, term, seed=seed)
@@ -87,6 +90,9 @@ class CompiledGraph(GraphStructure):
         workers: threads; by default the usable CPUs. clip_norm: gradients are scaled to at most this global norm at each update.
         math_mode: "winograd" computes 3 x 3 convolutions of stride 1 from 32 channels on with fewer products and an error of
         another kind (see `tapeprop.ops.lanes.winograd`), in batches of a multiple of 16 (float64: 8); "fp32" sums directly.
+        auto_batch_norm: a BatchNorm behind each convolution and dense layer that only activations follow (see
+        `tapeprop.graph.auto_norm`), until a build without it; its state keys are `<key of the layer>.auto_norm.weight` and so on, and
+        it shares the layer's optimizer and is frozen with it. No layer, node or dict of yours is changed.
         allow_dead: nodes that lead to no term are left out instead of refused. debug_nan: raise NumericsError at the first
         instruction that makes a NaN or an infinity (slow). Rebuilding after an edit keeps the weights and optimizer
         state of the nodes that stay.
@@ -95,24 +101,25 @@ class CompiledGraph(GraphStructure):
         as it was: what has been built before goes on to work once the edits are taken back.
         """
         _check_options(dtype, device, workers, clip_norm, math_mode)
-        if auto_batch_norm:
-            raise GraphError(
-                "build: auto_batch_norm=True is not offered yet; put BatchNorm2D(channels) nodes into the graph yourself"
-            )
         with self._exclusive("build()"):
-            before = self._allow_dead
+            before = self._allow_dead, self._norms
             self._allow_dead = allow_dead
             try:
                 self.check()
+                self._norms = norms_for(self) if auto_batch_norm else ()
+                if self._norms:  # check() has looked at the keys without them
+                    check_keys(self.walk())
                 if input_shape is not None:
                     self._check_shapes(input_shape)
                 self.seed_layers()
                 options = Options(dtype, workers, clip_norm, debug_nan, math_mode=math_mode)
                 pack([self._random, *(parameter for _, parameter in self.named_parameters())], dtype)
             except BaseException:
-                self._allow_dead = before
+                self._allow_dead, self._norms = before
                 raise
-            self._input_shape = input_shape
+            if self._norms != before[1]:
+                edited()  # whose parameters these are, and what they are called
+            self._input_shape, self._auto_batch_norm = input_shape, bool(auto_batch_norm)
             self._options = options
             self._network = Network(self.trace_all, options, self._random, self._frozen_parameters)
             self._trainer = Trainer(self._network, self._optimizers)
@@ -155,7 +162,11 @@ class CompiledGraph(GraphStructure):
     def _frozen_parameters(self) -> frozenset[Parameter]:
         now = edits()
         if self._frozen[0] != now:
-            self._frozen = now, frozenset(self.frozen_parameters())
+            frozen = self.frozen_parameters()
+            for layer, norm in self._norms:
+                if layer.weight in frozen:
+                    frozen.update(parameter for _, parameter in norm.named_parameters())
+            self._frozen = now, frozenset(frozen)
         return self._frozen[1]
 
     # ---- running
@@ -266,6 +277,7 @@ class CompiledGraph(GraphStructure):
             "input_shape": self._input_shape,
             "dtype": options.dtype,
             "clip_norm": options.clip_norm,
+            "auto_batch_norm": self._auto_batch_norm,
             "allow_dead": self._allow_dead,
             "debug_nan": options.debug_nan,
             "math_mode": options.math_mode,
@@ -283,7 +295,7 @@ class CompiledGraph(GraphStructure):
         names = {parameter: name for name, parameter in self.named_parameters()}
         wanted: dict[int, tuple[Any, list[Parameter]]] = {}
         seen: set[Parameter] = set()
-        for parameter, optimizer in self.assigned_optimizers(None):
+        for parameter, optimizer in self._with_norms(self.assigned_optimizers(None)):
             if parameter in seen or not parameter.trainable:
                 continue
             seen.add(parameter)
@@ -298,6 +310,14 @@ class CompiledGraph(GraphStructure):
                 wanted.setdefault(id(unit.rule), (unit.rule, []))[1].extend(away)
         self._optimizers.assign(list(wanted.values()))
         self._synchronised = now
+
+    def _with_norms(self, assigned: Iterable[tuple[Parameter, Any]]) -> Iterator[tuple[Parameter, Any]]:
+        """The parameters of the graph's own norms as well, each with the optimizer of the weights that it follows."""
+        behind = {layer.weight: norm for layer, norm in self._norms}
+        for parameter, optimizer in assigned:
+            yield parameter, optimizer
+            if parameter in behind:
+                yield from ((other, optimizer) for _, other in behind[parameter].named_parameters())
 
     @property
     def lr(self) -> float:

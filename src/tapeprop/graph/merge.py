@@ -8,6 +8,7 @@ from typing import Any
 
 from tapeprop import ops
 from tapeprop.errors import GraphError, MergeError
+from tapeprop.graph.remedy import adapting
 from tapeprop.ir import Size, Tensor
 from tapeprop.ir.dims import broadcast, same, text
 
@@ -50,6 +51,8 @@ def merge(mode: MergeMode, operands: Sequence[Tensor], names: Sequence[str], nod
     problem = _CHECKS.get(mode, _broadcast_misfit)(operands)
     if problem is not None:
         where, remedy = problem
+        if mode not in _CHECKS:
+            remedy = adapting(operands, names) or remedy
         listed = ", ".join(f"{name!r} {text(operand.shape)}" for name, operand in zip(names, operands))
         raise MergeError(f"node {node!r}: {mode.name} expects {where}, got {listed}: {remedy}")
     if mode is MergeMode.CHCAT:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tapeprop.errors import GraphError
+from tapeprop.graph.auto_norm import Norms, norms_behind
 from tapeprop.graph.node import LayerNode
 from tapeprop.graph.structure import Edges
 from tapeprop.ir import Tensor
@@ -19,7 +20,7 @@ HEADINGS = ("node", "layer", "output", "parameters", "leads to")
 
 @dataclass(frozen=True)
 class Row:
-    """One node of a table. shape: of its result, "" where unknown."""
+    """One node of a table, or a norm behind one of its layers. shape: of its result, "" where unknown."""
 
     name: str
     layer: str
@@ -33,8 +34,13 @@ class Row:
         return self.name, self.layer, self.shape, f"{self.parameters:,}", self.following
 
 
-def rows(edges: Edges[LayerNode], named: Mapping[LayerNode, str], results: Mapping[Hashable, Tensor]) -> list[Row]:
-    """A row for each node in declaration order. results: {node: its symbolic result}, as far as known."""
+def rows(
+    edges: Edges[LayerNode], named: Mapping[LayerNode, str], results: Mapping[Hashable, Tensor], norms: Norms = ()
+) -> list[Row]:
+    """A row for each node in declaration order, and for each of `norms` behind the node that holds its layer.
+
+    results: {node: its symbolic result}, as far as known.
+    """
     found = []
     for node, following in edges.items():
         shape = text(results[node].shape) if node in results else ""
@@ -42,10 +48,14 @@ def rows(edges: Edges[LayerNode], named: Mapping[LayerNode, str], results: Mappi
         frozen = " (frozen)" if node.frozen else ""
         leads = ", ".join(named[target] for target in following)
         found.append(Row(named[node], f"{node.layer!r}{merge}{frozen}", shape, sum(node.param_size), leads))
+        for name, norm in norms_behind(node.layer, named[node], norms):
+            found.append(Row(name, repr(norm), "", sum(norm.param_size), ""))
     return found
 
 
-def text_table(table: Sequence[Row], param_size: tuple[int, int], layers: int, title: str, width: int = 48) -> str:
+def text_table(
+    table: Sequence[Row], param_size: tuple[int, int], nodes: int, layers: int, title: str, width: int = 48
+) -> str:
     """The table in aligned columns; long cells are cut to `width`."""
     lines = [HEADINGS, *(row.cells for row in table)]
     cut = [[cell if len(cell) <= width else cell[: width - 3] + "..." for cell in line] for line in lines]
@@ -54,7 +64,7 @@ def text_table(table: Sequence[Row], param_size: tuple[int, int], layers: int, t
     shown = ["  ".join(_aligned(line[i], widths[i], i == 3) for i in used).rstrip() for line in cut]
     rule = "-" * max(map(len, shown))
     weights, biases = param_size
-    total = f"{title}: {len(table)} nodes, {layers} layers, {weights:,} weights and {biases:,} biases to train"
+    total = f"{title}: {nodes} nodes, {layers} layers, {weights:,} weights and {biases:,} biases to train"
     return "\n".join([shown[0], rule, *shown[1:], rule, total])
 
 

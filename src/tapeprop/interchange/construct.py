@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 from tapeprop.errors import WeightFileError
 from tapeprop.graph import GraphStructure, LayerNode, MergeMode, SequentialNode
+from tapeprop.graph.auto_norm import Normed, Norms, norm_for
 from tapeprop.graph.structure import find_cycle
 from tapeprop.interchange.describe import (
     DEEPEST,
@@ -73,7 +74,8 @@ class _Reader:
         self.met = 0
 
     def graph(self, description: Any) -> GraphStructure:
-        top = self._object(description, ("version", "layers", "nodes"), "the structure")
+        norms = ("norms",) if isinstance(description, dict) and "norms" in description else ()
+        top = self._object(description, ("version", "layers", "nodes", *norms), "the structure")
         if top["version"] != VERSION or type(top["version"]) is not int:
             remedy = "it was written by another version of tapeprop"
             self._fail("the structure", f"version {VERSION}", shown(top["version"]), remedy)
@@ -83,7 +85,20 @@ class _Reader:
         graph = self.layers[-1] if self.layers else None
         if not isinstance(graph, GraphStructure):
             self._fail("layers", f"a {GRAPH} as its last entry", type(graph).__name__)
+        graph._norms = self._norms(top["norms"]) if norms else ()
         return graph
+
+    def _norms(self, places: Any) -> Norms:
+        """New norms behind the layers at these places."""
+        found = []
+        for place in self._list(places, "norms"):
+            layer = self.layers[self._place(place, len(self.layers), "norms")]
+            if not isinstance(layer, Normed):
+                self._fail("norms", "places of convolutions and dense layers", type(layer).__name__)
+            found.append((layer, norm_for(layer)))
+        if len({id(layer) for layer, _ in found}) < len(found):
+            self._fail("norms", "places that differ", "one twice")
+        return tuple(found)
 
     # ---- layers
 

@@ -10,7 +10,8 @@ a file can describe no cycle; the last entry is the graph itself. An entry is on
     {"class": "LayerGraph", "nodes": [7, 8], "numbers": [0, 2], "next_number": 3, "edges": [[1], []], "root": 0,
      "term": [1], "seed": null, "stopped": [], "allow_dead": false}
 
-Children are names and places in `layers`, a graph's nodes places in `nodes`; edges, root, term and stopped (edges that
+A graph that was built with auto_batch_norm has "norms" beside these, the places in `layers` of the layers that a norm of its own
+follows. Children are names and places in `layers`, a graph's nodes places in `nodes`; edges, root, term and stopped (edges that
 no gradient passes) count within that graph's nodes. `nodes` holds {"class", "name", "layer", "merge_mode",
 "checkpoint", "frozen"}.
 
@@ -86,7 +87,8 @@ def describe(graph: GraphStructure, classes: Classes | None = None) -> dict[str,
     """
     writer = _Writer(known_classes(classes))
     writer.layer(graph, type(graph).__name__)
-    return {"version": VERSION, "layers": writer.layers, "nodes": writer.nodes}
+    norms = {"norms": sorted(writer.places[id(layer)] for layer, _ in graph._norms if id(layer) in writer.places)}
+    return {"version": VERSION, "layers": writer.layers, "nodes": writer.nodes} | (norms if norms["norms"] else {})
 
 
 class _Writer:

@@ -8,7 +8,7 @@ compiler then traces again with the sizes of the call at hand.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Union
+from typing import Any, Union
 
 Size = Union[int, "Dim"]
 Shape = tuple[Size, ...]
@@ -87,10 +87,11 @@ class Dim:
             self._text = "".join(_signed(i, m, c) for i, (m, c) in enumerate(reversed(self.terms)))
         return self._text
 
-    def evaluate(self, sizes: Mapping[str, int]) -> int:
+    def evaluate(self, sizes: Mapping[str, Size]) -> Size:
         """The value where every symbol has the size that `sizes` gives."""
-        total = 0
-        for monomial, factor in self.terms:
+        total: Size = 0
+        for monomial, count in self.terms:
+            factor: Size = count
             for atom in monomial:
                 factor *= sizes[atom[1]] if atom[0] == "symbol" else evaluate(atom[1], sizes) // atom[2]
             total += factor
@@ -140,8 +141,8 @@ def _signed(position: int, monomial: Monomial, factor: int) -> str:
     return sign + "*".join(atoms)
 
 
-def evaluate(size: Size, sizes: Mapping[str, int]) -> int:
-    """The int that `size` becomes under `sizes` ({symbol: int})."""
+def evaluate(size: Size, sizes: Mapping[str, Size]) -> Any:
+    """What `size` becomes under `sizes` ({symbol: int, or another open size}): an int where they all are."""
     return size.evaluate(sizes) if isinstance(size, Dim) else size
 
 

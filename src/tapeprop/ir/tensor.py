@@ -55,7 +55,14 @@ class Region:
     size: int
 
 
-Source = Input | Parameter | Gradient | Constant | Region
+@dataclass(frozen=True, eq=False)
+class Placeholder:
+    """What callers of a formula feed; a replay puts an `Input` in its place."""
+
+    name: str
+
+
+Source = Input | Parameter | Gradient | Constant | Region | Placeholder
 
 
 class Tensor:

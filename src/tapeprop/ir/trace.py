@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,7 @@ class Trace:
         self.stores: list[Store] = []
         self.checkpoints: list[Checkpoint] = []
         self.watched: frozenset[Hashable] = frozenset()  # nodes whose results need a gradient of their own
+        self.behind: Mapping[int, Any] = {}  # {id of a layer: the layer that is to be traced on its result}
         self.random = random
         self.random_sites = 0
         self._random_state: Tensor | None = None

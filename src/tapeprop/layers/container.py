@@ -8,7 +8,7 @@ from typing import Any
 from tapeprop import ops
 from tapeprop.errors import DuplicateNameError, GraphError
 from tapeprop.ir import Tensor, at_node
-from tapeprop.layers.layer import Layer, Member, check_layer, tracing
+from tapeprop.layers.layer import Layer, Member, check_layer, traced, tracing
 
 
 class Sequential(Layer):
@@ -49,7 +49,7 @@ class Sequential(Layer):
         node = tracing().node
         for name, layer in self._layers.items():
             with at_node(f"{node}.{name}" if node else name):
-                x = layer.trace(x)
+                x = traced(layer, x)
         return x
 
     def __getitem__(self, key: int | str) -> Layer:

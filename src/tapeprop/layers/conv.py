@@ -80,8 +80,7 @@ class Conv2D(Layer):
         channels = x.shape[1]
         if not same(channels, self.in_channels):
             raise misfit(
-                f"Conv2D expects {self.in_channels} channels on axis 1, got {channels} in {text(x.shape)}: "
-                f"set in_channels={channels} or add Conv2D({channels}, {self.in_channels}, 1) before it"
+                f"Conv2D expects {self.in_channels} channels on axis 1, got {channels} in {text(x.shape)}: {self._remedy(x)}"
             )
         stride, padding, dilation, extent = self.geometry()
         for size, (before, after), least in zip(x.shape[2:], padding, extent):
@@ -93,6 +92,15 @@ class Conv2D(Layer):
         return ops.conv2d(
             x, self.weight, self.bias, stride=stride, padding=padding, dilation=dilation, groups=self.groups
         )
+
+    def _remedy(self, x: Tensor) -> str:
+        channels = x.shape[1]
+        ways = [f"add Conv2D({channels}, {self.in_channels}, 1) before it"]
+        if isinstance(channels, int) and channels % self.groups == 0:
+            ways.insert(0, f"write {self.written(in_channels=channels)}")
+        if x.shape[3] == self.in_channels:
+            ways.insert(0, "give images with the channels on axis 1, as X.transpose(0, 3, 1, 2)")
+        return " or ".join(ways)
 
 
 def _may_be_at_least(size: Size, bound: int) -> bool:

@@ -48,7 +48,9 @@ class Dense(Layer):
         if x.ndim < 2:
             return "add a batch axis to the input"
         features = product(x.shape[1:])
-        remedy = "put Flatten() before it" if x.ndim > 2 else ""
-        if features != self.in_features:
-            remedy += (" and " if remedy else "") + f"set in_features={features}"
-        return remedy
+        steps = ["put Flatten() before it"] if x.ndim > 2 else []
+        if not isinstance(features, int):
+            steps.append(f"set in_features to what {features} will be")
+        elif features != self.in_features:
+            steps.append(f"write {self.written(in_features=features)}")
+        return " and ".join(steps)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from tapeprop.errors import GraphError, ShapeError
-from tapeprop.ir import Parameter, Tensor, Trace, UndecidedError, current, recording
+from tapeprop.ir import Parameter, Tensor, Trace, UndecidedError, at_node, current, recording
 from tapeprop.layers import initializers
 from tapeprop.layers.edits import edited
 from tapeprop.layers.sizes import open_shape, plain_shape
 
 Member = tuple[str, "Parameter | Layer"]
+
+#: What a norm that a graph puts behind a layer is called, behind the name of that layer: see `tapeprop.graph.auto_norm`.
+BEHIND = "auto_norm"
 
 
 @dataclass(frozen=True)
@@ -145,8 +148,12 @@ class Layer:
     @property
     def layer_count(self) -> int:
         """1, or the number of layers inside; a layer used twice counts twice."""
-        inside = [child.layer_count for _, child in self.children()]
-        return sum(inside) if inside else 1
+        return self.count_layers({})
+
+    def count_layers(self, counts: Mapping[int, int]) -> int:
+        """`layer_count` where layers count 1, or what `counts` says under their id."""
+        inside = [child.count_layers(counts) for _, child in self.children()]
+        return sum(inside) if inside else counts.get(id(self), 1)
 
     # ---- shapes
 
@@ -236,8 +243,12 @@ class Layer:
         return (_Identity(self), *plain, *[child.structure_key() for _, child in self.children()])
 
     def __repr__(self) -> str:
+        return self.written()
+
+    def written(self, **changes: Any) -> str:
+        """The call that makes an equal layer, or one with other values for some arguments: Dense(4, 8)."""
         arguments, shown = _arguments(type(self)), []
-        for name, value in self.constructor_arguments().items():
+        for name, value in {**self.constructor_arguments(), **changes}.items():
             default = arguments[name].default
             if default is inspect.Parameter.empty:
                 shown.append(repr(value))
@@ -254,6 +265,16 @@ def tracing() -> Trace:
             "a layer was called outside a graph: put it into a LayerNode, or call out_shape() for its shape"
         )
     return trace
+
+
+def traced(layer: Layer, x: Tensor) -> Tensor:
+    """The layer's result for x, with what the graph puts behind that layer: how containers call what they hold."""
+    y, trace = layer.trace(x), tracing()
+    behind = trace.behind.get(id(layer))
+    if behind is None:
+        return y
+    with at_node(f"{trace.node}.{BEHIND}"):
+        return behind.trace(y)
 
 
 def misfit(text: str) -> ShapeError:
@@ -303,6 +324,8 @@ _HOLDERS = (list, tuple, dict)
 def _held(name: str, value: Any) -> Iterator[Member]:
     if isinstance(value, Parameter | Layer):
         yield name, value
+    elif isinstance(value, Tensor) and isinstance(value.source, Parameter):  # a variable
+        yield name, value.source
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
             yield from _held(f"{name}.{i}", item)

@@ -54,7 +54,7 @@ class BatchNorm(Layer):
         if not same(x.shape[1], self.in_features):
             raise misfit(
                 f"{name} expects {self.in_features} channels on axis 1, got {x.shape[1]} in {text(x.shape)}: "
-                f"set in_features={x.shape[1]}"
+                f"write {self.written(in_features=x.shape[1])}"
             )
         mean, variance = trace.latest(self.running_mean), trace.latest(self.running_var)
         if not trace.training:

@@ -84,10 +84,12 @@ class Ref:
 
     "stride": the distance from one worker's scratch to the next, in elements of `index` bytes. It is one for a whole tape: were
     it each row's own, rows that run without a barrier between them would meet in each other's scratch.
+    offset: bytes from the start of the operand or result.
     """
 
     kind: Literal["operand", "result", "scratch", "stride"]
     index: int = 0
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,13 +99,17 @@ class Launch:
     kernel: the machine code to call. fields: the row's words from word 4 on, a Ref where an address belongs.
     partition: how the work is cut. None: one worker reads what another wrote, or wrote what another will read; equal keys on
     two rows: each worker touches only its own part of what both rows share, so no barrier is needed between them.
-    scratch: (elements per worker, dtype), or None.
+    scratch: (elements per worker, dtype), or None. label, flops, traffic: what this row does, where an instruction takes several;
+    None: as the op says of the call.
     """
 
     kernel: Kernel
     fields: tuple[int | Ref, ...]
     partition: tuple | None = None
     scratch: tuple[int, str] | None = None
+    label: str | None = None
+    flops: int | None = None
+    traffic: int | None = None
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,10 @@ class Op:
         """The row that computes this call on a CPU."""
         raise NotImplementedError
 
+    def cpu_rows(self, call: Call) -> Sequence[Launch]:
+        """The rows that compute this call on a CPU, one after another; most ops take one."""
+        return [self.cpu(call)]
+
     def operands_for(self, call: Instruction, wanted: Sequence[bool]) -> Sequence[Tensor]:
         """The operands with which to compute the wanted results again, where nobody reads the others.
 
@@ -179,8 +189,10 @@ class Op:
 
 def register(cls: type[Op]) -> type[Op]:
     """Class decorator: makes one instance of an op known under its name. GraphError where a part is missing or the name is taken."""
-    required = ["infer", "reference", "samples"] + ([] if cls.alias else ["cpu"])
+    required = ["infer", "reference", "samples"]
     missing = [part for part in required if getattr(cls, part) is getattr(Op, part)]
+    if not cls.alias and cls.cpu is Op.cpu and cls.cpu_rows is Op.cpu_rows:
+        missing.append("cpu")
     if missing or not getattr(cls, "name", ""):
         raise GraphError(f"op {cls.__name__}: missing {', '.join(missing or ['name'])}")
     known = registry.get(cls.name)
@@ -192,9 +204,11 @@ def register(cls: type[Op]) -> type[Op]:
 
 def as_tensor(value: Tensor | Parameter | np.ndarray | float | int) -> Tensor:
     """A tensor as it is, the leaf of a parameter, or a constant. DTypeError for what is none of these."""
-    if isinstance(value, Tensor):
-        return value
     trace = current()
+    if isinstance(value, Tensor):
+        if trace is not None and isinstance(value.source, Parameter):
+            return trace.parameter(value.source)  # a variable in a layer: one leaf in every trace
+        return value
     if isinstance(value, Parameter):
         if trace is None:
             raise GraphError(
@@ -231,6 +245,27 @@ def record(op: Op | str, operands: Sequence[Any], attributes: Attributes | None 
         Tensor(shape, dtype, producer=instruction, index=i) for i, (shape, dtype) in enumerate(results)
     )
     return instruction.results
+
+
+class Later(Op):
+    """A call that depends on the trace, recorded outside of one: a replay makes it with `function` of the operands.
+
+    attributes: function(*tensors) -> tensor; kind, the (shape, dtype) of the result; name, for errors.
+    """
+
+    name = "later"
+
+    def infer(self, operands, attributes):
+        return [attributes["kind"]]
+
+    def vjp(self, call, gradients, wanted):
+        raise GraphError(
+            f"{call.attributes['name']}: has no gradient before it stands in a function: differentiate by "
+            "tapeprop.function(...).value_and_grad, or call it inside a layer"
+        )
+
+
+LATER = Later()
 
 
 def same_dtype(name: str, operands: Sequence[Tensor]) -> str:

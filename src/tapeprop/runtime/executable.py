@@ -51,6 +51,8 @@ class Executable:
         self.plan = plan(program, sizes, self._locate, arena=arena_name, share=share)
         self.tape: Tape = encode(self.plan, [span.name for span in program.spans], arena_name)
         self._check_buffers(sizes)
+        targets = dict.fromkeys(store.target for span in program.spans for store in span.stores)
+        self._written = list(dict.fromkeys(found for leaf in targets if (found := values_of(leaf)) is not None))
         self.workers = worthwhile_workers(self.tape, workers)
         arena.ensure(self.tape.arena_bytes)
         self._scratch = aligned(self.tape.scratch_bytes * max(workers, 1))
@@ -196,9 +198,15 @@ class Executable:
         if count == 0:
             return
         self.prepare()
+        self._count_writes()
         failed = run_bound(self._bound, start, count, steps, self.workers, timing)  # type: ignore[arg-type]
+        self._count_writes()  # once more: another thread may have looked in between
         if failed is not None:
             self.raise_failure(*failed)
+
+    def _count_writes(self) -> None:
+        for buffer in self._written:
+            buffer.writes += 1
 
     def timing(self, steps: int) -> np.ndarray:
         """A buffer for a timed run of all rows: cycle counts, int64 (steps, workers, rows, 2)."""
@@ -230,6 +238,13 @@ class Executable:
         return int(buffer[5:]) if buffer.startswith("input") else None
 
 
+def values_of(leaf: Tensor) -> Buffer | None:
+    """The buffer in which a leaf lies that holds parameters or the like; None for gradients, inputs and constants."""
+    if isinstance(leaf.source, Parameter):
+        return cell(leaf.source).segment.values
+    return leaf.source.array if isinstance(leaf.source, Region) else None
+
+
 def link_together(executables: Sequence[Executable]) -> None:
     """Links and binds several tapes, their kernels compiled side by side where they are not there yet."""
     from tapeprop.runtime.linker import load
@@ -252,7 +267,6 @@ def worthwhile_workers(tape: Tape, workers: int) -> int:
         return 1
     seconds = 0.0
     for row in tape.rows:
-        op, call = row.step.instruction.op, row.step.call
-        seconds += max(op.flops(call) / CORE_FLOPS, op.traffic(call) / CORE_BYTES)
+        seconds += max(row.flops / CORE_FLOPS, row.traffic / CORE_BYTES)
     barriers = sum(row.barrier for row in tape.rows)
     return workers if seconds > 2 * (barriers * BARRIER_SECONDS + WAKE_SECONDS) else 1

@@ -49,7 +49,7 @@ def list_tape(tape: Tape, title: str) -> Listing:
             {
                 "row": str(number),
                 "span": row.step.span,
-                "op": op_label(row.step.instruction),
+                "op": row.label,
                 "node": row.step.instruction.node,
                 "operands": " ".join(
                     _placed(extent, kind.shape) for extent, kind in zip(row.reads, call.operands, strict=True)
@@ -57,8 +57,8 @@ def list_tape(tape: Tape, title: str) -> Listing:
                 "results": " ".join(
                     _placed(extent, kind.shape) for extent, kind in zip(row.writes, call.results, strict=True)
                 ),
-                "bytes": str(row.step.instruction.op.traffic(call)),
-                "FLOPs": str(row.step.instruction.op.flops(call)),
+                "bytes": str(row.traffic),
+                "FLOPs": str(row.flops),
             }
         )
     saved = 1 - tape.arena_bytes / tape.plan.unshared_bytes if tape.plan.unshared_bytes else 0.0

@@ -6,9 +6,12 @@ A trace function takes the input tensors and records the network; see `TraceFunc
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from tapeprop.compiler.gradient import FLOATS, gradients
 from tapeprop.compiler.layout import BatchLanes, batch_lanes
@@ -31,6 +34,10 @@ from tapeprop.ir import (
     reachable,
     recording,
 )
+from tapeprop.ir.dims import product
+from tapeprop.ops.shape import expand
+from tapeprop.runtime.folding import Folding
+from tapeprop.runtime.memory import Buffer
 from tapeprop.runtime.state import cell
 
 #: inputs -> (outputs, {key: any tensor inside that a caller may want to watch})
@@ -54,6 +61,7 @@ class Forward:
     lane_forms: dict[Tensor, Tensor] = field(default_factory=dict)  # as recorded -> its form in the batch-lane layout
     in_lanes: set[Tensor] = field(default_factory=set)  # what was made in that layout, even if it is kept plain
     batch: BatchLanes | None = None
+    folding: Folding | None = None
 
     def calls(self) -> list[Instruction]:
         """What outputs and state effects depend on, as recorded."""
@@ -65,14 +73,38 @@ class Forward:
         return [store.target for store in self.stores]
 
 
-def open_shapes(shapes: Sequence[tuple[int, ...]]) -> tuple[tuple[Shape, ...], dict[str, int]]:
-    """(the shapes with axis 0 open, {symbol: size}): inputs of one length share a symbol."""
+@dataclass
+class ValueAndGradient:
+    """One program of forward and backward. gradients: {input: its gradient}, of those that have one; reached: the parameters likewise."""
+
+    program: Program
+    inputs: list[Tensor]
+    values: list[Tensor]
+    gradients: dict[Tensor, Tensor]
+    reached: list[Parameter]
+
+
+@dataclass(frozen=True)
+class InputKind:
+    """What an input of a network is. dtype: None for the network's. batched: whether axis 0 differs from call to call."""
+
+    dtype: str | None = None
+    batched: bool = True
+
+
+ARRAY = InputKind()
+
+
+def open_shapes(
+    shapes: Sequence[tuple[int, ...]], kinds: Sequence[InputKind] = ()
+) -> tuple[tuple[Shape, ...], dict[str, int]]:
+    """(the shapes with axis 0 open, {symbol: size}): inputs of one length share a symbol. kinds: of the first few inputs."""
     symbols: dict[int, Dim] = {}
     sizes: dict[str, int] = {}
     opened: list[Shape] = []
-    for shape in shapes:
-        if not shape:
-            opened.append(())
+    for shape, kind in zip(shapes, itertools.chain(kinds, itertools.repeat(ARRAY))):
+        if not shape or not kind.batched:
+            opened.append(shape)
             continue
         if shape[0] not in symbols:
             name = f"N{len(symbols) or ''}"
@@ -86,9 +118,16 @@ class Lowering:
     """The programs of one structure. Programs are made once per (kind, open shapes) and kept."""
 
     def __init__(
-        self, function: TraceFunction, dtype: str, random: Parameter | None, fuse: bool = True, winograd: bool = False
+        self,
+        function: TraceFunction,
+        dtype: str,
+        random: Parameter | None,
+        fuse: bool = True,
+        winograd: bool = False,
+        kinds: Sequence[InputKind] = (),
     ):
         self.function = function
+        self.kinds = tuple(kinds)
         self.dtype = dtype
         self.random = random
         self.fuse = fuse
@@ -105,16 +144,17 @@ class Lowering:
 
         make(shapes, batch): batch is axis 0 where it fills vector lanes, else None.
         """
-        opened, sizes = open_shapes(shapes)
+        opened, sizes = open_shapes(shapes, self.kinds)
         exact = tuple(tuple(shape) for shape in shapes)
-        batch = batch_lanes(self.dtype, exact[0][0]) if exact and exact[0] else None
+        first = self._batch_input()
+        batch = batch_lanes(self.dtype, exact[first][0]) if len(exact) > first and exact[first] else None
         lanes = None if batch is None else batch.lanes
         for found, known in ((exact, {}), (opened, sizes)):
             if (kind, found, lanes) in self._programs:
                 return self._programs[kind, found, lanes], known
         try:
             found, known = opened, sizes
-            made = make(opened, None if lanes is None else BatchLanes(opened[0][0], lanes))
+            made = make(opened, None if lanes is None else BatchLanes(opened[first][0], lanes))
         except (UndecidedError, ShapeError):  # an error is told with the sizes that the caller knows
             found, known = exact, {}
             made = make(exact, batch)
@@ -122,6 +162,10 @@ class Lowering:
         while len(self._programs) > PROGRAMS_KEPT:  # images of ever new sizes must not fill the memory
             self._programs.pop(next(iter(self._programs)))
         return made, known
+
+    def _batch_input(self) -> int:
+        """The first input whose axis 0 is a batch."""
+        return next((i for i, kind in enumerate(self.kinds) if kind.batched), 0 if not self.kinds else len(self.kinds))
 
     def lanes(
         self,
@@ -142,7 +186,8 @@ class Lowering:
         trace = Trace(self.dtype, training, self.random)
         trace.watched = frozenset(keep)
         with recording(trace):
-            inputs = [trace.input(i, shape) for i, shape in enumerate(shapes)]
+            dtypes = itertools.chain((kind.dtype for kind in self.kinds), itertools.repeat(None))
+            inputs = [trace.input(i, shape, dtype) for i, (shape, dtype) in enumerate(zip(shapes, dtypes))]
             outputs, watched = self.function(inputs)
         return Forward(trace, inputs, outputs, watched, trace.stores)
 
@@ -175,8 +220,9 @@ class Lowering:
         recorded = [*found.outputs, *found.kept]
         flexible = len(found.kept) - sum(found.watched[key] in found.kept for key in set(keep))
         lanes = self.lanes(batch, flexible, made=found.in_lanes)
-        program = optimize(Program([span], found.inputs, recorded), lanes=lanes, fuse=self.fuse)
-        found.program = program
+        storage = None if differentiable else _storage  # backward reads the results that folding does away with
+        program = optimize(Program([span], found.inputs, recorded), lanes=lanes, fuse=self.fuse, storage=storage)
+        found.program, found.folding = program, Folding(program)
         for tensor, kept in zip(recorded, program.outputs, strict=True):
             (found.lane_forms if kept in program.in_lanes else found.places)[tensor] = kept
             if program.in_lanes.get(kept, kept) in found.in_lanes:
@@ -233,6 +279,38 @@ class Lowering:
         optimised = optimize(program, lanes=lanes, fuse=self.fuse)
         return optimised, dict(zip(kept, optimised.outputs, strict=True)), reached
 
+    def value_and_gradient(
+        self,
+        shapes: Sequence[Shape],
+        batch: BatchLanes | None,
+        training: bool,
+        trained: Callable[[Parameter], bool],
+    ) -> ValueAndGradient:
+        """Forward, and the gradient of the sum of all floating outputs, as one program.
+
+        trained: which parameters get a gradient; it is added to the one that is pending.
+        """
+        found = self.trace(shapes, training)
+        trace, forward = found.trace, found.calls()
+        with recording(trace):
+            ones = trace.constant(np.ones((), self.dtype))
+            seeds = {t: expand(ones, t.shape) for t in found.outputs if t.dtype in FLOATS}
+            inputs = [t for t in found.inputs if t.dtype in FLOATS]
+            leaves = {p: t for p, t in trace.leaves.items() if isinstance(p, Parameter) and trained(p)}
+            results = gradients(seeds, [*inputs, *leaves.values()])
+            reached = [p for p, leaf in leaves.items() if leaf in results]
+            stores = [deposit(trace, p, results[leaves[p]]) for p in reached]
+        kept = {t: results[t] for t in inputs if t in results}
+        backward = reachable(
+            [*kept.values(), *(store.value for store in stores)], [t for call in forward for t in call.results]
+        )
+        spans = [Span("forward", forward, found.stores), Span("backward", backward, stores)]
+        outputs = [*found.outputs, *kept.values()]
+        program = optimize(Program(spans, found.inputs, outputs), lanes=self.lanes(batch), fuse=self.fuse)
+        count = len(found.outputs)
+        by_input = dict(zip(kept, program.outputs[count:], strict=True))
+        return ValueAndGradient(program, found.inputs, program.outputs[:count], by_input, reached)
+
     def joint(self, shapes: Sequence[Shape], batch: BatchLanes | None = None) -> Program:
         """Forward in training and backward from every output to every trained parameter and input: what users look at."""
         found = self.trace(shapes, True)
@@ -248,6 +326,12 @@ class Lowering:
         backward = recompute(backward, found.trace.checkpoints, found.advanced)
         spans = [Span("forward", forward, found.stores), Span("backward", backward, stores)]
         return optimize(Program(spans, [*found.inputs, *seeds], [*found.outputs, *kept]), lanes=self.lanes(batch))
+
+
+def _storage(shape: Shape, dtype: str) -> Tensor:
+    """A leaf with a buffer of its own."""
+    size = int(product(shape))  # type: ignore[arg-type]  # of weights: no size is open
+    return Tensor(shape, dtype, source=Region(Buffer("folded.", size, dtype), 0, size), name="folded")
 
 
 def deposit(trace: Trace, parameter: Parameter, gradient: Tensor) -> Store:

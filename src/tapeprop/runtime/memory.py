@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from ctypes import addressof, c_char
 
 import numpy as np
@@ -28,12 +29,38 @@ def address_of(array: np.ndarray) -> int:
         return array.__array_interface__["data"][0]
 
 
+class Lent:
+    """What a view that was handed out has as its base: it lives as long as the view, and every view of it, does."""
+
+    def __init__(self, array: np.ndarray):
+        self.array = array
+        self.__array_interface__ = array.__array_interface__
+
+
 class Buffer:
-    """A named, aligned, zeroed 1-D array that never moves or grows: a place for parameters, gradients or counters."""
+    """A named, aligned, zeroed 1-D array that never moves or grows: a place for parameters, gradients or counters.
+
+    writes: counts up when it may have been written, so that what is derived from it need not be made again as long as `version` stays.
+    """
 
     def __init__(self, label: str, count: int, dtype: str | np.dtype):
         self.name = f"{label}{next(_number)}"
         self.array = aligned(count, dtype)
+        self.writes = 0
+        self._lent: weakref.WeakSet[Lent] = weakref.WeakSet()
+
+    def lend(self, start: int, shape: tuple[int, ...]) -> np.ndarray:
+        """A live view of the elements from `start` on, for anyone to write to as long as they please."""
+        size = int(np.prod(shape, dtype=np.int64))
+        lent = Lent(self.array[start : start + size])
+        self._lent.add(lent)
+        self.writes += 1
+        return np.asarray(lent).reshape(shape)
+
+    @property
+    def version(self) -> int | None:
+        """A number that is another once the contents have been written; None while somebody holds a view to write to."""
+        return None if len(self._lent) else self.writes
 
     def __repr__(self) -> str:
         return f"Buffer({self.name}, {self.array.size}, {self.array.dtype})"

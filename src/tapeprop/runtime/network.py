@@ -20,7 +20,7 @@ from tapeprop.ir import Dim, Parameter, Shape, Tensor
 from tapeprop.ir.dims import text
 from tapeprop.runtime.executable import Executable
 from tapeprop.runtime.listing import Listing, list_program, list_tape
-from tapeprop.runtime.lowering import Forward, Lowering, TraceFunction
+from tapeprop.runtime.lowering import Forward, InputKind, Lowering, TraceFunction, ValueAndGradient
 from tapeprop.runtime.memory import Arena, aligned
 from tapeprop.runtime.state import cell
 
@@ -67,7 +67,8 @@ class Network:
     """Runs the programs of one structure of a graph.
 
     function: records the network (see `lowering.TraceFunction`). random: the RNG state, an int64 parameter of shape (2,), packed.
-    frozen: tells which parameters get no gradient. The caller packs every parameter before it makes the network.
+    frozen: tells which parameters get no gradient. kinds: of the inputs, where they are not all arrays of the network's dtype with a
+    batch on axis 0. The caller packs every parameter before it makes the network.
     """
 
     def __init__(
@@ -76,13 +77,14 @@ class Network:
         options: Options,
         random: Parameter | None,
         frozen: Callable[[], frozenset[Parameter]] = frozenset,
+        kinds: Sequence[InputKind] = (),
     ):
         from tapeprop.targets.cpu.machine import usable_cpus
 
         self.options = options
         self.workers = options.workers or usable_cpus()
         self.lowering = Lowering(
-            function, options.dtype, random, fuse=not options.debug_nan, winograd=options.math_mode == "winograd"
+            function, options.dtype, random, not options.debug_nan, options.math_mode == "winograd", kinds
         )
         self.frozen = frozen
         self.lock = threading.RLock()
@@ -161,7 +163,7 @@ class Network:
         executable = self.make_executable(found.program, sizes, self.retained_arena, arena_name="retained")
         inputs = []
         for tensor, shape in zip(found.inputs, shapes, strict=True):
-            inputs.append(aligned(int(np.prod(shape, dtype=np.int64)), self.options.dtype).reshape(shape))
+            inputs.append(aligned(int(np.prod(shape, dtype=np.int64)), tensor.dtype).reshape(shape))
             executable.bind(tensor, inputs[-1])
         return Retained(found, sizes, executable, inputs)
 
@@ -176,18 +178,53 @@ class Network:
         with self.lock:
             shapes = tuple(a.shape for a in arrays)
             found, executable = self.plan(("predict", shapes), lambda: self._make_predict(shapes))
-            for tensor, array in zip(found.inputs, arrays, strict=True):
-                executable.bind(tensor, array)
-            self.execute(executable)
-            results = []
-            for tensor in found.outputs:
-                place = found.places[tensor]
-                index = executable.is_input(place)
-                if index is None:
-                    results.append(executable.view(place).copy())
-                else:
-                    results.append(arrays[index].reshape(executable.plan.types[place].shape).copy())
-            return results
+            versions = found.folding.versions()
+            self._run_on(executable, found.inputs, arrays, "forward" if found.folding.stands(versions) else None)
+            found.folding.made_of = versions
+            return [_result(executable, found.places[tensor], arrays) for tensor in found.outputs]
+
+    def _run_on(
+        self,
+        executable: Executable,
+        inputs: Sequence[Tensor],
+        arrays: Sequence[np.ndarray],
+        first: str | None = None,
+    ) -> None:
+        for tensor, array in zip(inputs, arrays, strict=True):
+            executable.bind(tensor, array)
+        self.execute(executable, first)
+
+    def value_and_gradient(
+        self, arrays: Sequence[np.ndarray], training: bool
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """(the outputs, the gradient of their sum by each input) by one tape, fresh arrays.
+
+        Parameter gradients are treated as by backward(). Nothing is kept for a backward() later.
+        """
+        with self.lock:
+            shapes, frozen = tuple(a.shape for a in arrays), self.frozen()
+            key = ("value_and_gradient", training, shapes, frozen)
+            found, executable = self.plan(key, lambda: self._make_value_and_gradient(shapes, training, frozen))
+            self._run_on(executable, found.inputs, arrays)
+            for parameter in found.reached:
+                cell(parameter).pending = True
+            values = [_result(executable, t, arrays) for t in found.values]
+            return values, [
+                _result(executable, found.gradients[t], arrays) if t in found.gradients else np.zeros_like(a)
+                for t, a in zip(found.inputs, arrays, strict=True)
+            ]
+
+    def _make_value_and_gradient(
+        self, shapes: tuple[tuple[int, ...], ...], training: bool, frozen: frozenset[Parameter]
+    ) -> tuple[ValueAndGradient, Executable]:
+        found, sizes = self.lowering.once(
+            ("value_and_gradient", training, frozen),
+            shapes,
+            lambda opened, batch: self.lowering.value_and_gradient(
+                opened, batch, training, lambda p: p.trainable and p not in frozen
+            ),
+        )
+        return found, self.make_executable(found.program, sizes, self.tight_arena)
 
     def _make_predict(self, shapes: tuple[tuple[int, ...], ...]) -> tuple[Forward, Executable]:
         found, sizes = self.lowering.once(
@@ -319,6 +356,14 @@ class Network:
             raise StateError("gradient() needs a backward() before it; call backward() first")
         found = self._gradients.get(key)
         return np.zeros_like(self.value(key)) if found is None else found.copy()
+
+
+def _result(executable: Executable, tensor: Tensor, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """A copy of a tensor that a run has left, or that is one of its inputs."""
+    index = executable.is_input(tensor)
+    if index is None:
+        return executable.view(tensor).copy()
+    return arrays[index].reshape(executable.plan.types[tensor].shape).copy()
 
 
 def as_input(array: object, dtype: str, what: str) -> np.ndarray:

@@ -66,7 +66,7 @@ class Cell:
 
     def view(self) -> np.ndarray:
         """A live view of the value."""
-        return self._stretch(self.segment.values)
+        return self.segment.values.lend(self.start, self.parameter.shape)
 
     def gradient(self) -> np.ndarray:
         """A live view of the gradient. DTypeError for state that is not trained."""

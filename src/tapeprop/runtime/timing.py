@@ -10,7 +10,6 @@ import numpy as np
 
 from tapeprop.ir import Parameter
 from tapeprop.runtime.executable import Executable
-from tapeprop.runtime.listing import op_label
 from tapeprop.runtime.memory import Buffer
 from tapeprop.runtime.state import cell
 from tapeprop.runtime.update import OptimizerState
@@ -66,9 +65,6 @@ def time_rows(executable: Executable, steps: int) -> list[RowTime]:
     total = float(spent.sum()) or 1.0
     found = []
     for i, (row, seconds) in enumerate(zip(executable.tape.rows, spent.tolist(), strict=True)):
-        instruction, call = row.step.instruction, row.step.call
-        cost = instruction.op.flops(call), instruction.op.traffic(call)
-        found.append(
-            RowTime(i, row.step.span, op_label(instruction), instruction.node, seconds, seconds / total, *cost)
-        )
+        node, share = row.step.instruction.node, seconds / total
+        found.append(RowTime(i, row.step.span, row.label, node, seconds, share, row.flops, row.traffic))
     return found

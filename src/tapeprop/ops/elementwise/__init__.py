@@ -75,8 +75,9 @@ class Elementwise(Op):
                 found.append(None)
                 continue
             from tapeprop.ops.reduce import sum_to
+            from tapeprop.ops.shape import cast
 
-            found.append(sum_to(sum_of(*parts), operand.shape))
+            found.append(cast(sum_to(sum_of(*parts), operand.shape), operand.dtype))
         return found
 
     def reference(self, call: Call, *arrays: np.ndarray):
@@ -98,7 +99,7 @@ class Elementwise(Op):
 def _gradient(call: Instruction, i: int, j: int, g: Tensor) -> Tensor | None:
     """What result j sends to operand i: g * d expression_j / d input_i, of the results' shape; None where that is zero."""
     count = len(call.operands)
-    found = _slope(call.attributes["expressions"][j], call.attributes["formula"], i, count)
+    found = slope_of(call.attributes["expressions"][j], call.attributes["formula"], i, count)
     if found is None:
         return None
     slope, used = found
@@ -110,7 +111,7 @@ def _gradient(call: Instruction, i: int, j: int, g: Tensor) -> Tensor | None:
 
 
 @functools.lru_cache(maxsize=1024)  # deep networks repeat a few formulas
-def _slope(root: Scalar, formula: tuple | None, i: int, count: int) -> tuple[Scalar, tuple[int, ...]] | None:
+def slope_of(root: Scalar, formula: tuple | None, i: int, count: int) -> tuple[Scalar, tuple[int, ...]] | None:
     """(the gradient by input i as an expression, what its inputs are); None where it is zero.
 
     They are numbered among: the operands, 0 to count - 1; the result, count; the gradient that flows in, count + 1.

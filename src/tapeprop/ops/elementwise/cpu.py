@@ -2,7 +2,8 @@
 
 The kernel is void kernel(i64 row, i64 worker, i64 workers). Words of the row from 4 on: the inner length, the product
 of the outer sizes, the outer sizes; then for each operand, inputs before outputs: its address, its outer strides in
-elements and, if it is "strided", its inner stride. `fields` writes them.
+elements and, if it is "strided", its inner stride; if it is "gathered", the address of its int32 positions. `fields`
+writes them.
 
 Work is cut into grains of `GRAIN` elements of the inner dimension, each worker taking a contiguous range of them; as
 every element is computed alone, in IEEE operations, the results have the same bits for any number of workers and any
@@ -24,9 +25,11 @@ from tapeprop.targets.cpu.vector_math import VectorMath
 __all__ = ["CLASSES", "GRAIN", "fields", "loop", "loop_text"]
 
 #: How an operand runs along the inner dimension.
-CLASSES = ("vector", "uniform", "strided", "scalar64")
+CLASSES = ("vector", "uniform", "strided", "gathered", "scalar64")
 #: Elements of the inner dimension that a worker takes at a time: fixed, so that rows of equal sizes are cut alike.
 GRAIN = 1024
+#: Those with a word more: an inner stride, or the address of a table.
+ONE_MORE = ("strided", "gathered")
 BITS = {"float32": 32, "float64": 64}
 MOST_OUTER = 6
 
@@ -73,8 +76,9 @@ def loop_text(
 
     expressions: of `tapeprop.ops.scalar.encode`, one root per output. dtype: "float32" or "float64", of the arithmetic
     and of every operand but "scalar64" ones. classes: for each input, then each output: "vector" (contiguous along the
-    inner dimension), "uniform" (one element, read once per inner run), "strided", or "scalar64" (an input of one
-    float64 element, read once and rounded to dtype). outer: the number of outer dimensions. lanes: elements per vector,
+    inner dimension), "uniform" (one element, read once per inner run), "strided", "gathered" (an input whose elements lie
+    where a table of positions says; no outer dimensions then), or "scalar64" (an input of one float64 element, read once
+    and rounded to dtype). outer: the number of outer dimensions. lanes: elements per vector,
     by default those of 512 bits. ValueError for a description that does not hold together.
     """
     roots = decode(expressions)
@@ -96,14 +100,15 @@ def fields(
     """The words of a row from word 4 on.
 
     inner, outer: the sizes. addresses: one per operand, or what later becomes one. strides: per operand its outer
-    strides in elements and, if it is "strided", the inner one. ValueError where their number is wrong.
+    strides in elements and, if it is "strided", the inner one, if it is "gathered", the address of the positions.
+    ValueError where their number is wrong.
     """
     count = 1
     for size in outer:
         count *= size
     words: list[Any] = [inner, count, *outer]
     for kind, address, steps in zip(classes, addresses, strides, strict=True):
-        expected = len(outer) + (kind == "strided")
+        expected = len(outer) + (kind in ONE_MORE)
         if len(steps) != expected:
             raise ValueError(f"a {kind} operand of {len(outer)} outer dimensions has {expected} strides, got {steps}")
         words += [address, *steps]
@@ -121,8 +126,10 @@ def _check(roots: Sequence[Scalar], inputs: int, outputs: int, dtype: str, class
     unknown = [kind for kind in classes if kind not in CLASSES]
     if unknown:
         raise ValueError(f"operand classes are {', '.join(CLASSES)}; got {unknown[0]!r}")
-    if any(kind in ("uniform", "scalar64") for kind in classes[inputs:]):
+    if any(kind not in ("vector", "strided") for kind in classes[inputs:]):
         raise ValueError("an output is 'vector' or 'strided': a single element would be written many times")
+    if outer and "gathered" in classes:
+        raise ValueError("a 'gathered' operand has no outer dimensions")
     used = inputs_of(roots)
     if used and used[-1] >= inputs:
         raise ValueError(f"the expressions use input {used[-1]}, but there are {inputs} inputs")
@@ -246,9 +253,9 @@ class _Loop:
                 self.address[k] = self.b.inttoptr(self.word(at), POINTER)
                 if kind != "scalar64":
                     self.strides[k] = [self.word(at + 1 + d) for d in range(self.outer)]
-                if kind == "strided":
+                if kind in ONE_MORE:
                     self.step[k] = self.word(at + 1 + self.outer)
-            at += 1 + self.outer + (kind == "strided")
+            at += 1 + self.outer + (kind in ONE_MORE)
 
     def read_uniform(self, bases: dict[int, Value]) -> None:
         """Broadcasts the element of every uniform operand at its base."""
@@ -356,6 +363,10 @@ class _Loop:
                 known[k] = self.math.load(self.place(bases[k], i), mask)
             elif k < self.inputs and self.classes[k] == "strided":
                 known[k] = self.math.gather(self.place(bases[k], self.b.mul(i, self.step[k])), self.step[k], mask)
+            elif k < self.inputs and self.classes[k] == "gathered":
+                table = self.b.inttoptr(self.step[k], POINTER)
+                positions = self.b.gep(table, [i], source_etype=ir.IntType(32))
+                known[k] = self.math.gather_at(bases[k], positions, mask)
         for k, result in enumerate(emit(self.roots, self.math, known), self.inputs):
             if self.classes[k] == "vector":
                 self.math.store(result, self.place(bases[k], i), mask)

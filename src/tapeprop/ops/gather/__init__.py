@@ -79,9 +79,6 @@ class TakeRows(Op):
             raise ShapeError(f"take_rows: expected a batch of at least 1, got {attributes['batch']}")
         return [((attributes["batch"], *table.shape[1:]), table.dtype)]
 
-    def vjp(self, call, gradients, wanted):
-        return [None, None, None]  # data and its order: not differentiated
-
     def reference(self, call: Call, *arrays: np.ndarray) -> Sequence[np.ndarray]:
         table, indices, cursor = arrays
         return [table[indices[cursor[0] : cursor[0] + call["batch"]]]]

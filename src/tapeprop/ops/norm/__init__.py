@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tapeprop.errors import GraphError, ShapeError
+from tapeprop.errors import ShapeError
 from tapeprop.ir import Instruction, Shape, Tensor, UndecidedError
 from tapeprop.ir.dims import product, same, text
 from tapeprop.ops import elementwise
@@ -32,6 +32,8 @@ from tapeprop.ops.op import (
     register,
     same_dtype,
 )
+from tapeprop.ops.reduce import mean as reduce_mean
+from tapeprop.ops.reduce import sum as reduce_sum
 from tapeprop.ops.shape import expand, reshape
 
 __all__ = ["batch_norm", "batch_norm_inference"]
@@ -78,18 +80,24 @@ def _through_statistics(call: Instruction, gradients: Sequence[Tensor | None]) -
     x, (_, mean, inverse_std, _, _) = call.operands[0], call.results
     to_mean, to_inverse, to_new_mean, to_new_var = gradients
     kept = call.attributes["momentum"]
-    means = [g for g in (to_mean, None if to_new_mean is None else to_new_mean * (1 - kept)) if g is not None]
-    variances = [g for g in (None if to_new_var is None else to_new_var * (1 - kept),) if g is not None]
-    if to_inverse is not None:
-        variances.append(to_inverse * inverse_std * inverse_std * inverse_std * -0.5)
-    parts = []
-    if means:
-        parts.append(expand(reshape(elementwise.sum_of(*means), _column(x)), x.shape, mean=True))
-    if variances:
-        slope = reshape(elementwise.sum_of(*variances) * 2.0, _column(x))
-        parts.append((x - reshape(mean, _column(x))) * expand(slope, x.shape, mean=True))
-    through = elementwise.sum_of(*parts) if parts else None
-    return through, *(None if g is None else g * kept for g in (to_new_mean, to_new_var))
+    means = _sum(to_mean, None if to_new_mean is None else to_new_mean * (1 - kept))
+    variances = _sum(
+        None if to_new_var is None else to_new_var * (1 - kept),
+        None if to_inverse is None else to_inverse * inverse_std * inverse_std * inverse_std * -0.5,
+    )
+    shift = slope = None
+    if means is not None:
+        shift = expand(reshape(means, _column(x)), x.shape, mean=True)
+    if variances is not None:
+        spread = expand(reshape(variances * 2.0, _column(x)), x.shape, mean=True)
+        slope = (x - reshape(mean, _column(x))) * spread
+    return _sum(shift, slope), *(None if g is None else g * kept for g in (to_new_mean, to_new_var))
+
+
+def _sum(*parts: Tensor | None) -> Tensor | None:
+    """The parts that there are, added up; None where there is none."""
+    known = [part for part in parts if part is not None]
+    return elementwise.sum_of(*known) if known else None
 
 
 def _column(x: Tensor) -> Shape:
@@ -210,9 +218,28 @@ class BatchNormGrad(Op):
         return [(x.shape, dtype), ((x.shape[1],), dtype), ((x.shape[1],), dtype)]
 
     def vjp(self, call, gradients, wanted):
-        raise GraphError(
-            "batch_norm in training has no second derivative; write the normalisation with mean() and sqrt() to get one"
-        )
+        """Of <g, dx> + <h, dgamma> + <k, dbeta>, where dx = gamma / std (dy - mean dy - x^ mean(x^ dy)). Rare, so in plain ops."""
+        dy, x, *vectors = call.operands
+        axes, column = (0, *range(2, x.ndim)), _column(x)
+        gamma, mean, inverse_std = (reshape(v, column) for v in vectors)
+        g, h, k = (t if t is None or i == 0 else reshape(t, column) for i, t in enumerate(gradients))
+        centred = x - mean
+        normal = centred * inverse_std
+        scaled = through_mean = to_gamma = to_inverse = to_x = to_mean = None
+        if g is not None:
+            scaled, along = g * (gamma * inverse_std), reduce_mean(dy * normal, axes, True)
+            h, k = _sum(h, -reduce_mean(scaled * normal, axes, True)), _sum(k, -reduce_mean(scaled, axes, True))
+            through_mean = -(scaled * along)
+            slope = reduce_sum(g * (dy - reduce_mean(dy, axes, True) - normal * along), axes, True)
+            to_gamma, to_inverse = inverse_std * slope, gamma * slope
+        to_dy = _sum(scaled, None if h is None else normal * h, k)
+        to_normal = _sum(through_mean, None if h is None else dy * h)
+        if to_normal is not None:
+            to_x = to_normal * inverse_std
+            to_mean = -reduce_sum(to_x, axes)
+            to_inverse = _sum(to_inverse, reduce_sum(to_normal * centred, axes, True))
+        found = (None if t is None else reshape(t, x.shape[1:2]) for t in (to_gamma, to_mean, to_inverse))
+        return [None if to_dy is None else expand(to_dy, x.shape), to_x, *found]
 
     def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         dy, x, gamma, mean, inverse_std = (a.astype(np.float64) for a in arrays)
@@ -239,7 +266,7 @@ class BatchNormGrad(Op):
                     r.uniform(0.5, 2, s[1]),
                 ],
                 depth=shape[0] * int(np.prod(shape[2:])),
-                gradient=(),
+                gradient=(0, 1, 2, 3, 4),
             )
             for shape in [(2, 3, 4, 5), (6, 5), (70, 33), (1, 2, 7), (2, 1, 1), (3, 2, 45, 37)]
         ]

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from tapeprop.errors import DTypeError, GraphError, ShapeError, StateError
+from tapeprop.errors import DTypeError, GraphError, ShapeError
 from tapeprop.ir import Tensor, current
 from tapeprop.ir.dims import text
-from tapeprop.ops.op import Call, Launch, Op, Ref, Sample, as_tensor, launch, record, register, same_dtype
+from tapeprop.ops.op import LATER, Call, Launch, Op, Ref, Sample, as_tensor, launch, record, register, same_dtype
 from tapeprop.ops.shape import normalise_axes
 
 __all__ = ["dropout"]
@@ -198,16 +198,19 @@ def dropout(x: Any, rate: float, shared_axes: Sequence[int] = ()) -> Tensor:
     """x with elements set to 0 at random, the others divided by 1 - rate; x itself outside training.
 
     x: any shape, floating. rate: the probability of a 0, from 0 to 1. shared_axes: axes along which all elements
-    share one draw: (2, 3) drops whole channels of (N, C, H, W). StateError outside a trace that draws.
+    share one draw: (2, 3) drops whole channels of (N, C, H, W). StateError in a trace that keeps no random state.
     """
     x = as_tensor(x)
     _expect_rate(rate)
     axes = normalise_axes("dropout", tuple(shared_axes), x.ndim)
     trace = current()
     if trace is None:
-        raise StateError(
-            "dropout: expected to be called in a layer's trace(), which knows the seed; put it into a Lambda layer"
-        )
+        attributes = {
+            "name": "dropout",
+            "kind": (x.shape, x.dtype),
+            "function": lambda x: dropout(x, rate, shared_axes),
+        }
+        return record(LATER, [x], attributes)[0]  # a function knows the seed, and whether it trains
     if not trace.training or rate == 0:
         return x
     counter, site = trace.next_random_site(lambda state: record("next_random", [state])[0])

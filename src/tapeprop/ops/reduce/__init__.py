@@ -15,7 +15,7 @@ from tapeprop.errors import ShapeError
 from tapeprop.ir import Shape, Tensor
 from tapeprop.ir.dims import product
 from tapeprop.ops.op import Call, Launch, Op, Ref, Sample, as_tensor, launch, record, register, same_dtype
-from tapeprop.ops.shape import broadcast_axes, drawn, expand, normalise_axes, refuse_empty, reshape
+from tapeprop.ops.shape import broadcast_axes, cast, drawn, expand, normalise_axes, refuse_empty, reshape
 from tapeprop.ops.shape.strides import padded
 
 __all__ = ["max", "mean", "min", "reduce", "square_sum", "sum", "sum_to"]
@@ -172,6 +172,21 @@ class SquareSums(Op):
         refuse_empty("square_sum", operands[0].shape)
         return [(((product(operands[0].shape) + (CHUNK - 1)) // CHUNK,), "float64")]
 
+    def vjp(self, call, gradients, wanted):
+        from tapeprop.ops import elementwise, join
+
+        (g,), (x,) = gradients, call.operands
+        if g is None:
+            return [None]
+        chunks = g.shape[0]
+        g = cast(g, x.dtype)
+        if chunks == 1:
+            g = reshape(g, (1,) * x.ndim)
+        else:  # each element of x times the gradient of its chunk
+            repeated = reshape(expand(reshape(g, (chunks, 1)), (chunks, CHUNK)), (chunks * CHUNK,))
+            g = reshape(join.slice(repeated, [0], [product(x.shape)]), x.shape)
+        return [elementwise.compute(lambda a, b: a * b * 2.0, x, g, label="square_sums'")[0]]
+
     def reference(self, call: Call, *arrays: np.ndarray) -> Sequence[np.ndarray]:
         flat = arrays[0].reshape(-1).astype(np.float64)
         return [np.array([np.sum(np.square(flat[i : i + CHUNK])) for i in range(0, flat.size, CHUNK)])]
@@ -184,13 +199,11 @@ class SquareSums(Op):
         return 2 * call.operands[0].size
 
     def samples(self):
-        return [
-            Sample(drawn(shape), depth=CHUNK, gradient=()) for shape in ((), (5,), (3, 61), (CHUNK,), (3, CHUNK - 7))
-        ]
+        return [Sample(drawn(shape), depth=CHUNK) for shape in ((), (5,), (3, 61), (CHUNK,), (3, CHUNK - 7))]
 
 
 def square_sum(x: Any) -> Tensor:
-    """() float64: the sum of the squares of all elements of x, float32 or float64 of any shape. It has no gradient."""
+    """() float64: the sum of the squares of all elements of x, float32 or float64 of any shape."""
     (partial,) = record("square_sums", [x])
     return reduce(partial, "sum")
 

@@ -236,6 +236,21 @@ class VectorArithmetic:
         align, suffix = INDEX(self.bits // 8), f"v{self.lanes}p0"
         return self._memory_intrinsic("masked.gather", self.float, suffix, places, align, mask, self.value(0.0))
 
+    def gather_at(self, base: Value, positions: Value, mask: Value = None) -> Value:
+        """base[p] for `lanes` consecutive int32 positions p >= 0 at the pointer `positions`; `mask` as in `load`."""
+        b, word = self.builder, ir.IntType(64)
+        if self.lanes == 1:
+            place = b.zext(b.load(positions, typ=INDEX, align=4), word)
+            return self.load(b.gep(base, [place], source_etype=self.float_scalar))
+        kind, mask = ir.VectorType(INDEX, self.lanes), self._mask(mask)
+        name = f"llvm.masked.load.v{self.lanes}i32.p0"
+        found = self._intrinsic(name, kind, positions, INDEX(4), mask, self.constant(INDEX, 0))
+        bytes_apart = b.mul(b.zext(found, self.widen(word)), self.constant(word, self.bits // 8))
+        places = b.add(self.broadcast(b.ptrtoint(base, word)), bytes_apart)
+        pointers = b.inttoptr(places, ir.VectorType(ir.PointerType(), self.lanes))
+        align, suffix = INDEX(self.bits // 8), f"v{self.lanes}p0"
+        return self._memory_intrinsic("masked.gather", self.float, suffix, pointers, align, mask, self.value(0.0))
+
     def scatter(self, value: Value, base: Value, stride: Value, mask: Value = None) -> None:
         """The counterpart of `gather`."""
         if self.lanes == 1:
@@ -258,7 +273,10 @@ class VectorArithmetic:
         return self.constant(ir.IntType(1), 1) if mask is None else mask
 
     def _memory_intrinsic(self, name: str, result: ir.Type, suffix: str, *args: Value) -> Value:
-        module, name = self.builder.module, f"llvm.{name}.{self.suffix}.{suffix}"
+        return self._intrinsic(f"llvm.{name}.{self.suffix}.{suffix}", result, *args)
+
+    def _intrinsic(self, name: str, result: ir.Type, *args: Value) -> Value:
+        module = self.builder.module
         function = module.globals.get(name)
         if function is None:
             function = ir.Function(module, ir.FunctionType(result, [a.type for a in args]), name)
