@@ -70,6 +70,23 @@ def test_arrays_broadcast_from_either_side_and_batches_are_open():
     assert f.cache_info().size == 2
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_arrays_take_the_dtype_around_them(dtype):
+    x = tp.placeholder((2, 3), name="x", dtype=dtype)
+    matrix, whole, labels = np.arange(12.0).reshape(3, 4), np.array([1, 2, 3, 4]), np.array([3, 0])
+    logits = ops.matmul(x, matrix) * whole + tp.constant([0.5] * 4)
+    rows = ops.concat([ops.take(logits, np.array([1])), np.ones((1, 4))], axis=0)
+    f = tp.function([ops.softmax_cross_entropy(logits, labels), rows], x)
+    given = np.array([[0.1, 0.2, 0.3], [0.3, 0.1, -0.2]])
+    loss, found = f(given)
+    z = given @ matrix * whole + 0.5
+    expected = np.mean(np.log(np.exp(z).sum(1)) - z[[0, 1], labels])
+    assert loss.dtype == found.dtype == dtype
+    tolerance = 1e-12 if dtype == "float64" else 1e-5  # a few roundings of sums of three and four
+    assert loss == pytest.approx(expected, rel=tolerance)
+    np.testing.assert_allclose(found, [z[1], np.ones(4)], rtol=tolerance)
+
+
 def test_open_sizes_enter_reshape_and_mean():
     x = tp.placeholder((None, 4), name="x", dtype="float64")
     y = tp.placeholder((None, 2, 2), name="y", dtype="float64")
@@ -263,6 +280,13 @@ def test_what_is_refused():
     with refused(DTypeError, "variable", "real numbers"):
         tp.variable(["a"])
     assert f(2.0, 3.0) == 6.0  # as it was
+
+
+def test_a_size_that_would_have_to_be_known():
+    x = tp.placeholder((None, 3), name="x", dtype="float64")
+    with refused(ShapeError, "add", "N == 4", "instead of None"):
+        x + np.ones((4, 3))
+    assert tp.function(x + np.ones((1, 3)), x)(np.zeros((4, 3))).shape == (4, 3)
 
 
 def test_the_wrong_one_of_many_scalars_is_named():

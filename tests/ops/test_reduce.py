@@ -31,6 +31,7 @@ def tensor(*shape, dtype="float64"):
         (lambda x: ops.sum_to(x, (3,)), [5.0, 7.0, 9.0]),
         (lambda x: ops.sum_to(x, ()), 21.0),
         (lambda x: ops.square_sum(x), 91.0),
+        (lambda x: ops.l2norm(x[:, 1:] - 2, axis=0), [3.0, np.sqrt(17.0)]),
     ],
 )
 def test_values(function, expected):
@@ -65,6 +66,13 @@ def test_gradient_of_sum_and_mean():
     np.testing.assert_array_equal(dx, [[1.0, 2.0, 3.0]] * 2)
     (dx,) = gradient(lambda t: ops.mean(t, axis=1, keepdims=True), x, flow=np.array([[3.0], [6.0]]))
     np.testing.assert_array_equal(dx, [[1.0] * 3, [2.0] * 3])
+
+
+def test_the_l2_norm_has_a_gradient_at_zero():
+    x = np.array([[3.0, 4.0], [0.0, 0.0]])
+    (slope,) = gradient(lambda x: ops.l2norm(x, axis=1), x)
+    np.testing.assert_allclose(slope, [[0.6, 0.8], [0.0, 0.0]], rtol=1e-15)
+    np.testing.assert_array_equal(run(lambda x: ops.l2norm(x), np.array([np.nan, 1.0])), np.nan)
 
 
 def test_a_gradient_is_summed_over_broadcast_axes():

@@ -14,12 +14,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from tapeprop.errors import DTypeError, GraphError, ShapeError
-from tapeprop.ir import Instruction, Parameter, Shape, Tensor, current
+from tapeprop.ir import Constant, Instruction, Parameter, Shape, Tensor, UndecidedError, current
 from tapeprop.ir.kernels import Kernel
 
 Attributes = Mapping[str, Any]
 registry: dict[str, Op] = {}
 
+FLOATS = ("float32", "float64")
 ITEM_BYTES = {"float32": 4, "float64": 8, "int64": 8, "int32": 4, "uint8": 1}
 
 _failures: dict[int, tuple[str, str]] = {}
@@ -221,17 +222,42 @@ def as_tensor(value: Tensor | Parameter | np.ndarray | float | int) -> Tensor:
         raise DTypeError(f"expected a tensor, a parameter or real numbers, got {type(value).__name__} ({array.dtype})")
     if trace is not None:
         return trace.constant(array)
-    from tapeprop.ir import Constant
+    return constant_tensor(
+        array, {"f": "float32" if array.dtype == np.float32 else "float64"}.get(array.dtype.kind, "int64")
+    )
 
-    array = np.array(array, dtype="float32" if array.dtype == np.float32 else "float64")
-    return Tensor(array.shape, str(array.dtype), source=Constant(array), name="constant")
+
+def constant_tensor(array: np.ndarray, dtype: str) -> Tensor:
+    """A leaf that holds a copy of `array` in `dtype`."""
+    copy = array.astype(dtype)
+    copy.setflags(write=False)
+    return Tensor(copy.shape, dtype, source=Constant(copy), name="constant")
+
+
+def alike(tensors: Sequence[Tensor], kinds: str = "f") -> list[Tensor]:
+    """The tensors, constants among them cast to the one floating dtype of the others: numbers take the dtype around them.
+
+    kinds: of NumPy dtypes that are cast; "f" leaves integers, which may be indices.
+    """
+    if not any(isinstance(t.source, Constant) for t in tensors):
+        return list(tensors)
+    around = {t.dtype for t in tensors if t.dtype in FLOATS and not isinstance(t.source, Constant)}
+    if len(around) != 1:
+        return list(tensors)
+    (dtype,) = around
+    return [
+        constant_tensor(t.source.array, dtype)
+        if isinstance(t.source, Constant) and t.dtype != dtype and t.source.array.dtype.kind in kinds
+        else t
+        for t in tensors
+    ]
 
 
 def record(op: Op | str, operands: Sequence[Any], attributes: Attributes | None = None) -> tuple[Tensor, ...]:
     """Records an instruction and gives its results. An error of the shape rule is told with the node's name."""
     op = registry[op] if isinstance(op, str) else op
     attributes = dict(attributes or {})
-    tensors = [as_tensor(operand) for operand in operands]
+    tensors = alike([as_tensor(operand) for operand in operands])
     trace = current()
     node = trace.node if trace else ""
     try:
@@ -240,6 +266,13 @@ def record(op: Op | str, operands: Sequence[Any], attributes: Attributes | None 
         if node and repr(node) not in str(error):
             raise type(error)(f"node {node!r}: {error}") from None
         raise
+    except UndecidedError as question:
+        if trace is not None:
+            raise  # the compiler traces again with the sizes of the call at hand
+        raise ShapeError(
+            f"{attributes.get('label', op.name)}: expected sizes that decide whether {question}, got an open one; give the placeholder that size "
+            "instead of None, or make what meets it open too"
+        ) from None
     instruction = Instruction(op, tensors, attributes, node)
     instruction.results = tuple(
         Tensor(shape, dtype, producer=instruction, index=i) for i, (shape, dtype) in enumerate(results)

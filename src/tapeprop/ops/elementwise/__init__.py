@@ -20,7 +20,7 @@ from tapeprop.ir.kernels import Kernel
 from tapeprop.ops import scalar
 from tapeprop.ops.expression import cost, derivative, evaluate
 from tapeprop.ops.formulas import FORMULAS, Formula
-from tapeprop.ops.op import ITEM_BYTES, Call, Launch, Op, Ref, Sample, as_tensor, record, register
+from tapeprop.ops.op import ITEM_BYTES, Call, Launch, Op, Ref, Sample, alike, as_tensor, record, register
 from tapeprop.ops.scalar import Scalar, constant, encode, input_scalar, inputs_of, substitute
 
 if TYPE_CHECKING:  # the functions below that come from the table of formulas
@@ -175,7 +175,10 @@ def compute(
     found = function(*(input_scalar(slot) if isinstance(slot, int) else constant(slot) for slot in slots))
     roots = [found] if isinstance(found, Scalar) else list(found)
     named = (*formula, tuple(slots)) if formula else None
-    return _record(roots, tensors, label, dtype or _dtype(label, tensors), named)
+    if dtype is None:
+        tensors = alike(tensors, "fiub")  # an array of whole numbers computes as floats here
+        dtype = _dtype(label, tensors)
+    return _record(roots, tensors, label, dtype, named)
 
 
 def _dtype(label: str, tensors: Sequence[Tensor]) -> str:

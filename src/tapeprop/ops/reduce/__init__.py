@@ -15,10 +15,11 @@ from tapeprop.errors import ShapeError
 from tapeprop.ir import Shape, Tensor
 from tapeprop.ir.dims import product
 from tapeprop.ops.op import Call, Launch, Op, Ref, Sample, as_tensor, launch, record, register, same_dtype
+from tapeprop.ops.scalar import equal, sqrt, where
 from tapeprop.ops.shape import broadcast_axes, cast, drawn, expand, normalise_axes, refuse_empty, reshape
 from tapeprop.ops.shape.strides import padded
 
-__all__ = ["max", "mean", "min", "reduce", "square_sum", "sum", "sum_to"]
+__all__ = ["l2norm", "max", "mean", "min", "reduce", "square_sum", "sum", "sum_to"]
 
 HERE = "tapeprop.ops.reduce.cpu"
 MODES = ("sum", "mean", "max", "min")
@@ -229,3 +230,11 @@ def max(x: Any, axis: int | Sequence[int] | None = None, keepdims: bool = False)
 def min(x: Any, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
     """The smallest element over `axis`; NaN where there is a NaN. Elements that tie share the gradient equally."""
     return reduce(x, "min", axis, keepdims)
+
+
+def l2norm(x: Any, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
+    """The root of the sum of squares over `axis` (an int, several, or None for all). Its gradient at 0 is 0, as torch's."""
+    from tapeprop.ops.elementwise import compute
+
+    squares = reduce(compute(lambda a: a * a, as_tensor(x), label="square")[0], "sum", axis, keepdims)
+    return compute(lambda s: where(equal(s, 0.0), s, sqrt(s)), squares, label="l2norm")[0]
