@@ -1,13 +1,19 @@
 """Every program in examples/ runs, with fewer steps than by itself, and learns."""
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
+import tapeprop as tp
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
-TESTED = {"linear", "shortcut", "concat", "digits", "resnet20"}
+TESTED = {
+    "linear", "shortcut", "concat", "digits", "resnet20", "recurrent", "two_heads", "edit_while_training", "gan",
+}  # fmt: skip
 
 
 def load(name: str) -> ModuleType:
@@ -44,6 +50,65 @@ def test_small_example(name: str, shapes: str, capsys: pytest.CaptureFixture[str
 def test_digits(capsys: pytest.CaptureFixture[str]) -> None:
     assert load("digits").main(epochs=2) > 0.8  # 0.1 would be chance
     assert "on 359 digits" in capsys.readouterr().out
+
+
+def test_recurrent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert load("recurrent").main() > 0.9
+    assert "share 3168 weights and 58 biases" in capsys.readouterr().out  # 8 * 48 + 48 * 48 + 48 * 10, 48 + 10
+
+
+def test_two_heads(capsys: pytest.CaptureFixture[str]) -> None:
+    accuracy, error = load("two_heads").main(epochs=8)
+    assert accuracy > 0.9
+    assert error < 0.15  # the centres themselves lie 0.3 pixels from the middle
+    assert f"accuracy {accuracy:.3f}, centres off by {error:.3f} pixels" in capsys.readouterr().out
+
+
+def test_edit_while_training(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second, third = load("edit_while_training").main(epochs=3)
+    assert first > 0.8
+    assert min(second, third) > first
+    kept = f"accuracy {first:.3f} -> {second:.3f}"  # as good after the edit as before
+    assert kept in capsys.readouterr().out
+
+
+def test_gan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    gan, picture = load("gan"), tmp_path / "drawn.pgm"
+    samples = gan.main(steps=600, picture=str(picture))
+    assert samples.shape == (64, 1, 8, 8)
+    real = tp.datasets.digits()[0].mean(axis=0)
+    assert np.corrcoef(samples.mean(axis=0).ravel(), real.ravel())[0, 1] > 0.9  # ink is where digits have it
+    assert samples.std(axis=0).mean() > 0.1  # and they are not all the same
+    header, _, pixels = picture.read_bytes().partition(b" 255\n")
+    assert header == b"P5 960 540"  # 16 columns and 9 rows of 10 by 10 pixels, each drawn 6 by 6
+    assert len(pixels) == 960 * 540
+    assert "step 600: loss of the discriminator" in capsys.readouterr().out
+
+
+def test_each_network_of_the_gan_is_trained_by_its_own_step_alone() -> None:
+    gan = load("gan")
+    generator, discriminator, both = gan.networks()
+    both.build(workers=1).set_optimizer(tp.optimizers.Adam())
+    generator.build(workers=1)
+    discriminator.build(workers=1).set_optimizer(tp.optimizers.Adam())
+    noise, loss = np.random.default_rng(0).standard_normal((8, gan.NOISE)), tp.losses.BinaryCrossEntropy()
+
+    def changed(step: Callable[[], object]) -> set[str]:
+        before = both.state_dict()
+        step()
+        return {name.split(".")[0] for name, value in both.state_dict().items() if (value != before[name]).any()}
+
+    for _ in range(2):
+        assert changed(lambda: both.train_step(noise, np.ones((8, 1)), loss)) == {"generator"}
+        step = changed(lambda: discriminator.train_step(generator(noise), np.zeros((8, 1)), loss))
+        assert step == {"discriminator"}
+    np.testing.assert_array_equal(both(noise), discriminator(generator(noise)))
+    assert all(
+        np.shares_memory(p.value, q.value)
+        for (_, p), (_, q) in zip(
+            both.named_parameters(), [*generator.named_parameters(), *discriminator.named_parameters()], strict=True
+        )
+    )
 
 
 @pytest.mark.slow

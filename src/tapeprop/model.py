@@ -137,16 +137,19 @@ class LayerGraph(CompiledGraph):
         classes: {name: class} of layers of your own in the graph; load() needs them too. GraphError where something cannot be
         written (a Lambda, say): keep its code, and save state_dict() instead.
         """
-        interchange.save(self, path, classes)
+        with self._exclusive("save()"):
+            interchange.save(self, path, classes)
 
     def optimizer_state_dict(self) -> dict[str, Any] | None:
         """Optimizer and random state as plain data, for load_optimizer_state_dict(); None before build()."""
-        return optimizer_state.state_of(self)
+        with self._exclusive("optimizer_state_dict()"):
+            return optimizer_state.state_of(self)
 
     def load_optimizer_state_dict(self, state: Mapping[str, Any]) -> None:
         """Sets what optimizer_state_dict() gave. WeightFileError where it does not fit."""
         self._compiled("load_optimizer_state_dict()")
-        optimizer_state.restore(self, state)
+        with self._exclusive("load_optimizer_state_dict()"):
+            optimizer_state.restore(self, state)
 
 
 def load(path: Any, classes: Mapping[str, type] | None = None, **options: Any) -> LayerGraph:

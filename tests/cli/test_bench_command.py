@@ -35,7 +35,7 @@ def test_programs_are_there() -> None:
 
 def test_all_run_by_default(calls) -> None:
     assert main(["bench"]) == 0
-    assert calls == [["train"], ["infer"], ["memory"], ["scaling"], ["infrastructure", "--cold"]]
+    assert calls == [["train"], ["infer"], ["memory"], ["scaling"], ["graphs"], ["infrastructure", "--cold"]]
 
 
 def test_arguments_go_to_the_program(calls) -> None:

@@ -11,6 +11,7 @@ from traced import run
 from tapeprop.errors import CycleError, DisconnectedError, GraphError
 from tapeprop.graph import GraphStructure, LayerNode, MergeMode, SequentialNode
 from tapeprop.layers import Activation, Dense, Dropout, Identity, Lambda, Layer
+from tapeprop.optimizers import SGD
 
 
 def node(name: str | None = None) -> LayerNode:
@@ -407,14 +408,14 @@ def test_frozen_checkpoints_and_optimizers_of_nested_nodes() -> None:
     assert dict(graph.assigned_optimizers("default")) == dict.fromkeys(
         (weight, bias, tail.layer.weight, tail.layer.bias), "default"
     )
-    graph._optimizer = "graph's"
-    graph.nodes[0].optimizer = "outer node's"
-    assert dict(graph.assigned_optimizers())[weight] == "outer node's"
-    assert dict(graph.assigned_optimizers())[tail.layer.weight] == "graph's"
-    block._optimizer = "block's"
-    assert dict(graph.assigned_optimizers())[weight] == "block's"
-    block.first.optimizer = "node's"
-    assert dict(graph.assigned_optimizers())[weight] == "node's"
+    graph._optimizer, block_own, outer, inner = (SGD(lr) for lr in (1, 2, 3, 4))
+    graph.nodes[0].optimizer = outer
+    assert dict(graph.assigned_optimizers())[weight] is outer
+    assert dict(graph.assigned_optimizers())[tail.layer.weight] is graph._optimizer
+    block._optimizer = block_own
+    assert dict(graph.assigned_optimizers())[weight] is block_own
+    block.first.optimizer = inner
+    assert dict(graph.assigned_optimizers())[weight] is inner
 
 
 def test_cycles_may_stand_until_build() -> None:

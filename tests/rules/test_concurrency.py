@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rules.networks import assert_same_bits, images, labels, perceptron, rows, state, two_heads, vision
+from rules.networks import assert_same_bits, chain, images, labels, perceptron, rows, state, two_heads, vision
 
 from tapeprop import LayerGraph
 from tapeprop.errors import StateError
-from tapeprop.losses import CrossEntropy
+from tapeprop.interchange.safetensors import read
+from tapeprop.layers import Layer
+from tapeprop.losses import MAE, CrossEntropy
 from tapeprop.optimizers import SGD, Adam
 
 LOSS = CrossEntropy()
@@ -167,6 +169,128 @@ def test_two_losses_in_two_threads_add_up():
         together(lambda: graph.backward([d, None]), lambda: graph.backward([None, d]))
         for name, parameter in graph.named_parameters():
             np.testing.assert_array_equal(parameter.grad, expected[name])  # a + b is b + a
+
+
+# ---- one graph, whole states
+
+
+class Shift(Layer):
+    """x + weight, of many numbers, so that copying them takes a while."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self.weight = self.parameter((size,), "zeros")
+
+    def trace(self, x):
+        return x + self.weight
+
+
+def climbing() -> LayerGraph:
+    """A chain in which every step adds the same to every weight: the gradient of MAE has one size."""
+    graph = chain(*(Shift(200_000) for _ in range(3))).build(workers=1)
+    graph.set_optimizer(SGD(1.0))
+    return graph
+
+
+SAVED = {
+    "state_dict": lambda graph, path: graph.state_dict().values(),
+    "save": lambda graph, path: (graph.save(path, classes={"Shift": Shift}), read(path)[0].values())[1],
+    "forward": lambda graph, path: graph.forward(np.zeros((1, 200_000)))[0].reshape(4, -1),
+}
+
+
+@pytest.mark.parametrize("look", SAVED)
+def test_a_state_is_that_between_two_steps(look, tmp_path):
+    graph, done, seen = climbing(), threading.Event(), []
+    x, y = np.zeros((1, 200_000)), np.full((1, 200_000), 1e6)
+    graph.train_step(x, y, MAE())
+
+    def train():
+        while not done.is_set():
+            graph.train_step(x, y, MAE())
+
+    def watch():
+        try:
+            for _ in range(20):
+                found = [array.reshape(-1) for array in SAVED[look](graph, tmp_path / "g") if array.size >= 1000]
+                assert len({value for array in found for value in (array[0], array[-1])}) == 1
+                seen.append(found[0][0])
+        finally:
+            done.set()
+
+    together(train, watch)
+    assert seen[-1] > seen[0]
+
+
+def test_state_that_is_loaded_is_loaded_between_two_steps():
+    graph, done = climbing(), threading.Event()
+    x, y = np.zeros((1, 200_000)), np.full((1, 200_000), 1e6)
+    start = graph.state_dict()
+
+    def load():
+        try:
+            for _ in range(20):
+                graph.load_state_dict(start)
+        finally:
+            done.set()
+
+    def train():
+        while not done.is_set():
+            graph.train_step(x, y, MAE())
+
+    together(load, train)
+    assert len({value for array in graph.state_dict().values() for value in (array.min(), array.max())}) == 1
+
+
+def test_a_graph_is_built_by_one_thread_while_others_run_it():
+    """What a call needs of the call before it may be gone, which is a StateError; everything else goes through."""
+    graph = perceptron(dtype="float64")
+    graph.set_optimizer(SGD(0.0))
+    x, tanh = rows(), graph.nodes[1]
+    expected, through = graph.predict(x), []
+
+    def use(call):
+        def run():
+            for _ in range(30):
+                try:
+                    call()
+                except StateError:
+                    continue
+                through.append(call)
+
+        return run
+
+    whole = [
+        lambda: graph.train_step(x, labels(5), LOSS),
+        lambda: np.testing.assert_array_equal(graph.predict(x), expected),
+        lambda: str(graph.tape),
+        lambda: graph.build((None, 4), dtype="float64"),
+        lambda: graph.build(dtype="float64"),
+    ]
+    parted = [
+        lambda: graph.fit(x, labels(5), loss=LOSS, epochs=2, batch_size=2, verbose=0),
+        lambda: (graph.watch(tanh), graph.forward(x), graph.value(tanh), graph.backward(), graph.gradient(tanh)),
+    ]
+    together(*(use(call) for call in (*whole, *parted)))
+    assert [through.count(call) for call in whole] == [30] * len(whole)
+    for call in parted:
+        call()
+
+
+def test_fits_of_one_graph_from_two_threads_train_every_sample_of_both():
+    graph = two_heads(dtype="float64")
+    graph.set_optimizer(Adam(0.001, beta1=0.9))
+    x, y = images(0, (40, 4)), labels(40)
+    histories = {}
+
+    def fit(i):
+        histories[i] = graph.fit(x, [y, y], loss=LOSS, epochs=5, batch_size=7, metrics=(), verbose=0, seed=i)
+
+    together(lambda: fit(0), lambda: fit(1))
+    assert [len(histories[i].loss) for i in (0, 1)] == [5, 5]
+    assert np.isfinite(histories[0].loss + histories[1].loss).all()
+    (unit,) = graph.optimizer_units
+    assert unit.scalar("beta1_power") == pytest.approx(0.9 ** (2 * 5 * 6), rel=1e-12)  # six batches in an epoch
 
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="fork is a POSIX call")

@@ -14,6 +14,7 @@ from tapeprop.errors import GraphError, NotBuiltError
 from tapeprop.layers import Activation, Dense, Identity, Sequential
 from tapeprop.losses import CrossEntropy
 from tapeprop.optimizers import SGD, Adam
+from tapeprop.runtime import linker
 
 LOSS = CrossEntropy()
 
@@ -51,6 +52,34 @@ def test_an_inserted_identity_changes_nothing_but_the_structure():
     for i in range(3, 6):
         assert plain.train_step(rows(i), labels(5, i), LOSS) == edited.train_step(rows(i), labels(5, i), LOSS)
     assert_same_bits(plain.state_dict(), edited.state_dict())
+
+
+def test_an_edit_asks_for_no_kernel_that_is_not_there(monkeypatch):
+    """Kernels belong to ops and sizes, not to graphs: what an Identity or another such node needs is linked already."""
+
+    def everything(graph):
+        graph.forward(rows(), True)
+        graph.backward()
+        graph.update()
+        graph.train_step(rows(), labels(5), LOSS)
+        graph.predict(rows())
+
+    graph = chain(Dense(4, 4), *[Sequential(Dense(4, 4), Activation.Tanh()) for _ in range(4)], seed=0)
+    graph.build(dtype="float64")
+    graph.set_optimizer(Adam(0.05))
+    everything(graph)
+
+    def refuse(missing):
+        raise AssertionError(missing)
+
+    monkeypatch.setattr(linker, "_link_missing", refuse)
+    _, a, b, *_ = graph.nodes
+    for layer in (Identity(), Sequential(Dense(4, 4), Activation.Tanh())):
+        graph.disconnect(a, b)
+        graph.add_node(new := LayerNode(layer), [a], [b])
+        graph.build(dtype="float64")
+        everything(graph)
+        a = new
 
 
 def test_a_new_node_starts_afresh_beside_those_that_stay():

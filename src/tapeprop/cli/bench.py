@@ -14,7 +14,7 @@ from typing import Any
 from tapeprop.cli.output import add_json, print_json
 
 #: What runs when nothing is named, and with which arguments; in this order.
-SUITE = {"train": (), "infer": (), "memory": (), "scaling": (), "infrastructure": ("--cold",)}
+SUITE = {"train": (), "infer": (), "memory": (), "scaling": (), "graphs": (), "infrastructure": ("--cold",)}
 #: The folder of the programs in a source checkout.
 FOLDER = Path(__file__).resolve().parents[3] / "bench"
 
@@ -23,10 +23,11 @@ def add(commands: Any) -> None:
     """Adds the command to the parser."""
     command = commands.add_parser(
         "bench",
-        help="time training and inference beside torch; memory, scaling",
+        help="time training and inference; memory, scaling, graphs",
         description="Runs the programs of bench/: train and infer, whole steps and outputs beside torch's and JAX's; "
-        "memory, what training holds; scaling, how steps grow with batch and depth; infrastructure, what surrounds the "
-        "arithmetic. Together some ten minutes. Needs a source checkout, and torch for the first two.",
+        "memory, what training holds; scaling, how steps grow with batch and depth; graphs, what building, edits, a "
+        "second loss and threads cost; infrastructure, what surrounds the arithmetic. Together some ten minutes. Needs "
+        "a source checkout, and torch for the first two.",
     )
     add_json(command)
     command.add_argument("program", nargs="?", choices=[*SUITE], help="just this one (default: all)")

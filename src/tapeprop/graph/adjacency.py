@@ -1,12 +1,14 @@
 """A graph's edges as users see them: a dict of lists that may be edited in place at any time.
 
-Both are owned by the graph, never the caller's own objects, and keep one promise: whatever stands in a list is also a
-key.
+Both are owned by the graph, never the caller's own objects, and keep two promises: whatever stands in a list is also a
+key, and an edit that raises has changed nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any, SupportsIndex
 
 from tapeprop.errors import GraphError
@@ -44,6 +46,10 @@ class NodeList(list[LayerNode]):
         self._admit(nodes)
         return nodes
 
+    def let_go(self) -> None:
+        """The list is no longer its owner's: what is put into it from now on goes nowhere else."""
+        self._admit = list
+
     def append(self, node: LayerNode) -> None:
         super().append(*self._take([node]))
         edited()
@@ -53,11 +59,13 @@ class NodeList(list[LayerNode]):
         edited()
 
     def insert(self, index: SupportsIndex, node: LayerNode) -> None:
-        super().insert(index, *self._take([node]))
+        super().insert(operator.index(index), *self._take([node]))
         edited()
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        super().__setitem__(index, self._take(value) if isinstance(index, slice) else self._take([value])[0])
+        nodes = list(value) if isinstance(index, slice) else value
+        list(self)[index] = nodes  # an index that does not fit is refused before anything is let in
+        super().__setitem__(index, self._take(nodes) if isinstance(index, slice) else self._take([nodes])[0])
         edited()
 
     def __iadd__(self, nodes: Iterable[LayerNode]) -> NodeList:  # type: ignore[override, misc]
@@ -95,8 +103,7 @@ class NodeList(list[LayerNode]):
         edited()
 
     def sort(self, **options: Any) -> None:
-        super().sort(**options)
-        edited()
+        self[:] = sorted(self, **options)
 
     def __reduce__(self) -> tuple:
         return list, (list(self),)
@@ -105,27 +112,28 @@ class NodeList(list[LayerNode]):
 class Adjacency(dict[LayerNode, NodeList]):
     """{node: [next nodes]}: assignment copies the list, and nodes met for the first time are added at the end.
 
-    welcome: called with each node that is added. Deleting a node deletes the edges to it.
+    welcome: called with the nodes that are to be added, in order; raises where one must not. Deleting a node deletes the
+    edges to it.
     """
 
-    def __init__(self, welcome: Callable[[LayerNode], object]):
+    def __init__(self, welcome: Callable[[list[LayerNode]], object]):
         super().__init__()
         self._welcome = welcome
 
     def admit(self, nodes: Iterable[LayerNode]) -> None:
-        """Makes every node a key."""
-        for node in nodes:
-            if node not in self:
-                check_node(node, "graph")
-                self._welcome(node)
+        """Makes every node a key; all of them, or none where one is refused."""
+        new = list(dict.fromkeys(node for node in nodes if check_node(node, "graph") not in self))
+        if new:
+            self._welcome(new)
+            for node in new:
                 super().__setitem__(node, NodeList(admit=self.admit))
-                edited()
+            edited()
 
     def __setitem__(self, node: LayerNode, following: Iterable[LayerNode]) -> None:
         check_node(node, "graph")
         nodes = check_nodes(following, f"next nodes of {node}")
-        self.admit([node])
-        self.admit(nodes)
+        self.admit([node, *nodes])
+        self[node].let_go()
         super().__setitem__(node, NodeList(nodes, self.admit))
         edited()
 
@@ -136,19 +144,31 @@ class Adjacency(dict[LayerNode, NodeList]):
         """Takes out a node and every edge to it. GraphError where it is absent."""
         if node not in self:
             raise GraphError(f"graph: {node!r} is not in it")
+        self[node].let_go()
         super().__delitem__(node)
         for following in self.values():
             if node in following:
                 following[:] = [other for other in following if other is not node]
         edited()
 
+    def replace_all(self, given: Mapping[LayerNode, list[LayerNode]]) -> None:
+        """Holds what is given and nothing else. The keys come first: they number the nodes and order the operands."""
+        nodes = list(dict.fromkeys((*given, *chain.from_iterable(given.values()))))
+        self._welcome(nodes)
+        self.clear()
+        for node in nodes:
+            super().__setitem__(node, NodeList(given.get(node, ()), self.admit))
+        edited()
+
     def replace(self, old: LayerNode, new: LayerNode) -> None:
-        """Puts `new` where `old` stands, in the keys and in every list; orders stay."""
-        self._welcome(new)
-        items = [(new if node is old else node, [new if n is old else n for n in rest]) for node, rest in self.items()]
+        """Puts `new` where `old` stands, in the keys and in every list; orders stay, and so do the lists themselves."""
+        self._welcome([new])
+        items = [(new if node is old else node, following) for node, following in self.items()]
         super().clear()
-        for node, following in items:
-            super().__setitem__(node, NodeList(following, self.admit))
+        super().update(items)
+        for following in self.values():
+            if old in following:
+                following[:] = [new if node is old else node for node in following]
         edited()
 
     def pop(self, node: LayerNode, *default: Any) -> Any:
@@ -168,7 +188,12 @@ class Adjacency(dict[LayerNode, NodeList]):
         return self[node]
 
     def update(self, *others: Any, **none: Any) -> None:
-        for node, following in dict(*others, **none).items():
+        given = {
+            check_node(node, "graph"): check_nodes(following, f"next nodes of {node}")
+            for node, following in dict(*others, **none).items()
+        }
+        self.admit(node for key, following in given.items() for node in (key, *following))
+        for node, following in given.items():
             self[node] = following
 
     def __ior__(self, other: Any) -> Adjacency:  # type: ignore[override, misc]
@@ -176,6 +201,8 @@ class Adjacency(dict[LayerNode, NodeList]):
         return self
 
     def clear(self) -> None:
+        for following in self.values():
+            following.let_go()
         super().clear()
         edited()
 

@@ -111,7 +111,7 @@ class GraphStructure(EditableGraph):
             tuple(map(tuple, self._edges.values())),
             (isinstance(self._root, list), *self.roots),
             (isinstance(self._term, list), *self.terms),
-            frozenset(self._stopped),
+            frozenset(self.stopped),
             self._allow_dead,
         )
 

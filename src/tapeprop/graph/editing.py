@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from tapeprop.errors import CycleError, DisconnectedError, GraphError
 from tapeprop.graph import structure
@@ -33,7 +34,9 @@ class EditableGraph(Layer):
         seed: int | None = None,
     ):
         self.seed = arguments.seed(type(self).__name__, "seed", seed)
-        self._numbers: dict[LayerNode, int] = {}
+        # Held by the node alone: what has been removed, and is used nowhere else, is let go with its weights.
+        self._numbers: WeakKeyDictionary[LayerNode, int] = WeakKeyDictionary()
+        self._next_number = 0
         self._edges = Adjacency(self._welcome)
         self._stopped: set[tuple[LayerNode, LayerNode]] = set()
         if graph is not None:
@@ -72,9 +75,7 @@ class EditableGraph(Layer):
             check_node(node, "graph"): check_nodes(following, f"graph: next nodes of {node}")
             for node, following in graph.items()
         }
-        self._edges.clear()
-        self._edges.admit(given)  # keys first: they number the nodes and order the operands
-        self._edges.update(given)
+        self._edges.replace_all(given)
 
     @property
     def root(self) -> Ends:
@@ -110,6 +111,11 @@ class EditableGraph(Layer):
     def nodes(self) -> list[LayerNode]:
         """The nodes, in the order in which they were declared."""
         return list(self._edges)
+
+    @property
+    def stopped(self) -> set[tuple[LayerNode, LayerNode]]:
+        """The edges (a, b) along which no gradient flows back; see `stop_gradient`."""
+        return {(a, b) for a, b in self._stopped if b in self._edges.get(a, ())}
 
     @property
     def labels(self) -> dict[LayerNode, str]:
@@ -175,9 +181,8 @@ class EditableGraph(Layer):
         """
         self._expect(node, "remove_node")
         self._edges.discard(node)
-        self.root = _replaced(self._root, node, None)
-        self.term = _replaced(self._term, node, None)
-        self._stopped = {edge for edge in self._stopped if node not in edge}
+        self._root, self._term = (_replaced(ends, node, None) for ends in (self._root, self._term))
+        self._stopped = self.stopped
 
     def replace_node(self, old: LayerNode, new: LayerNode) -> None:
         """Puts `new` in the place of `old`: its edges, their order, root and term.
@@ -188,8 +193,7 @@ class EditableGraph(Layer):
         if check_node(new, "replace_node") in self._edges:
             raise GraphError(f"replace_node: expected a node that is not in the graph, got {self._described(new)}")
         self._edges.replace(old, new)
-        self.root = _replaced(self._root, old, new)
-        self.term = _replaced(self._term, old, new)
+        self._root, self._term = (_replaced(ends, old, new) for ends in (self._root, self._term))
         self._stopped = {(new if a is old else a, new if b is old else b) for a, b in self._stopped}
 
     def connect(self, a: LayerNode, b: LayerNode) -> None:
@@ -204,7 +208,10 @@ class EditableGraph(Layer):
         self._stopped.discard((a, b))
 
     def stop_gradient(self, a: LayerNode, b: LayerNode) -> None:
-        """Lets no gradient flow back along the edges from a to b. GraphError where there is none."""
+        """Lets no gradient flow back along the edges from a to b, until they are taken out.
+
+        GraphError where there is none.
+        """
         self._expect_edge(a, b, "stop_gradient")
         self._stopped.add((a, b))
         edited()
@@ -285,16 +292,23 @@ class EditableGraph(Layer):
 
     # ---- seeds
 
-    def _welcome(self, node: LayerNode) -> None:
-        """A node comes in: it gets its number, and its layers their streams of the graph's seed."""
-        if any(member is self for _, member in node.layer.walk()):
-            raise CycleError(
-                f"{type(self).__name__}: expected a node of other layers, got {str(node)!r} "
-                f"({type(node.layer).__name__}), which holds this very graph"
-            )
-        number = self._numbers.setdefault(node, len(self._numbers))
-        if self.seed is not None:
-            node.layer.seed_streams(self.seed, (number,))
+    def _welcome(self, nodes: list[LayerNode]) -> None:
+        """Nodes come in: they get their numbers, and their layers their streams of the graph's seed.
+
+        CycleError, before that, for one that holds this graph.
+        """
+        for node in nodes:
+            if any(member is self for _, member in node.layer.walk()):
+                raise CycleError(
+                    f"{type(self).__name__}: expected a node of other layers, got {str(node)!r} "
+                    f"({type(node.layer).__name__}), which holds this very graph"
+                )
+        for node in nodes:
+            if node not in self._numbers:
+                self._numbers[node] = self._next_number
+                self._next_number += 1
+            if self.seed is not None:
+                node.layer.seed_streams(self.seed, (self._numbers[node],))
 
     def seed_layers(self) -> None:
         """Gives streams to layers that came in after their node did. To be called before parameters are drawn."""
@@ -314,10 +328,12 @@ class EditableGraph(Layer):
 
     def __getstate__(self) -> dict[str, Any]:
         edges = {node: list(following) for node, following in self._edges.items()}
-        return {**vars(self), "_edges": edges}
+        numbers = {node: self._numbers[node] for node in edges}
+        return {**vars(self), "_edges": edges, "_numbers": numbers, "_stopped": self.stopped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._numbers = WeakKeyDictionary(state["_numbers"])
         self._edges = Adjacency(self._welcome)
         self._declare(state["_edges"])
         self.root, self.term = state["_root"], state["_term"]
@@ -356,8 +372,11 @@ def _as_list(ends: LayerNode | NodeList | None) -> list[LayerNode]:
     return list(ends) if isinstance(ends, list) else [ends]
 
 
-def _replaced(ends: LayerNode | NodeList | None, old: LayerNode, new: LayerNode | None) -> Ends:
-    if not isinstance(ends, list):
+def _replaced(ends: LayerNode | NodeList | None, old: LayerNode, new: LayerNode | None) -> LayerNode | NodeList | None:
+    """A root or term in which `new` stands for `old`: a live list stays the same list."""
+    if not isinstance(ends, NodeList):
         return new if ends is old else ends
-    found = [new if node is old else node for node in ends]
-    return [node for node in found if node is not None]
+    if old in ends:
+        found = [new if node is old else node for node in ends]
+        ends[:] = [node for node in found if node is not None]
+    return ends

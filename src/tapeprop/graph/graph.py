@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from tapeprop.graph.auto_norm import norms_for
 from tapeprop.graph.base import GraphStructure
 from tapeprop.graph.node import LayerNode, configured
 from tapeprop.graph.weights import check_keys
-from tapeprop.ir import Parameter
+from tapeprop.ir import Parameter, Shape
 from tapeprop.layers.edits import edited, edits
 from tapeprop.layers.sizes import open_shape
 from tapeprop.runtime.listing import Listing
@@ -49,7 +49,9 @@ class CompiledGraph(GraphStructure):
 
     def __getstate__(self) -> dict[str, Any]:
         """Structure and weights; a copy has to be built anew, with fresh optimizer state."""
-        dropped = ("_network", "_trainer", "_optimizers", "_running", "_synchronised", "_frozen", "_prepared")
+        dropped = (
+            "_network", "_trainer", "_built_key", "_optimizers", "_running", "_synchronised", "_frozen", "_prepared",
+        )  # fmt: skip
         return {name: value for name, value in super().__getstate__().items() if name not in dropped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -60,8 +62,9 @@ class CompiledGraph(GraphStructure):
         self._network: Network | None = None
         self._trainer: Trainer | None = None
         self._built_version = -1
+        self._built_key: tuple | None = None
         self._optimizers = OptimizerState()
-        self._synchronised: tuple[int, int] = (-1, -1)
+        self._synchronised: tuple[int, int, bool] | None = None
         self._frozen: tuple[int, frozenset[Parameter]] = (-1, frozenset())
         self._running = threading.RLock()
 
@@ -95,7 +98,7 @@ class CompiledGraph(GraphStructure):
         state of the nodes that stay.
 
         CycleError, DisconnectedError, ShapeError, MergeError, DuplicateNameError and other GraphErrors name the nodes; the graph is then
-        as it was.
+        as it was: what has been built before goes on to work once the edits are taken back.
         """
         _check_options(dtype, device, workers, clip_norm, math_mode)
         with self._exclusive("build()"):
@@ -120,7 +123,8 @@ class CompiledGraph(GraphStructure):
             self._options = options
             self._network = Network(self.trace_all, options, self._random, self._frozen_parameters)
             self._trainer = Trainer(self._network, self._optimizers)
-            self._built_version = self.version
+            self._stopped = self.stopped
+            self._built_version, self._built_key = self.version, self._key
         return self
 
     def _check_shapes(self, input_shape: Any) -> None:
@@ -133,8 +137,11 @@ class CompiledGraph(GraphStructure):
 
     @property
     def built_(self) -> bool:
-        """Whether the graph is built and has not been edited since."""
-        return self._network is not None and self._built_version == self.version
+        """Whether the graph is built and has not been edited since, or all edits have been taken back."""
+        version = self.version
+        if self._built_version != version and self._built_key is not None and self._built_key == self._key:
+            self._built_version = version
+        return self._network is not None and self._built_version == version
 
     @property
     def dtype(self) -> str:
@@ -144,7 +151,7 @@ class CompiledGraph(GraphStructure):
     def _compiled(self, what: str) -> tuple[Network, Trainer]:
         if self._network is None or self._trainer is None:
             raise NotBuiltError(f"{what}: the graph is not built; call build() first")
-        if self._built_version != self.version:
+        if not self.built_:
             raise NotBuiltError(f"{what}: the graph was edited after build(); call build() again, weights are kept")
         return self._network, self._trainer
 
@@ -236,7 +243,7 @@ class CompiledGraph(GraphStructure):
             self._optimizer = made
         elif made is not None:
             self._rules.append((where, made))
-        self._synchronised = (-1, -1)
+        self._synchronised = None
 
     @property
     def optimizer(self) -> Any:
@@ -282,7 +289,7 @@ class CompiledGraph(GraphStructure):
             self._assign_optimizers()
 
     def _assign_optimizers(self) -> None:
-        now = (edits(), self.version)
+        now = (edits(), self.version, self.built_)
         if self._synchronised == now:
             return
         names = {parameter: name for name, parameter in self.named_parameters()}
@@ -297,6 +304,10 @@ class CompiledGraph(GraphStructure):
                 optimizer = fitting[-1] if fitting else self._optimizer
             if optimizer is not None:
                 wanted.setdefault(id(optimizer), (optimizer, []))[1].append(parameter)
+        if not self.built_:  # what has been taken out since the last build() may come back before the next
+            for unit in self._optimizers.units:
+                away = [parameter for parameter in unit.parameters if parameter not in seen]
+                wanted.setdefault(id(unit.rule), (unit.rule, []))[1].extend(away)
         self._optimizers.assign(list(wanted.values()))
         self._synchronised = now
 
@@ -382,6 +393,21 @@ class CompiledGraph(GraphStructure):
         network, _ = self._compiled("the graph")
         return network.output_shapes(tuple(shapes))
 
+    # ---- whole states
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """{`<name or node<i>>.<parameter>`: a copy of its value}, running statistics included, between two steps."""
+        with self._exclusive("state_dict()"):
+            return super().state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Sets all parameters, or none, between two steps.
+
+        GraphError, ShapeError, DTypeError and NumericsError name the key.
+        """
+        with self._exclusive("load_state_dict()"):
+            super().load_state_dict(state)
+
     # ---- looking inside
 
     def watch(self, *nodes: LayerNode) -> None:
@@ -394,19 +420,22 @@ class CompiledGraph(GraphStructure):
                 raise GraphError(
                     f"watch: node {self.labels[node]!r} leads to no term and is left out; connect it first"
                 )
-        network.watch(nodes)
+        with self._exclusive("watch()"):
+            network.watch(nodes)
 
     def value(self, node: LayerNode) -> np.ndarray:
         """A copy of a watched node's result after the last forward(). StateError where it is not watched."""
         network, _ = self._compiled("value()")
         self._expect_watched(node, network, "value()")
-        return network.value(node)
+        with self._exclusive("value()"):
+            return network.value(node)
 
     def gradient(self, node: LayerNode) -> np.ndarray:
         """A copy of the gradient of a watched node's result after the last backward(); zeros where none reached it."""
         network, _ = self._compiled("gradient()")
         self._expect_watched(node, network, "gradient()")
-        return network.gradient(node)
+        with self._exclusive("gradient()"):
+            return network.gradient(node)
 
     def _expect_watched(self, node: LayerNode, network: Network, what: str) -> None:
         self._expect(node, what)
@@ -422,11 +451,12 @@ class CompiledGraph(GraphStructure):
         """
         network, _ = self._compiled("tape")
         if self._input_shape is not None:
-            return network.listing(self.open_shapes(self._input_shape))
-        expected = self.expected_inputs()
-        if expected is None:
-            return network.listing(None)
-        return network.listing([open_shape(shape, i) for i, shape in enumerate(expected)])
+            shapes: list[Shape] | None = self.open_shapes(self._input_shape)
+        else:
+            expected = self.expected_inputs()
+            shapes = None if expected is None else [open_shape(shape, i) for i, shape in enumerate(expected)]
+        with self._exclusive("tape"):
+            return network.listing(shapes)
 
     def cache_info(self) -> CacheInfo:
         """How often forward() found its plan (hits), had to make one (misses), and how many plans are kept (size)."""

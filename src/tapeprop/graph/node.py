@@ -32,19 +32,31 @@ class LayerNode:
         *,
         checkpoint: bool = False,
     ):
-        if name is not None and (not isinstance(name, str) or not name):
-            raise GraphError(f"LayerNode: expected a name or None, got {name!r}")
-        self.layer = check_layer(layer, "LayerNode" if name is None else f"LayerNode {name!r}")
-        self.merge_mode = MergeMode.of(merge_mode)
         self.name = name
-        self.checkpoint = bool(checkpoint)
+        self.layer = layer
+        self.merge_mode: MergeMode = merge_mode  # type: ignore[assignment]  # __setattr__ makes a mode of its value
+        self.checkpoint = checkpoint
         self.frozen = False
         #: The optimizer of this node's parameters; None: the graph's.
         self.optimizer: Any = None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
+        object.__setattr__(self, name, self._checked(name, value))
         edited()
+
+    def _checked(self, name: str, value: Any) -> Any:
+        """What is kept as the attribute `name`."""
+        if name == "layer":
+            return check_layer(
+                value, type(self).__name__ if self.name is None else f"{type(self).__name__} {self.name!r}"
+            )
+        if name == "merge_mode":
+            return MergeMode.of(value)
+        if name == "name" and value is not None and not (isinstance(value, str) and value):
+            raise GraphError(f"{type(self).__name__}: expected a name or None, got {value!r}")
+        if name in ("checkpoint", "frozen"):
+            return bool(value)
+        return configured(value, {}) if name == "optimizer" else value
 
     def set_optimizer(self, optimizer: Any, **params: Any) -> None:
         """Gives this node an optimizer of its own, in place of the graph's; None takes it away.

@@ -44,6 +44,7 @@ def check_structure(
                 f"{described(back[root], named)}: disconnect it, or put a LayerNode(Identity()) in front as the root"
             )
     order = topological_order(edges, roots)
+    _check_paths(edges, roots, terms, named, set(order))
     if len(order) < len(edges):
         lost = _without(edges, set(order))
         raise DisconnectedError(
@@ -73,6 +74,25 @@ def _check_ends(what: str, ends: Sequence[LayerNode], edges: Edges[LayerNode], n
     if len(set(ends)) < len(ends):
         twice = [node for node in dict.fromkeys(ends) if ends.count(node) > 1]
         raise GraphError(f"expected {what} to list each node once, got {described(twice, named)} twice")
+
+
+def _check_paths(
+    edges: Edges[LayerNode],
+    roots: Sequence[LayerNode],
+    terms: Sequence[LayerNode],
+    named: Mapping[LayerNode, str],
+    reached: set[LayerNode],
+) -> None:
+    """DisconnectedError where no path leads to a term, with the places where the graph was cut."""
+    cut = [term for term in terms if term not in reached]
+    if cut:
+        back = incoming(edges)
+        ends = [node for node in edges if node in reached and not edges[node]]
+        starts = [node for node in edges if node not in reached and not back[node]]
+        raise DisconnectedError(
+            f"expected a path from root {described(roots, named)} to term {described(cut, named)}, found none: paths from "
+            f"the root end at {described(ends, named)}, and nothing leads to {described(starts, named)}; connect them"
+        )
 
 
 def _without(edges: Edges[LayerNode], taken: set[LayerNode]) -> list[LayerNode]:

@@ -188,8 +188,7 @@ class _Reader:
         try:
             graph = self.graph_class(seed=seed)
             graph._numbers.update(zip(nodes, numbers))
-            for number in set(range(following)).difference(numbers):
-                graph._numbers[object()] = number  # type: ignore[index]  # of a node that was removed: never reused
+            graph._next_number = following  # those of nodes that were removed are never given again
             graph.graph = {node: [nodes[i] for i in edges[place]] for place, node in enumerate(nodes)}
             graph.root, graph.term = _resolved(roots, nodes), _resolved(terms, nodes)
             graph._stopped = {(nodes[a], nodes[b]) for a, b in stopped}

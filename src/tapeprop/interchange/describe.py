@@ -161,12 +161,12 @@ class _Writer:
             "class": GRAPH,
             "nodes": [self._node(node, f"{where}: node {label!r}") for node, label in graph.labels.items()],
             "numbers": [graph._numbers[node] for node in place],
-            "next_number": len(graph._numbers),
+            "next_number": graph._next_number,
             "edges": [[place[node] for node in following] for following in graph.graph.values()],
             "root": _ends(graph.root, place),
             "term": _ends(graph.term, place),
             "seed": graph.seed,
-            "stopped": sorted([place[a], place[b]] for a, b in graph._stopped),
+            "stopped": sorted([place[a], place[b]] for a, b in graph.stopped),
             "allow_dead": bool(graph._allow_dead),
         }
 

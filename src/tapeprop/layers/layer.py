@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,14 @@ Member = tuple[str, "Parameter | Layer"]
 
 #: What a norm that a graph puts behind a layer is called, behind the name of that layer: see `tapeprop.graph.auto_norm`.
 BEHIND = "auto_norm"
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """Where a layer's draws come from: a graph's seed, and the layer's place in that graph."""
+
+    entropy: int
+    key: tuple[int, ...]
 
 
 class Layer:
@@ -40,7 +49,7 @@ class Layer:
 
     #: The seed of this layer's own draws; None: the graph's seed decides, or chance.
     random_state: int | None = None
-    _stream: tuple[int, tuple[int, ...]] | None = None
+    _stream: _Stream | None = None
     _parameters_drawn = 0
 
     def trace(self, x: Tensor) -> Tensor:
@@ -65,7 +74,12 @@ class Layer:
     def members(self) -> Iterator[Member]:
         """(name, parameter or layer) held directly, in the order in which they were defined."""
         for name, value in vars(self).items():
-            yield from _held(name, value)
+            # Every build asks every layer several times, so what most attributes are is passed over first.
+            if type(value) not in _PLAIN:
+                if isinstance(value, _MEMBERS):
+                    yield name, value
+                elif isinstance(value, _HOLDERS):
+                    yield from _held(name, value)
 
     def children(self) -> Iterator[tuple[str, Layer]]:
         """(name, layer) held directly."""
@@ -191,7 +205,7 @@ class Layer:
         key: where the layer stands in the graph; the stream follows from (entropy, key) alone.
         """
         if self._stream is None:
-            self._stream = (entropy, key)
+            self._stream = _Stream(entropy, key)
         for i, (_, child) in enumerate(self.children()):
             child.seed_streams(entropy, (*key, 1, i))
 
@@ -200,8 +214,7 @@ class Layer:
             # the first parameter gets PCG64(random_state) itself, as anyone would draw it by hand
             sequence = np.random.SeedSequence(self.random_state, spawn_key=(index,) if index else ())
         elif self._stream is not None:
-            entropy, key = self._stream
-            sequence = np.random.SeedSequence(entropy, spawn_key=(*key, 0, index))
+            sequence = np.random.SeedSequence(self._stream.entropy, spawn_key=(*self._stream.key, 0, index))
         else:
             sequence = np.random.SeedSequence()
         return initializers.draw(initializer, shape, np.random.Generator(np.random.PCG64(sequence)))
@@ -222,12 +235,12 @@ class Layer:
 
     def structure_key(self) -> tuple:
         """What trace() depends on besides the parameters' numbers: the same until something is edited."""
-        plain = tuple(
-            (name, value if _is_plain(value) else _Identity(value))
+        plain = [
+            (name, value if type(value) in _PLAIN or _is_plain(value) else _Identity(value))
             for name, value in vars(self).items()
-            if not name.startswith("_")
-        )
-        return (_Identity(self), plain, tuple(child.structure_key() for _, child in self.children()))
+            if name[0] != "_"
+        ]
+        return (_Identity(self), *plain, *[child.structure_key() for _, child in self.children()])
 
     def __repr__(self) -> str:
         return self.written()
@@ -296,10 +309,16 @@ class _Identity:
         return id(self.thing)
 
 
+#: What is compared by value, and holds nothing.
+_PLAIN = frozenset((int, float, str, bool, type(None)))
+
+
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(_is_plain(item) for item in value)
-    return value is None or type(value) in (int, float, str, bool)
+    return all(map(_is_plain, value)) if isinstance(value, tuple) else type(value) in _PLAIN
+
+
+_MEMBERS = (Parameter, Layer)
+_HOLDERS = (list, tuple, dict)
 
 
 def _held(name: str, value: Any) -> Iterator[Member]:

@@ -90,6 +90,9 @@ class OptimizerState:
                 kept.append(fresh)
         self.units = kept
         self.version += changed
+        if changed:  # nothing is kept beside parameters that are gone
+            homes = {cell(p).segment for p in self.total() if p.storage is not None}
+            self._slots = {key: buffer for key, buffer in self._slots.items() if key[0] in homes}
 
     def split(self, reached: Iterable[Parameter]) -> list[Unit]:
         """The units of just the parameters in `reached`; a unit that holds others as well is cut in two."""
