@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from tapeprop.errors import NotBuiltError
-from tapeprop.training.data import Ports
+from tapeprop.graph.ports import Ports
 
 if TYPE_CHECKING:
     from tapeprop.training.evaluate import Objective
