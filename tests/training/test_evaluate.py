@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from training.fakes import PlainCrossEntropy, PlainGraph, PlainMSE, blobs
 
-from tapeprop.errors import DTypeError, GraphError, LabelError, ShapeError
+from tapeprop.errors import DTypeError, LabelError, ShapeError
 from tapeprop.training.data import real_array
 from tapeprop.training.evaluate import evaluate, predict
 
