@@ -88,7 +88,7 @@ class LayerGraph(CompiledGraph):
         validation_split: float = 0.0,
         shuffle: bool = True,
         seed: int | None = None,
-        schedule: Schedule | None = None,
+        schedule: Schedule | Mapping[Any, Schedule] | None = None,
         metrics: Iterable[Any] = ("accuracy",),
         callbacks: Iterable[Callback] = (),
         loss_weights: Any = None,

@@ -1,15 +1,24 @@
-"""Optimizers: update rules written once as scalar expressions, compiled into the tape, with PyTorch's trajectories.
+"""Optimizers: update rules written once as expressions, compiled into the tape, with PyTorch's trajectories.
 
 An optimizer is a value, not a state: what changes from step to step (slots, learning rate, powers of beta) is the
 graph's. A rule has two parts. `prepare` runs once per step in float64 on a few scalars; `rule` runs once per element
 in the parameter's dtype. A new optimizer is a subclass that stores its constructor's arguments under their own names
 and gives `rule`:
 
-    from tapeprop.ops.scalar import where  # sqrt, maximum, exp, ... stand there too
+    from tapeprop import ops
 
     class SignSGD(Optimizer):
         def rule(self, weight, gradient, slots, scalars):
-            return weight - scalars["lr"] * where(gradient < 0, -1, 1), {}
+            return weight - scalars["lr"] * ops.sign(gradient), {}
+
+A rule that needs more than one element (a norm, a mean) sets `elementwise = False`, and gets each parameter as a whole:
+
+    class NormalizedSGD(Optimizer):
+        elementwise = False
+
+        def rule(self, weight, gradient, slots, scalars):
+            norm = ops.sqrt(ops.sum(gradient * gradient))
+            return weight - scalars["lr"] * gradient / (norm + 1e-8), {}
 """
 
 from __future__ import annotations
@@ -20,11 +29,14 @@ import numbers
 from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar, Self
 
+from tapeprop.ir import Tensor
 from tapeprop.ops.expression import Scalar, absolute, maximum, sqrt, where
 
 __all__ = ["SGD", "AdaDelta", "AdaGrad", "AdaMax", "Adam", "AdamW", "Lion", "NAdam", "Optimizer", "RMSProp"]
 
 Scalars = Mapping[str, Scalar]
+Expression = Scalar | Tensor
+Expressions = Mapping[str, Expression]
 
 
 class Optimizer:
@@ -33,6 +45,9 @@ class Optimizer:
     ValueError where a hyper-parameter is out of its range, TypeError where it is no real number.
     """
 
+    #: Whether `rule` is one formula for every element, given as Scalars, so that neighbours in memory are one instruction. If
+    #: not it gets Tensors of each parameter's own shape, one after another, and may sum over them.
+    elementwise: ClassVar[bool] = True
     #: Names of the per-element states, each an array of the parameter's shape and dtype.
     slots: tuple[str, ...] = ()
     #: Names of the constructor's arguments that live in `hyper()`, so that a change of theirs compiles nothing.
@@ -58,11 +73,12 @@ class Optimizer:
         return {}
 
     def rule(
-        self, weight: Scalar, gradient: Scalar, slots: Scalars, scalars: Scalars
-    ) -> tuple[Scalar, dict[str, Scalar]]:
-        """(the new weight, {slot: new value}) of one element, in the parameter's dtype.
+        self, weight: Expression, gradient: Expression, slots: Expressions, scalars: Expressions
+    ) -> tuple[Expression, dict[str, Expression]]:
+        """(the new weight, {slot: new value}), written in `tapeprop.ops`, in the parameter's dtype.
 
-        scalars: those of `hyper()` and `prepare()` after the latter. Every slot has to be in the answer.
+        Of one element, all of it Scalars, where `elementwise`; else of one parameter, Tensors of its shape and dtype, and
+        scalars of shape (). scalars: those of `hyper()` and `prepare()` after the latter. Every slot has to be in the answer.
         """
         raise NotImplementedError(f"{type(self).__name__} has no rule(); give it one")
 
