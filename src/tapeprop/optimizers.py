@@ -29,8 +29,9 @@ import numbers
 from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar, Self
 
+from tapeprop import ops
 from tapeprop.ir import Tensor
-from tapeprop.ops.expression import Scalar, absolute, maximum, sqrt, where
+from tapeprop.ops.scalar import Scalar
 
 __all__ = ["SGD", "AdaDelta", "AdaGrad", "AdaMax", "Adam", "AdamW", "Lion", "NAdam", "Optimizer", "RMSProp"]
 
@@ -155,7 +156,7 @@ class RMSProp(Optimizer):
 
     def rule(self, weight, gradient, slots, scalars):
         square = running_mean(slots["square"], gradient * gradient, self.rho)
-        step = gradient / (sqrt(square) + self.epsilon)
+        step = gradient / (ops.sqrt(square) + self.epsilon)
         if not self.momentum:
             return weight - scalars["lr"] * step, {"square": square}
         buffer = self.momentum * slots["momentum"] + step
@@ -188,13 +189,13 @@ class Adam(_Moments):
             "beta1_power": beta1_power,
             "beta2_power": beta2_power,
             "step_size": scalars["lr"] / (1 - beta1_power),
-            "root_scale": 1 / sqrt(1 - beta2_power),
+            "root_scale": 1 / ops.sqrt(1 - beta2_power),
         }
 
     def rule(self, weight, gradient, slots, scalars):
         mean = running_mean(slots["mean"], gradient, self.beta1)
         square = running_mean(slots["square"], gradient * gradient, self.beta2)
-        step = mean / (sqrt(square) * scalars["root_scale"] + self.epsilon)
+        step = mean / (ops.sqrt(square) * scalars["root_scale"] + self.epsilon)
         return weight - scalars["step_size"] * step, {"mean": mean, "square": square}
 
 
@@ -252,7 +253,7 @@ class NAdam(_Moments):
             "beta2_power": beta2_power,
             "decay_power": decay_power,
             "mu_product": mu_product,
-            "root_scale": 1 / sqrt(1 - beta2_power),
+            "root_scale": 1 / ops.sqrt(1 - beta2_power),
             "gradient_size": scalars["lr"] * (1 - mu) / (1 - mu_product),
             "mean_size": scalars["lr"] * next_mu / (1 - mu_product * next_mu),
         }
@@ -261,7 +262,10 @@ class NAdam(_Moments):
         mean = running_mean(slots["mean"], gradient, self.beta1)
         square = running_mean(slots["square"], gradient * gradient, self.beta2)
         step = scalars["gradient_size"] * gradient + scalars["mean_size"] * mean
-        return weight - step / (sqrt(square) * scalars["root_scale"] + self.epsilon), {"mean": mean, "square": square}
+        return weight - step / (ops.sqrt(square) * scalars["root_scale"] + self.epsilon), {
+            "mean": mean,
+            "square": square,
+        }
 
 
 class AdaMax(_Moments):
@@ -278,7 +282,7 @@ class AdaMax(_Moments):
 
     def rule(self, weight, gradient, slots, scalars):
         mean = running_mean(slots["mean"], gradient, self.beta1)
-        norm = maximum(self.beta2 * slots["norm"], absolute(gradient) + self.epsilon)
+        norm = ops.maximum(self.beta2 * slots["norm"], ops.abs(gradient) + self.epsilon)
         return weight - scalars["step_size"] * mean / norm, {"mean": mean, "norm": norm}
 
 
@@ -293,7 +297,7 @@ class AdaGrad(Optimizer):
 
     def rule(self, weight, gradient, slots, scalars):
         total = slots["sum"] + gradient * gradient
-        return weight - scalars["lr"] * gradient / (sqrt(total) + self.epsilon), {"sum": total}
+        return weight - scalars["lr"] * gradient / (ops.sqrt(total) + self.epsilon), {"sum": total}
 
 
 class AdaDelta(Optimizer):
@@ -310,7 +314,7 @@ class AdaDelta(Optimizer):
 
     def rule(self, weight, gradient, slots, scalars):
         square = running_mean(slots["square"], gradient * gradient, self.rho)
-        step = sqrt(slots["step_square"] + self.epsilon) / sqrt(square + self.epsilon) * gradient
+        step = ops.sqrt(slots["step_square"] + self.epsilon) / ops.sqrt(square + self.epsilon) * gradient
         step_square = running_mean(slots["step_square"], step * step, self.rho)
         return weight - scalars["lr"] * step, {"square": square, "step_square": step_square}
 
@@ -329,11 +333,11 @@ class Lion(Optimizer):
 
     def rule(self, weight, gradient, slots, scalars):
         mixed = running_mean(slots["mean"], gradient, self.beta1)
-        sign = where(mixed < 0, -1, where(mixed > 0, 1, mixed))  # its last case keeps 0 and NaN
+        sign = ops.where(mixed < 0, -1, ops.where(mixed > 0, 1, mixed))  # its last case keeps 0 and NaN
         return weight - scalars["lr"] * sign, {"mean": running_mean(slots["mean"], gradient, self.beta2)}
 
 
-def running_mean(mean: Scalar, value: Scalar, keep: float) -> Scalar:
+def running_mean(mean: Expression, value: Expression, keep: float) -> Expression:
     """keep * mean + (1 - keep) * value."""
     return keep * mean + (1 - keep) * value
 
