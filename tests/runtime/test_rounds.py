@@ -23,7 +23,7 @@ def test_the_front_runs_several_times_and_then_the_rest(workers, barriers, round
     assert run(tape, control, steps=2, workers=workers, rounds=rounds) is None
     assert control[STEP] == 2
     expected = np.arange(SIZE)
-    for shift in [*[*range(rounds.rows)] * rounds.count, *range(rounds.rows, ROWS)] * 2:
+    for shift in [*[*range(rounds.rows)] * rounds.repeats, *range(rounds.rows, ROWS)] * 2:
         expected = (3 * np.roll(expected, -1) + np.roll(expected, -7) + shift) & 0xFFFF
     np.testing.assert_array_equal(a, expected)
 

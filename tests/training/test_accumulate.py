@@ -95,7 +95,7 @@ def test_many_updates_are_one_native_call(calls) -> None:
     assert session.run(6) == 6
     assert session.run(1) == 3  # never less than an update
     assert session.run(1000) == 12
-    assert [(steps, rounds.count) for _, steps, rounds in calls] == [(2, 3), (1, 3), (4, 3)]
+    assert [(steps, rounds.repeats) for _, steps, rounds in calls] == [(2, 3), (1, 3), (4, 3)]
     assert all(rounds.rows < count for count, _, rounds in calls)
     assert session.run(1) == 0
     (unit,) = graph.optimizer_units
@@ -115,7 +115,7 @@ def test_the_odd_batch_of_the_last_group_is_a_call_of_its_own(calls) -> None:
     graph.set_optimizer(Adam(0.1))
     session = session_of(graph, 5 * BATCH + 1, 3)
     assert [session.run(100), session.run(100), session.run(100)] == [3, 3, 0]
-    assert [(steps, rounds and rounds.count) for _, steps, rounds in calls] == [(1, 3), (2, None), (1, None)]
+    assert [(steps, rounds and rounds.repeats) for _, steps, rounds in calls] == [(1, 3), (2, None), (1, None)]
     assert graph.optimizer_units[0].scalar("beta1_power") == pytest.approx(0.9**2)
 
 

@@ -225,25 +225,24 @@ class GraphStructure(EditableGraph):
         """
         if type(values) is np.ndarray and not isinstance(self._root, list):
             return [values]  # most calls, of which some take microseconds
-        return self._ports(self._root).split(values, what)
+        return self._ports(self.roots, self._root).split(values, what)
 
     def arrange_outputs(self, values: Any, what: str = "d_out") -> list[Any]:
         """One value for each term; None, and a name that is missing in a dict, give None."""
         if values is None:
             return [None] * len(self.terms)
-        return self._ports(self._term).split(values, what, partial=True)
+        return self._ports(self.terms, self._term).split(values, what, partial=True)
 
     def present_inputs(self, values: list[Any]) -> Any:
         """A list of one value per root as the caller gets it: bare where `root` is a node, else a `NamedList`."""
-        return self._ports(self._root).join(values) if isinstance(self._root, list) else values[0]
+        return self._ports(self.roots, self._root).join(values) if isinstance(self._root, list) else values[0]
 
     def present_outputs(self, values: list[Any]) -> Any:
         """A list of one value per term as the caller gets it: bare where `term` is a node, else a `NamedList`."""
-        return self._ports(self._term).join(values) if isinstance(self._term, list) else values[0]
+        return self._ports(self.terms, self._term).join(values) if isinstance(self._term, list) else values[0]
 
-    def _ports(self, end: Ends) -> Ports:
-        nodes = end if isinstance(end, list) else [end]
-        return Ports(tuple(self.label_of(node) for node in nodes if node is not None), isinstance(end, list))
+    def _ports(self, nodes: list[LayerNode], end: Ends) -> Ports:
+        return Ports(tuple(map(self.label_of, nodes)), isinstance(end, list))
 
     # ---- what the nodes ask for
 

@@ -185,7 +185,7 @@ class Executable:
         if self.rounds is None or (start, count) != (0, len(self.tape.rows)):
             return [(start, count)]
         front = self.rounds.rows
-        return [(0, front)] * self.rounds.count + [(front, count - front)] * (front < count)
+        return [(0, front)] * self.rounds.repeats + [(front, count - front)] * (front < count)
 
     def run(
         self,

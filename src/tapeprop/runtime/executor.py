@@ -85,10 +85,10 @@ def times(steps: int, workers: int, rows: int) -> np.ndarray:
 
 
 class Rounds(NamedTuple):
-    """A step that runs its first `rows` rows `count` times, both at least 1, before it goes on to the rest."""
+    """A step that runs its first `rows` rows `repeats` times, both at least 1, before it goes on to the rest."""
 
     rows: int
-    count: int
+    repeats: int
 
 
 class BoundTape:

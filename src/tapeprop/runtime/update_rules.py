@@ -47,8 +47,8 @@ def check_rule(rule: UpdateRule, parameters: Sequence[tuple[str, Parameter]]) ->
             continue
         seen.add(kind)
         with recording(Trace(kind[1], True)):
-            weight, gradient, *slots = (Tensor(*kind) for _ in range(2 + len(rule.slots)))
-            new_values(rule, weight, gradient, slots, {n: Tensor((), kind[1]) for n in names}, name)
+            tensors = [Tensor(*kind) for _ in range(2 + len(rule.slots))]
+            new_values(rule, tensors[0], tensors[1], tensors[2:], {n: Tensor((), kind[1]) for n in names}, name)
 
 
 def prepared_scalars(rule: UpdateRule) -> dict[str, Scalar]:
