@@ -13,6 +13,7 @@ from tapeprop.errors import GraphError, LabelError
 from tapeprop.layers import Activation, Dense, Sequential
 from tapeprop.losses import MSE, CrossEntropy
 from tapeprop.optimizers import SGD, Adam
+from tapeprop.runtime import executable
 
 LOSS, Y = CrossEntropy(), labels(5)
 BOTH = {"a": LOSS, "b": LOSS}
@@ -93,6 +94,22 @@ def test_backward_from_one_output_is_a_tape_of_its_own() -> None:
     assert nodes["a"] - {""} == {"trunk", "a"}
     assert nodes["b"] - {""} == {"trunk", "b"}
     assert sizes["a"] == sizes["b"] < sizes["ab"] < 2 * sizes["a"]
+
+
+def test_two_losses_are_one_native_call(monkeypatch) -> None:
+    graph, run_bound, steps = own_heads(), executable.run_bound, []
+
+    def counted(bound, first, count, number, *rest):
+        steps.append((count, number))
+        return run_bound(bound, first, count, number, *rest)
+
+    monkeypatch.setattr(executable, "run_bound", counted)
+    graph.train_step(rows(), {"a": Y, "b": Y}, BOTH, loss_weights={"b": 0.5})
+    assert len(steps) == 1
+    steps.clear()
+    graph.fit(rows(), {"a": Y, "b": Y}, loss=BOTH, batch_size=1, epochs=2, verbose=0)
+    assert sum(number for _, number in steps) == 10
+    assert len({count for count, _ in steps}) == 1  # whole steps, nothing beside them
 
 
 # ---- optimizers
