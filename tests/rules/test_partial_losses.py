@@ -107,7 +107,7 @@ def test_two_losses_are_one_native_call(monkeypatch) -> None:
     graph.train_step(rows(), {"a": Y, "b": Y}, BOTH, loss_weights={"b": 0.5})
     assert len(steps) == 1
     steps.clear()
-    graph.fit(rows(), {"a": Y, "b": Y}, loss=BOTH, batch_size=1, epochs=2, verbose=0)
+    graph.fit(rows(), {"a": Y, "b": Y}, loss=BOTH, batch_size=1, epochs=2, metrics=(), verbose=0)
     assert sum(number for _, number in steps) == 10
     assert len({count for count, _ in steps}) == 1  # whole steps, nothing beside them
 
