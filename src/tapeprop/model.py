@@ -35,8 +35,8 @@ class LayerGraph(CompiledGraph):
     A graph is itself a layer; it can be subclassed (`init_nodes`). One thread runs it at a time, others wait.
     """
 
-    #: (number of edits, loss, what a training step made of them); see `_model_and_objective`.
-    _prepared: tuple[int, Any, tuple[Model, evaluation.Objective]] | None = None
+    #: (number of edits, losses and weights, what a training step made of them); see `_model_and_objective`.
+    _prepared: tuple[int, tuple, tuple[Model, evaluation.Objective]] | None = None
 
     def _new(self, **options: Any) -> LayerGraph:
         return LayerGraph(**options)
@@ -44,8 +44,9 @@ class LayerGraph(CompiledGraph):
     def train_step(self, X: Any, y: Any, loss: Any, loss_weights: Any = None) -> float:
         """zero_grad, forward, loss, backward, clip and update in one native call; the (weighted) loss before the update.
 
-        y, loss, loss_weights: one, or a list or dict by node name for several outputs (None: an output without a loss). Labels are
-        checked first: LabelError, and nothing is trained.
+        y, loss, loss_weights: one, or for several outputs a list (None: an output without a loss) or a dict by node name, which
+        leaves such outputs out. Only what the losses reach is run and advanced. Labels are checked first: LabelError, and
+        nothing is trained.
         """
         self._compiled("train_step()")
         return self.native_step(self._step_arguments(X, y, loss, loss_weights))
@@ -66,13 +67,12 @@ class LayerGraph(CompiledGraph):
 
     def _model_and_objective(self, loss: Any, loss_weights: Any) -> tuple[Model, evaluation.Objective]:
         """Those of the last call where they would be the same: making them takes as long as a small network's step."""
-        repeatable = loss_weights is None and not isinstance(loss, list | tuple | dict)  # a list may be edited in place
-        now = edits()
-        if repeatable and self._prepared is not None and self._prepared[0] == now and self._prepared[1] is loss:
+        now, asked = edits(), (_copied(loss), _copied(loss_weights))
+        if self._prepared is not None and self._prepared[0] == now and self._prepared[1] == asked:
             return self._prepared[2]
         model = Model(self)
         found = model, evaluation.objective_of(model.outputs, loss, loss_weights)
-        self._prepared = (now, loss, found) if repeatable else None
+        self._prepared = now, asked, found
         return found
 
     def fit(
@@ -88,7 +88,7 @@ class LayerGraph(CompiledGraph):
         validation_split: float = 0.0,
         shuffle: bool = True,
         seed: int | None = None,
-        schedule: Schedule | None = None,
+        schedule: Schedule | Mapping[Any, Schedule] | None = None,
         metrics: Iterable[Any] = ("accuracy",),
         callbacks: Iterable[Callback] = (),
         loss_weights: Any = None,
@@ -158,6 +158,13 @@ def load(path: Any, classes: Mapping[str, type] | None = None, **options: Any) -
     WeightFileError for a file that is truncated, corrupt or hostile; nothing it names is imported or run.
     """
     return interchange.load(path, classes, graph_class=LayerGraph, **options)
+
+
+def _copied(value: Any) -> Any:
+    """What can be edited in place as a tuple, to be compared later."""
+    if isinstance(value, dict):
+        return (dict, *value.items())
+    return (list, *value) if isinstance(value, list | tuple | np.ndarray) else value
 
 
 def gradcheck(graph: LayerGraph, X: Any, *, eps: float = 1e-6, samples: int = 64, seed: int = 0) -> float:

@@ -1,15 +1,24 @@
-"""Optimizers: update rules written once as scalar expressions, compiled into the tape, with PyTorch's trajectories.
+"""Optimizers: update rules written once as expressions, compiled into the tape, with PyTorch's trajectories.
 
 An optimizer is a value, not a state: what changes from step to step (slots, learning rate, powers of beta) is the
 graph's. A rule has two parts. `prepare` runs once per step in float64 on a few scalars; `rule` runs once per element
 in the parameter's dtype. A new optimizer is a subclass that stores its constructor's arguments under their own names
 and gives `rule`:
 
-    from tapeprop.ops.scalar import where  # sqrt, maximum, exp, ... stand there too
+    from tapeprop import ops
 
     class SignSGD(Optimizer):
         def rule(self, weight, gradient, slots, scalars):
-            return weight - scalars["lr"] * where(gradient < 0, -1, 1), {}
+            return weight - scalars["lr"] * ops.sign(gradient), {}
+
+A rule that needs more than one element (a norm, a mean) sets `elementwise = False`, and gets each parameter as a whole:
+
+    class NormalizedSGD(Optimizer):
+        elementwise = False
+
+        def rule(self, weight, gradient, slots, scalars):
+            norm = ops.sqrt(ops.sum(gradient * gradient))
+            return weight - scalars["lr"] * gradient / (norm + 1e-8), {}
 """
 
 from __future__ import annotations
@@ -20,11 +29,15 @@ import numbers
 from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar, Self
 
-from tapeprop.ops.expression import Scalar, absolute, maximum, sqrt, where
+from tapeprop import ops
+from tapeprop.ir import Tensor
+from tapeprop.ops.scalar import Scalar
 
 __all__ = ["SGD", "AdaDelta", "AdaGrad", "AdaMax", "Adam", "AdamW", "Lion", "NAdam", "Optimizer", "RMSProp"]
 
 Scalars = Mapping[str, Scalar]
+Expression = Scalar | Tensor
+Expressions = Mapping[str, Expression]
 
 
 class Optimizer:
@@ -33,6 +46,9 @@ class Optimizer:
     ValueError where a hyper-parameter is out of its range, TypeError where it is no real number.
     """
 
+    #: Whether `rule` is one formula for every element, given as Scalars, so that neighbours in memory are one instruction. If
+    #: not it gets Tensors of each parameter's own shape, one after another, and may sum over them.
+    elementwise: ClassVar[bool] = True
     #: Names of the per-element states, each an array of the parameter's shape and dtype.
     slots: tuple[str, ...] = ()
     #: Names of the constructor's arguments that live in `hyper()`, so that a change of theirs compiles nothing.
@@ -58,11 +74,12 @@ class Optimizer:
         return {}
 
     def rule(
-        self, weight: Scalar, gradient: Scalar, slots: Scalars, scalars: Scalars
-    ) -> tuple[Scalar, dict[str, Scalar]]:
-        """(the new weight, {slot: new value}) of one element, in the parameter's dtype.
+        self, weight: Expression, gradient: Expression, slots: Expressions, scalars: Expressions
+    ) -> tuple[Expression, dict[str, Expression]]:
+        """(the new weight, {slot: new value}), written in `tapeprop.ops`, in the parameter's dtype.
 
-        scalars: those of `hyper()` and `prepare()` after the latter. Every slot has to be in the answer.
+        Of one element, all of it Scalars, where `elementwise`; else of one parameter, Tensors of its shape and dtype, and
+        scalars of shape (). scalars: those of `hyper()` and `prepare()` after the latter. Every slot has to be in the answer.
         """
         raise NotImplementedError(f"{type(self).__name__} has no rule(); give it one")
 
@@ -139,7 +156,7 @@ class RMSProp(Optimizer):
 
     def rule(self, weight, gradient, slots, scalars):
         square = running_mean(slots["square"], gradient * gradient, self.rho)
-        step = gradient / (sqrt(square) + self.epsilon)
+        step = gradient / (ops.sqrt(square) + self.epsilon)
         if not self.momentum:
             return weight - scalars["lr"] * step, {"square": square}
         buffer = self.momentum * slots["momentum"] + step
@@ -172,13 +189,13 @@ class Adam(_Moments):
             "beta1_power": beta1_power,
             "beta2_power": beta2_power,
             "step_size": scalars["lr"] / (1 - beta1_power),
-            "root_scale": 1 / sqrt(1 - beta2_power),
+            "root_scale": 1 / ops.sqrt(1 - beta2_power),
         }
 
     def rule(self, weight, gradient, slots, scalars):
         mean = running_mean(slots["mean"], gradient, self.beta1)
         square = running_mean(slots["square"], gradient * gradient, self.beta2)
-        step = mean / (sqrt(square) * scalars["root_scale"] + self.epsilon)
+        step = mean / (ops.sqrt(square) * scalars["root_scale"] + self.epsilon)
         return weight - scalars["step_size"] * step, {"mean": mean, "square": square}
 
 
@@ -236,7 +253,7 @@ class NAdam(_Moments):
             "beta2_power": beta2_power,
             "decay_power": decay_power,
             "mu_product": mu_product,
-            "root_scale": 1 / sqrt(1 - beta2_power),
+            "root_scale": 1 / ops.sqrt(1 - beta2_power),
             "gradient_size": scalars["lr"] * (1 - mu) / (1 - mu_product),
             "mean_size": scalars["lr"] * next_mu / (1 - mu_product * next_mu),
         }
@@ -245,7 +262,10 @@ class NAdam(_Moments):
         mean = running_mean(slots["mean"], gradient, self.beta1)
         square = running_mean(slots["square"], gradient * gradient, self.beta2)
         step = scalars["gradient_size"] * gradient + scalars["mean_size"] * mean
-        return weight - step / (sqrt(square) * scalars["root_scale"] + self.epsilon), {"mean": mean, "square": square}
+        return weight - step / (ops.sqrt(square) * scalars["root_scale"] + self.epsilon), {
+            "mean": mean,
+            "square": square,
+        }
 
 
 class AdaMax(_Moments):
@@ -262,7 +282,7 @@ class AdaMax(_Moments):
 
     def rule(self, weight, gradient, slots, scalars):
         mean = running_mean(slots["mean"], gradient, self.beta1)
-        norm = maximum(self.beta2 * slots["norm"], absolute(gradient) + self.epsilon)
+        norm = ops.maximum(self.beta2 * slots["norm"], ops.abs(gradient) + self.epsilon)
         return weight - scalars["step_size"] * mean / norm, {"mean": mean, "norm": norm}
 
 
@@ -277,7 +297,7 @@ class AdaGrad(Optimizer):
 
     def rule(self, weight, gradient, slots, scalars):
         total = slots["sum"] + gradient * gradient
-        return weight - scalars["lr"] * gradient / (sqrt(total) + self.epsilon), {"sum": total}
+        return weight - scalars["lr"] * gradient / (ops.sqrt(total) + self.epsilon), {"sum": total}
 
 
 class AdaDelta(Optimizer):
@@ -294,7 +314,7 @@ class AdaDelta(Optimizer):
 
     def rule(self, weight, gradient, slots, scalars):
         square = running_mean(slots["square"], gradient * gradient, self.rho)
-        step = sqrt(slots["step_square"] + self.epsilon) / sqrt(square + self.epsilon) * gradient
+        step = ops.sqrt(slots["step_square"] + self.epsilon) / ops.sqrt(square + self.epsilon) * gradient
         step_square = running_mean(slots["step_square"], step * step, self.rho)
         return weight - scalars["lr"] * step, {"square": square, "step_square": step_square}
 
@@ -313,11 +333,11 @@ class Lion(Optimizer):
 
     def rule(self, weight, gradient, slots, scalars):
         mixed = running_mean(slots["mean"], gradient, self.beta1)
-        sign = where(mixed < 0, -1, where(mixed > 0, 1, mixed))  # its last case keeps 0 and NaN
+        sign = ops.where(mixed < 0, -1, ops.where(mixed > 0, 1, mixed))  # its last case keeps 0 and NaN
         return weight - scalars["lr"] * sign, {"mean": running_mean(slots["mean"], gradient, self.beta2)}
 
 
-def running_mean(mean: Scalar, value: Scalar, keep: float) -> Scalar:
+def running_mean(mean: Expression, value: Expression, keep: float) -> Expression:
     """keep * mean + (1 - keep) * value."""
     return keep * mean + (1 - keep) * value
 

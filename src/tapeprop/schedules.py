@@ -1,8 +1,9 @@
 """Learning-rate schedules: pure functions of a count of epochs or batches, with PyTorch's values.
 
 `schedule.lr(t, base_lr)` is the learning rate of epoch (or batch) number t, counted from 0, where the optimizer's own
-rate is `base_lr`. `fit(schedule=...)` asks before each epoch (`by="epoch"`) or each batch (`by="batch"`). A schedule
-object counts on through several fits; `state_dict()` is all it remembers.
+rate is `base_lr`. `fit(schedule=...)` asks before each epoch (`by="epoch"`) or each update (`by="batch"`). A schedule
+object counts on through several fits; `state_dict()` is all it remembers. Where it serves several optimizers each has
+a base rate of its own, as PyTorch's parameter groups have.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Mapping
+from copy import copy
 from typing import Any, Literal
 
 __all__ = [
@@ -29,11 +31,14 @@ By = Literal["epoch", "batch"]
 class Schedule:
     """The base of all schedules. by: what is counted, "epoch" or "batch" (ValueError for another word).
 
-    `t` is the count so far; `base_lr` the optimizer's rate when the schedule was first used, None before.
+    `t` is the count so far; `base_lr` the optimizer's rate when the schedule was first used, None before. `base_lrs`:
+    those of further optimizers, by name.
     """
 
     #: What `state_dict` holds.
     remembered: tuple[str, ...] = ("t", "base_lr")
+    #: What it holds beside that where there are further optimizers.
+    of_several: tuple[str, ...] = ("base_lrs",)
 
     def __init__(self, by: By = "epoch"):
         if by not in ("epoch", "batch"):
@@ -41,6 +46,7 @@ class Schedule:
         self.by = by
         self.t = 0
         self.base_lr: float | None = None
+        self.base_lrs: dict[str, float] = {}
 
     def lr(self, t: int, base_lr: float) -> float:
         """The learning rate of epoch or batch number `t` >= 0."""
@@ -51,28 +57,34 @@ class Schedule:
         if self.base_lr is None:
             self.base_lr = float(lr)
 
-    def current(self) -> float:
-        """The learning rate of the coming epoch or batch."""
+    def join(self, name: str, lr: float) -> None:
+        """Called by `fit` where the schedule serves one more optimizer: on the first use of `name`, lr is its base rate."""
+        self.base_lrs.setdefault(name, float(lr))
+
+    def current(self, name: str | None = None) -> float:
+        """The learning rate of the coming epoch or batch; name: of an optimizer that has joined."""
         if self.base_lr is None:
             raise ValueError(f"{type(self).__name__} has not begun; pass it to fit(), or call begin() first")
-        return self.lr(self.t, self.base_lr)
+        return self.lr(self.t, self.base_lr if name is None else self.base_lrs.get(name, self.base_lr))
 
     def advance(self, logs: Mapping[str, float]) -> None:
         """Called when the epoch or batch is over. logs: the figures so far, "loss" among them."""
         self.t += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the schedule remembers, plain numbers."""
-        return {name: getattr(self, name) for name in self.remembered}
+        """All that the schedule remembers, plain numbers (and a dict of them where it serves several optimizers)."""
+        names = (*self.remembered, *self.of_several) if self.base_lrs else self.remembered
+        return {name: copy(getattr(self, name)) for name in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Puts back what `state_dict` gave. ValueError where an entry is missing or unknown."""
-        if set(state) != set(self.remembered):
+        if set(state) - set(self.of_several) != set(self.remembered):
             raise ValueError(
                 f"{type(self).__name__}: expected the entries {', '.join(self.remembered)}, received {', '.join(state)}"
             )
+        self.base_lrs = {}
         for name, value in state.items():
-            setattr(self, name, value)
+            setattr(self, name, copy(value))
 
 
 class StepLR(Schedule):
@@ -118,7 +130,7 @@ class CyclicLR(Schedule):
     cycle.
 
     mode: "triangular"; "triangular2" halves the height at each cycle; "exp_range" scales it by gamma^t.
-    The `base_lr` given here stands for the optimizer's.
+    The `base_lr` given here stands for that of every optimizer.
     """
 
     def __init__(
@@ -140,6 +152,9 @@ class CyclicLR(Schedule):
             raise ValueError(f'CyclicLR: mode must be "triangular", "triangular2" or "exp_range"; received {mode!r}')
         self.mode = mode
         self.gamma = _positive("CyclicLR: gamma", gamma)
+
+    def join(self, name: str, lr: float) -> None:
+        """Nothing is noted: every optimizer takes the `base_lr` of the constructor."""
 
     def lr(self, t: int, base_lr: float) -> float:
         cycle, place = divmod(t, self.up + self.down)
@@ -220,6 +235,7 @@ class ReduceLROnPlateau(Schedule):
     """
 
     remembered = ("t", "base_lr", "reduced_lr", "best", "bad_epochs", "cooling")
+    of_several = ("base_lrs", "reductions")
 
     def __init__(
         self,
@@ -248,13 +264,20 @@ class ReduceLROnPlateau(Schedule):
         self.min_lr = _at_least_zero("ReduceLROnPlateau: min_lr", min_lr)
         self.eps = _at_least_zero("ReduceLROnPlateau: eps", eps)
         self.reduced_lr: float | None = None
+        self.reductions = 0
         self.best = math.inf if mode == "min" else -math.inf
         self.bad_epochs = 0
         self.cooling = 0
 
     def lr(self, t: int, base_lr: float) -> float:
         """The rate in force: this schedule depends on what it has seen, not on `t`."""
-        return base_lr if self.reduced_lr is None else self.reduced_lr
+        for _ in range(self.reductions):
+            base_lr = self._reduced(base_lr)
+        return base_lr
+
+    def _reduced(self, lr: float) -> float:
+        new = max(lr * self.factor, self.min_lr)
+        return new if lr - new > self.eps else lr
 
     def advance(self, logs: Mapping[str, float]) -> None:
         super().advance(logs)
@@ -274,10 +297,17 @@ class ReduceLROnPlateau(Schedule):
             self.bad_epochs = 0
         if self.bad_epochs > self.patience:
             old = self.current()
-            new = max(old * self.factor, self.min_lr)
-            if old - new > self.eps:
-                self.reduced_lr = new
+            self.reductions += 1
+            if self.current() != old:
+                self.reduced_lr = self.current()
             self.cooling, self.bad_epochs = self.cooldown, 0
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        if "reductions" not in state:  # that of one optimizer: as many as lead to its rate
+            self.reductions = 0
+            while self.reduced_lr is not None and self.reduced_lr < self.current() != self._reduced(self.current()):
+                self.reductions += 1
 
     def _better(self, figure: float) -> bool:
         sign = 1 if self.mode == "max" else -1

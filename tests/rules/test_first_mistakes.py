@@ -153,7 +153,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], tuple[str, ...]
     "one shape for two roots": (
         lambda: two_roots().build((None, 4)),
         GraphError,
-        ("input shape", "a list of 2", "a, b", "got 1"),
+        ("input shape", "a list of 2", "a, b", "received 1 entries"),
     ),
     "a layer called on an array": (
         lambda: Dense(4, 2)(X),

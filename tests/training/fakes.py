@@ -72,13 +72,23 @@ class PlainGraph:
 
     def set_optimizer(self, optimizer):
         self.optimizer = optimizer
-        self._lr = optimizer.lr
+        if optimizer is not None:
+            self._lr = optimizer.lr
+
+    @property
+    def optimizers(self):
+        return {"w0": self.optimizer}
 
     @property
     def lr(self):
         return self._lr
 
-    def update_lr(self, lr):
+    def learning_rate(self, of):
+        assert of is self.optimizer
+        return self._lr
+
+    def update_lr(self, lr, of):
+        assert of is self.optimizer
         self._lr = lr
 
     def state_dict(self):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from training.fakes import PlainCrossEntropy, PlainGraph, PlainMSE, blobs
 
-from tapeprop.errors import DTypeError, GraphError, LabelError, ShapeError
-from tapeprop.training.data import Ports, real_array
+from tapeprop.errors import DTypeError, LabelError, ShapeError
+from tapeprop.training.data import real_array
 from tapeprop.training.evaluate import evaluate, predict
 
 X, Y = blobs(70)
@@ -121,27 +121,7 @@ def test_nothing_of_the_callers_is_written() -> None:
     np.testing.assert_array_equal(x, X)
 
 
-# ---- ports and arrays
-
-
-def test_ports() -> None:
-    one, listed, two = Ports(("a",), False), Ports(("a",), True), Ports(("a", "b"), True)
-    assert one.split([1, 2], "X") == [[1, 2]]  # a list is an array here
-    assert listed.split([1], "X") == [1]
-    assert two.split((1, 2), "X") == [1, 2]
-    assert two.split({"b": 2, "a": 1}, "X") == [1, 2]
-    assert one.split({"a": 1}, "X") == [1]
-    assert one.join([5]) == 5
-    assert listed.join([5]) == [5]
-    for ports, value, text in (
-        (two, [1], r"expected a list of 2 \(a, b\), received 1 entries"),
-        (two, 1, r"expected a list of 2 \(a, b\), received int"),
-        (two, {"a": 1}, "expected the keys a, b, received a"),
-        (two, {}, "received none"),
-        (Ports(("a", "a"), True), {"a": 1}, "names that differ"),
-    ):
-        with pytest.raises(GraphError, match=text):
-            ports.split(value, "X")
+# ---- arrays
 
 
 def test_real_arrays_are_kept_where_they_fit() -> None:

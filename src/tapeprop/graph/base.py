@@ -20,6 +20,7 @@ from tapeprop.graph.editing import EditableGraph, Ends
 from tapeprop.graph.merge import merge
 from tapeprop.graph.names import check_names
 from tapeprop.graph.node import LayerNode
+from tapeprop.graph.ports import Ports
 from tapeprop.graph.validate import check_structure
 from tapeprop.ir import Checkpoint, Parameter, Shape, Tensor, Trace, UndecidedError, at_node, mark, recording
 from tapeprop.layers.edits import edits
@@ -222,39 +223,26 @@ class GraphStructure(EditableGraph):
 
         GraphError where one is missing.
         """
-        return self._arrange(values, self._root, self.roots, what)
+        if type(values) is np.ndarray and not isinstance(self._root, list):
+            return [values]  # most calls, of which some take microseconds
+        return self._ports(self.roots, self._root).split(values, what)
 
     def arrange_outputs(self, values: Any, what: str = "d_out") -> list[Any]:
         """One value for each term; None, and a name that is missing in a dict, give None."""
         if values is None:
             return [None] * len(self.terms)
-        return self._arrange(values, self._term, self.terms, what, partial=True)
+        return self._ports(self.terms, self._term).split(values, what, partial=True)
 
     def present_inputs(self, values: list[Any]) -> Any:
-        """A list of one value per root as the caller gets it: bare where `root` is a node."""
-        return list(values) if isinstance(self._root, list) else values[0]
+        """A list of one value per root as the caller gets it: bare where `root` is a node, else a `NamedList`."""
+        return self._ports(self.roots, self._root).join(values) if isinstance(self._root, list) else values[0]
 
     def present_outputs(self, values: list[Any]) -> Any:
-        """A list of one value per term as the caller gets it: bare where `term` is a node."""
-        return list(values) if isinstance(self._term, list) else values[0]
+        """A list of one value per term as the caller gets it: bare where `term` is a node, else a `NamedList`."""
+        return self._ports(self.terms, self._term).join(values) if isinstance(self._term, list) else values[0]
 
-    def _arrange(self, values: Any, end: Ends, nodes: list[LayerNode], what: str, partial: bool = False) -> list[Any]:
-        if isinstance(values, np.ndarray) and not isinstance(end, list):
-            return [values]
-        names = [self.label_of(node) for node in nodes]
-        if isinstance(values, Mapping):
-            unknown = [name for name in values if name not in names]
-            missing = [] if partial else [name for name in names if name not in values]
-            if unknown or missing:
-                got = ", ".join(map(str, values)) or "none"
-                raise GraphError(f"{what}: expected a dict with the names {', '.join(names)}, got {got}")
-            return [values.get(name) for name in names]
-        if not isinstance(end, list):
-            return [values]
-        if not isinstance(values, list | tuple) or len(values) != len(nodes):
-            got = f"{len(values)} of them" if isinstance(values, list | tuple) else type(values).__name__
-            raise GraphError(f"{what}: expected a list of {len(nodes)}, for {', '.join(names)}, got {got}")
-        return list(values)
+    def _ports(self, nodes: list[LayerNode], end: Ends) -> Ports:
+        return Ports(tuple(map(self.label_of, nodes)), isinstance(end, list))
 
     # ---- what the nodes ask for
 

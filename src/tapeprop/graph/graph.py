@@ -22,6 +22,7 @@ from tapeprop.runtime.state import pack
 from tapeprop.runtime.timing import RowTime
 from tapeprop.runtime.training import FitSession, Trainer, zero_gradients
 from tapeprop.runtime.update import OptimizerState, Unit, set_lr
+from tapeprop.runtime.update_rules import check_rule
 
 DTYPES = ("float32", "float64")
 MATH_MODES = ("fp32", "winograd")
@@ -50,7 +51,7 @@ class CompiledGraph(GraphStructure):
     def __getstate__(self) -> dict[str, Any]:
         """Structure and weights; a copy has to be built anew, with fresh optimizer state."""
         dropped = (
-            "_network", "_trainer", "_built_key", "_optimizers", "_running", "_synchronised", "_frozen", "_prepared",
+            "_network", "_trainer", "_built_key", "_optimizers", "_running", "_synchronised", "_in_use", "_frozen", "_prepared",
         )  # fmt: skip
         return {name: value for name, value in super().__getstate__().items() if name not in dropped}
 
@@ -65,6 +66,7 @@ class CompiledGraph(GraphStructure):
         self._built_key: tuple | None = None
         self._optimizers = OptimizerState()
         self._synchronised: tuple[int, int, bool] | None = None
+        self._in_use: dict[str, Any] = {}
         self._frozen: tuple[int, frozenset[Parameter]] = (-1, frozenset())
         self._running = threading.RLock()
 
@@ -304,11 +306,19 @@ class CompiledGraph(GraphStructure):
                 optimizer = fitting[-1] if fitting else self._optimizer
             if optimizer is not None:
                 wanted.setdefault(id(optimizer), (optimizer, []))[1].append(parameter)
+        known = {p: unit.rule for unit in self._optimizers.units for p in unit.parameters}
+        for rule, parameters in wanted.values():
+            new = [(names[p], p) for p in parameters if known.get(p) is not rule]
+            if new:
+                check_rule(rule, new)
+        own = sorted(wanted.values(), key=lambda entry: entry[0] is not self._optimizer)
+        in_use = {names[parameters[0]]: rule for rule, parameters in own}
         if not self.built_:  # what has been taken out since the last build() may come back before the next
             for unit in self._optimizers.units:
                 away = [parameter for parameter in unit.parameters if parameter not in seen]
                 wanted.setdefault(id(unit.rule), (unit.rule, []))[1].extend(away)
         self._optimizers.assign(list(wanted.values()))
+        self._in_use = in_use
         self._synchronised = now
 
     def _with_norms(self, assigned: Iterable[tuple[Parameter, Any]]) -> Iterator[tuple[Parameter, Any]]:
@@ -320,21 +330,59 @@ class CompiledGraph(GraphStructure):
                 yield from ((other, optimizer) for _, other in behind[parameter].named_parameters())
 
     @property
+    def optimizers(self) -> dict[str, Any]:
+        """The optimizers at work, the graph's own first, each under the name of the first parameter that it advances."""
+        self.synchronise_optimizers()
+        return dict(self._in_use)
+
+    @property
     def lr(self) -> float:
         """The learning rate in force: the graph's own optimizer's, or else that of the first node that has one."""
-        self.synchronise_optimizers()
-        units = self._optimizers.units
-        if not units:
-            raise StateError("lr: no optimizer yet; call set_optimizer(SGD(lr=0.01)) first")
-        own = [unit for unit in units if unit.rule is self._optimizer]
-        return (own or units)[0].scalar("lr")
+        return self._units_of(next(iter(self.optimizers.values()), None), "lr")[0].scalar("lr")
 
-    def update_lr(self, lr: float) -> None:
-        """Sets the learning rate of every optimizer of the graph. ValueError unless finite and >= 0; StateError without one."""
+    def learning_rate(self, of: Any) -> float:
+        """The learning rate in force of one optimizer; of: as for update_lr()."""
+        return self._units_of(of, "learning_rate()")[0].scalar("lr")
+
+    def update_lr(self, lr: float, of: Any = None) -> None:
+        """Sets the learning rate of every optimizer of the graph, or of one.
+
+        of: an optimizer, or a node (or its name) that has one of its own. ValueError unless lr is finite and >= 0; StateError
+        without an optimizer; GraphError where `of` names none that is at work here.
+        """
+        set_lr(self._units_of(of, "update_lr()"), lr)
+
+    def optimizer_of(self, of: Any, what: str = "optimizer_of()") -> Any:
+        """The optimizer that `of` names: itself, or that of a node or a node's name. GraphError where it has none."""
+        if isinstance(of, str):
+            found = [node for node, name in self.labels.items() if name == of]
+            if not found:
+                raise GraphError(f"{what}: there is no node {of!r}; the nodes are {', '.join(self.labels.values())}")
+            of = found[0]
+        if not isinstance(of, LayerNode):
+            if not hasattr(of, "hyper"):
+                raise GraphError(f"{what}: expected an optimizer, a node or the name of a node, got {of!r}")
+            return of
+        if of.optimizer is None:
+            raise GraphError(
+                f"{what}: node {self.labels.get(of, str(of))!r} has no optimizer of its own; call its set_optimizer() first, "
+                f"or name the optimizer that advances it"
+            )
+        return of.optimizer
+
+    def _units_of(self, of: Any, what: str) -> list[Unit]:
+        """The units of one optimizer, or all."""
+        rule = None if of is None else self.optimizer_of(of, what)
         self.synchronise_optimizers()
         if not self._optimizers.units:
-            raise StateError("update_lr(): no optimizer yet; call set_optimizer(SGD(lr=0.01)) first")
-        set_lr(self._optimizers.units, lr)
+            raise StateError(f"{what}: no optimizer yet; call set_optimizer(SGD(lr=0.01)) first")
+        found = [unit for unit in self._optimizers.units if rule is None or unit.rule is rule]
+        if not found:
+            raise GraphError(
+                f"{what}: {rule!r} advances no parameter of this graph; expected one of those at work: "
+                f"{', '.join(map(repr, self._in_use.values()))}"
+            )
+        return found
 
     def update(self) -> None:
         """Lets the optimizers advance the parameters whose gradients are not yet consumed. StateError without an optimizer."""

@@ -43,6 +43,7 @@ from tapeprop.ops.expression import (
     tanh,
     where,
 )
+from tapeprop.ops.scalar import COMPARISONS
 
 __all__ = ["FORMULAS", "Formula"]
 
@@ -229,6 +230,8 @@ def clip(x: Scalar, low: float | None, high: float | None) -> Scalar:
 
 
 def select(condition: Scalar, a: Scalar, b: Scalar) -> Scalar:
+    if isinstance(condition, Scalar) and condition.op in COMPARISONS:  # x < y of scalars; that of tensors is 1 or 0
+        return where(condition, a, b)
     return where(equal(condition, 0.0), b, a)
 
 

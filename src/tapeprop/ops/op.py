@@ -16,6 +16,7 @@ import numpy as np
 from tapeprop.errors import DTypeError, GraphError, ShapeError
 from tapeprop.ir import Constant, Instruction, Parameter, Shape, Tensor, UndecidedError, current
 from tapeprop.ir.kernels import Kernel
+from tapeprop.ops.scalar import Scalar
 
 Attributes = Mapping[str, Any]
 registry: dict[str, Op] = {}
@@ -217,6 +218,8 @@ def as_tensor(value: Tensor | Parameter | np.ndarray | float | int) -> Tensor:
                 "its array is parameter.value"
             )
         return trace.parameter(value)
+    if isinstance(value, Scalar):
+        raise DTypeError("expected a tensor, got a Scalar, which is one element: only elementwise ops take those")
     array = np.asarray(value)
     if array.dtype.kind not in "fiub":
         raise DTypeError(f"expected a tensor, a parameter or real numbers, got {type(value).__name__} ({array.dtype})")

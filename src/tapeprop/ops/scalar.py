@@ -84,6 +84,9 @@ class Scalar:
     def __bool__(self) -> NoReturn:
         raise TypeError("the truth of a symbolic scalar is not known while tracing; choose with where(condition, a, b)")
 
+    def __array__(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError("a Scalar stands for numbers that are not there yet; use tapeprop.ops instead of NumPy")
+
     def __reduce__(self) -> tuple[Callable[[Encoded], Scalar], tuple[Encoded]]:
         return _decode_one, (encode([self]),)  # by value, and without recursion
 

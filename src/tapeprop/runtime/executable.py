@@ -13,7 +13,7 @@ from tapeprop.compiler.verify import verify
 from tapeprop.errors import CompileError, GraphError, LabelError, NumericsError
 from tapeprop.ir import Constant, Gradient, Input, Parameter, Program, Region, Tensor
 from tapeprop.ops.op import failure_text
-from tapeprop.runtime.executor import BoundTape, times
+from tapeprop.runtime.executor import BoundTape, Rounds, times
 from tapeprop.runtime.memory import Arena, Buffer, address_of, aligned
 from tapeprop.runtime.state import cell
 from tapeprop.runtime.team import run_bound
@@ -53,6 +53,7 @@ class Executable:
         self._check_buffers(sizes)
         targets = dict.fromkeys(store.target for span in program.spans for store in span.stores)
         self._written = list(dict.fromkeys(found for leaf in targets if (found := values_of(leaf)) is not None))
+        self.rounds: Rounds | None = None
         self.workers = worthwhile_workers(self.tape, workers)
         arena.ensure(self.tape.arena_bytes)
         self._scratch = aligned(self.tape.scratch_bytes * max(workers, 1))
@@ -174,6 +175,18 @@ class Executable:
             return 0, 0
         return bounds[0][0], bounds[-1][1] - bounds[0][0]
 
+    def repeat(self, last: str, count: int) -> None:
+        """Lets a step of the whole tape run its spans up to `last` `count` times, and then those after it once."""
+        rows = self.rows_of(self.program.spans[0].name, last)[1]
+        self.rounds = Rounds(rows, count) if rows and count > 1 else None
+
+    def parts(self, start: int, count: int) -> list[tuple[int, int]]:
+        """(first row, number) of the stretches that a step over these rows runs, in order."""
+        if self.rounds is None or (start, count) != (0, len(self.tape.rows)):
+            return [(start, count)]
+        front = self.rounds.rows
+        return [(0, front)] * self.rounds.repeats + [(front, count - front)] * (front < count)
+
     def run(
         self,
         first: str | None = None,
@@ -199,7 +212,8 @@ class Executable:
             return
         self.prepare()
         self._count_writes()
-        failed = run_bound(self._bound, start, count, steps, self.workers, timing)  # type: ignore[arg-type]
+        rounds = self.rounds if count == len(self.tape.rows) else None
+        failed = run_bound(self._bound, start, count, steps, self.workers, timing, rounds)  # type: ignore[arg-type]
         self._count_writes()  # once more: another thread may have looked in between
         if failed is not None:
             self.raise_failure(*failed)

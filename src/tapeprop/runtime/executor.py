@@ -18,13 +18,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tapeprop.runtime.native_loop import CONTROL, ENTRIES, RECORD, loop_text
+from tapeprop.runtime.native_loop import CONTROL, ENTRIES, RECORD, RECORD_WORDS, loop_text
 
 __all__ = [
     "CONTROL_WORDS",
     "STEP",
     "BoundTape",
     "Failure",
+    "Rounds",
     "aligned_words",
     "bound_tape",
     "control_block",
@@ -83,6 +84,13 @@ def times(steps: int, workers: int, rows: int) -> np.ndarray:
     return np.zeros((steps, workers, rows, 2), np.int64)
 
 
+class Rounds(NamedTuple):
+    """A step that runs its first `rows` rows `repeats` times, both at least 1, before it goes on to the rest."""
+
+    rows: int
+    repeats: int
+
+
 class BoundTape:
     """A tape with its control block, ready to be run again and again; keeps both alive. One run at a time.
 
@@ -113,7 +121,7 @@ class BoundTape:
         self._alive: tuple[np.ndarray, ...] = (tape, control)
         self.rows = len(tape)
         self._address, self._row_bytes = tape.ctypes.data, tape.shape[1] * 8
-        self._record = aligned_words(8)
+        self._record = aligned_words(RECORD_WORDS)
         self._record[RECORD["width"]] = self._row_bytes
         self._record[RECORD["control"]] = control.ctypes.data
         self.record_address = self._record.ctypes.data
@@ -122,10 +130,17 @@ class BoundTape:
         self._key: tuple | None = None
 
     def prepare(
-        self, first: int, count: int | None, steps: int, spins: int, timing: np.ndarray | None, workers: int
+        self,
+        first: int,
+        count: int | None,
+        steps: int,
+        spins: int,
+        timing: np.ndarray | None,
+        workers: int,
+        rounds: Rounds | None = None,
     ) -> None:
         """Writes what to run into the record. ValueError for rows that the tape does not have, or an unfit buffer."""
-        key = (first, count, steps, spins)
+        key = (first, count, steps, spins, rounds)
         if key == self._key and timing is None:
             return
         rows = self.rows - first if count is None else count
@@ -133,6 +148,9 @@ class BoundTape:
             raise ValueError(
                 f"expected rows within 0..{self.rows} and steps >= 0, got first={first}, count={count}, steps={steps}"
             )
+        front, times_each = rounds or (rows, 1)
+        if rounds is not None and not (1 <= front <= rows and times_each >= 1):
+            raise ValueError(f"rounds: expected 1 to {rows} rows, at least once, got {front} rows {times_each} times")
         where = 0
         if timing is not None:
             wanted = (steps, workers, rows, 2)
@@ -147,18 +165,26 @@ class BoundTape:
         record[RECORD["steps"]] = steps
         record[RECORD["spins"]] = spins
         record[RECORD["times"]] = where
+        record[RECORD["front"]] = front
+        record[RECORD["rounds"]] = times_each
         self._key = key if timing is None else None
 
     def run(
-        self, first: int = 0, count: int | None = None, steps: int = 1, timing: np.ndarray | None = None
+        self,
+        first: int = 0,
+        count: int | None = None,
+        steps: int = 1,
+        timing: np.ndarray | None = None,
+        rounds: Rounds | None = None,
     ) -> Failure | None:
         """Runs rows first to first + count (None: to the end) `steps` times with one worker, on this thread.
 
         Stops after the first row that reports a failure and gives it, else None. control[STEP] is then the number of
-        whole steps. timing: a buffer from `times(steps, 1, count)`.
+        whole steps. timing: a buffer from `times(steps, 1, count)`; of several rounds it holds the last. rounds: None is one
+        of all rows.
         """
-        if timing is not None or (first, count, steps, 0) != self._key:
-            self.prepare(first, count, steps, 0, timing, 1)
+        if timing is not None or (first, count, steps, 0, rounds) != self._key:
+            self.prepare(first, count, steps, 0, timing, 1, rounds)
         return decode(self._run_alone(self._argument))  # type: ignore[arg-type]
 
 
@@ -202,13 +228,15 @@ def run(
     steps: int = 1,
     workers: int = 1,
     timing: np.ndarray | None = None,
+    rounds: Rounds | None = None,
 ) -> Failure | None:
     """Runs rows first to first + count of a tape `steps` times with `workers` workers; the first failure, or None.
 
-    Arrays as for `BoundTape`. With several workers this is `team.run_team`. timing: a buffer from `times`.
+    Arrays as for `BoundTape`. With several workers this is `team.run_bound`. timing: a buffer from `times`.
     """
+    bound = bound_tape(tape, control)
     if workers > 1:
-        from tapeprop.runtime.team import run_team
+        from tapeprop.runtime.team import run_bound
 
-        return run_team(tape, control, first=first, count=count, steps=steps, workers=workers, timing=timing)
-    return bound_tape(tape, control).run(first, count, steps, timing)
+        return run_bound(bound, first, count, steps, workers, timing, rounds)
+    return bound.run(first, count, steps, timing, rounds)

@@ -14,7 +14,7 @@ see `TEAM` (line 0) and `MAILBOX` (line i of worker i).
 Barriers. Arrivals are counted; the last worker to arrive publishes the next phase. It also reads the status word, and
 says in the phase's lowest bit whether to stop: if each worker read the status for itself, one could see 0 and go on
 while another, in the next stretch, fails and leaves a third waiting. So all leave at the same barrier. The last row of
-a step always ends in a barrier. With one worker the status is looked at after every row.
+a round, and of a step, always ends in a barrier. With one worker the status is looked at after every row.
 
 Waiting. A bounded number of pauses, then of yields to the scheduler, then sleep on a futex (elsewhere than on Linux:
 naps of 50 us). Who sleeps says so in a word next to the one it waits for, sequentially consistent on both sides, so no
@@ -31,13 +31,15 @@ import sys
 
 from tapeprop.runtime.native_machine import machine_text
 
-__all__ = ["CONTROL", "ENTRIES", "MAILBOX", "RECORD", "TEAM", "loop_text"]
+__all__ = ["CONTROL", "ENTRIES", "MAILBOX", "RECORD", "RECORD_WORDS", "TEAM", "loop_text"]
 
 ENTRIES = ("run_alone", "run_together", "serve", "dismiss")
 
 #: Words of a record: address of the first row, number of rows, bytes per row, address of the control block, steps,
-#: pauses before a waiting worker yields, address of the time buffer (0: none; else int64 (steps, workers, rows, 2)).
-RECORD = {"tape": 0, "rows": 1, "width": 2, "control": 3, "steps": 4, "spins": 5, "times": 6}
+#: pauses before a waiting worker yields, address of the time buffer (0: none; else int64 (steps, workers, rows, 2)), and
+#: the number of rows at the front that each step runs `rounds` times before it goes on to the rest.
+RECORD = {"tape": 0, "rows": 1, "width": 2, "control": 3, "steps": 4, "spins": 5, "times": 6, "front": 7, "rounds": 8}
+RECORD_WORDS = 16
 #: Words of a control block, each group on a cache line of its own. phase: 2 * barriers passed + whether to stop.
 CONTROL = {"status": 0, "arrivals": 8, "phase": 16, "sleepers": 17, "step": 32}
 TEAM = {"done": 0, "sleepers": 1}
@@ -157,16 +159,22 @@ def _walk_text(together: bool, timed: bool) -> str:
         for field, word in RECORD.items()
     )
     before = "  %start = call i64 @llvm.readcyclecounter()\n" if timed else ""
-    after = slot = slot_step = ""
+    after = slot = slot_step = slot_round = ""
     if timed:
         slot_step = """
   %block = mul i64 %step, %workers
   %mine = add i64 %block, %worker
   %pairs = mul i64 %mine, %rows
   %bytes = mul i64 %pairs, 16
-  %slot.first = add i64 %times, %bytes
+  %slot.step = add i64 %times, %bytes
 """
-        slot = "  %slot = phi i64 [%slot.first, %step.begins], [%slot.next, %following]\n"
+        slot_round = """
+  %row.offset = sub i64 %row.first, %tape
+  %row.number = udiv i64 %row.offset, %width
+  %slot.offset = mul i64 %row.number, 16
+  %slot.first = add i64 %slot.step, %slot.offset
+"""
+        slot = "  %slot = phi i64 [%slot.first, %round.begins], [%slot.next, %following]\n"
         after = """
   %stop.time = call i64 @llvm.readcyclecounter()
   %slot.start = inttoptr i64 %slot to ptr
@@ -183,7 +191,7 @@ def _walk_text(together: bool, timed: bool) -> str:
   %waits = or i1 %marked, %ends
   br i1 %waits, label %at.barrier, label %following
 at.barrier:
-  %phase.new = call i64 @barrier(ptr %control.block, i64 %phase, i64 %workers, i64 %spins, i1 %ends)
+  %phase.new = call i64 @barrier(ptr %control.block, i64 %phase, i64 %workers, i64 %spins, i1 %step.ends)
   %stop.bit = trunc i64 %phase.new to i1
   br i1 %stop.bit, label %done, label %following
 following:
@@ -206,7 +214,11 @@ entry:
   %control.block = inttoptr i64 %control to ptr
   %extent = mul i64 %rows, %width
   %end = add i64 %tape, %extent
-  %last = sub i64 %end, %width
+  %front.bytes = mul i64 %front, %width
+  %front.end = add i64 %tape, %front.bytes
+  %rest = icmp slt i64 %front, %rows
+  %rest.round = zext i1 %rest to i64
+  %rounds.all = add i64 %rounds, %rest.round
   %some.rows = icmp sgt i64 %rows, 0
   %some.steps = icmp sgt i64 %steps, 0
   %some = and i1 %some.rows, %some.steps
@@ -215,10 +227,21 @@ step.begins:
   %step = phi i64 [0, %entry], [%step.next, %step.over]
   %phase.step = phi i64 [0, %entry], [%phase.next, %step.over]
 {slot_step}
+  br label %round.begins
+round.begins:
+  %round = phi i64 [0, %step.begins], [%round.next, %round.over]
+  %phase.round = phi i64 [%phase.step, %step.begins], [%phase.next, %round.over]
+  %round.next = add i64 %round, 1
+  %at.front = icmp slt i64 %round, %rounds
+  %row.first = select i1 %at.front, i64 %tape, i64 %front.end
+  %row.end = select i1 %at.front, i64 %front.end, i64 %end
+  %last = sub i64 %row.end, %width
+  %last.round = icmp eq i64 %round.next, %rounds.all
+{slot_round}
   br label %row.begins
 row.begins:
-  %row = phi i64 [%tape, %step.begins], [%row.next, %following]
-  %phase = phi i64 [%phase.step, %step.begins], [%phase.next, %following]
+  %row = phi i64 [%row.first, %round.begins], [%row.next, %following]
+  %phase = phi i64 [%phase.round, %round.begins], [%phase.next, %following]
 {slot}
   %row.words = inttoptr i64 %row to ptr
   %kernel = load ptr, ptr %row.words
@@ -226,9 +249,12 @@ row.begins:
   call void %kernel(i64 %row, i64 %worker, i64 %workers)
 {after}
   %ends = icmp eq i64 %row, %last
+  %step.ends = and i1 %ends, %last.round
 {check}
   %row.next = add i64 %row, %width
-  br i1 %ends, label %step.over, label %row.begins
+  br i1 %ends, label %round.over, label %row.begins
+round.over:
+  br i1 %last.round, label %step.over, label %round.begins
 step.over:
   %step.next = add i64 %step, 1
 {advance}

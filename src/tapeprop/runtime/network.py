@@ -392,8 +392,8 @@ def _run_watchfully(executable: Executable, first: str | None, last: str | None,
     """Row by row; NumericsError names the first instruction that made a NaN or an infinity, and its node."""
     names = [span.name for span in executable.program.spans]
     start, count = executable.rows_of(first or names[0], last or names[-1])
-    for _ in range(steps):
-        for number in range(start, start + count):
+    for first_row, rows in executable.parts(start, count) * steps:
+        for number in range(first_row, first_row + rows):
             executable.run_rows(number, 1)
             row = executable.tape.rows[number]
             for result in row.step.instruction.results:

@@ -13,7 +13,7 @@ import threading
 
 import numpy as np
 
-from tapeprop.runtime.executor import BoundTape, Failure, aligned_words, bound_tape, decode, native_loops
+from tapeprop.runtime.executor import BoundTape, Failure, Rounds, aligned_words, bound_tape, decode, native_loops
 from tapeprop.runtime.native_loop import MAILBOX
 
 __all__ = ["MAX_WORKERS", "default_workers", "run_bound", "run_team", "team_size"]
@@ -131,19 +131,20 @@ def run_bound(
     steps: int = 1,
     workers: int | None = None,
     timing: np.ndarray | None = None,
+    rounds: Rounds | None = None,
 ) -> Failure | None:
-    """`run_team` for a tape that is bound already."""
+    """`run_team` for a tape that is bound already. rounds: as for `BoundTape.run`."""
     if workers == 1:
-        return bound.run(first, count, steps, timing)
+        return bound.run(first, count, steps, timing, rounds)
     team = _get_team()
     workers = team.cpus if workers is None else workers
     if not 1 <= workers <= MAX_WORKERS:
         raise ValueError(f"workers: expected 1 to {MAX_WORKERS}, got {workers}")
     if workers == 1 or not team.busy.acquire(blocking=False):
-        return _run_with(None, bound, 1, first, count, steps, timing)
+        return _run_with(None, bound, 1, first, count, steps, timing, rounds)
     try:
         there = 1 if team.ended else team.ensure(workers)
-        return _run_with(team, bound, there, first, count, steps, timing)
+        return _run_with(team, bound, there, first, count, steps, timing, rounds)
     finally:
         team.busy.release()
 
@@ -156,15 +157,16 @@ def _run_with(
     count: int | None,
     steps: int,
     timing: np.ndarray | None,
+    rounds: Rounds | None,
 ) -> Failure | None:
     """A run by the workers that there are; `timing` may have room for more."""
     own = timing
     if timing is not None and timing.ndim == 4 and timing.shape[1] > workers:
         own = np.ascontiguousarray(timing[:, :workers])
     if team is None or workers == 1:
-        failure = bound.run(first, count, steps, own)
+        failure = bound.run(first, count, steps, own, rounds)
     else:
-        bound.prepare(first, count, steps, _SPINS if workers <= team.cpus else 0, own, workers)
+        bound.prepare(first, count, steps, _SPINS if workers <= team.cpus else 0, own, workers, rounds)
         failure = decode(native_loops().run_together(bound.record_address, team.address, workers))
     if own is not timing:
         timing[:, :workers] = own  # type: ignore[index]

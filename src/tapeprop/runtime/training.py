@@ -1,7 +1,8 @@
 """Whole training steps as one tape: gather, forward, loss, backward, clip, update; one native call for one step or many.
 
 Spans: `gather` (fit only), `forward`, `loss`, `backward`, `update`. Gradients are written into the parameters' gradient buffers, so they
-stay readable; the update span reads them there, exactly as a separate update() does.
+stay readable; the update span reads them there, exactly as a separate update() does. Where fit accumulates over micro-batches the
+spans up to `backward` run once for each of them, and then `update`, all in the same native call.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ from tapeprop.ir import (
     mark,
     recording,
 )
-from tapeprop.ops.elementwise import add, compute
+from tapeprop.ops.elementwise import add, add_if_pending, compute
 from tapeprop.ops.gather import accumulate, advance, count_correct, take_rows
 from tapeprop.runtime.executable import Executable, link_together
-from tapeprop.runtime.lowering import buckets, deposit
+from tapeprop.runtime.lowering import buckets
 from tapeprop.runtime.memory import Buffer
 from tapeprop.runtime.network import Network, pending_of
 from tapeprop.runtime.state import cell
@@ -82,12 +83,17 @@ class StepProgram:
 
 @dataclass(frozen=True)
 class BatchSource:
-    """Where a step gathers its batch: every array's Input is the whole data set, `order` and `cursor` say which rows come next."""
+    """Where a step gathers its batch: every array's Input is the whole data set, `order` and `cursor` say which rows come next.
+
+    group: the micro-batches of an update, whose gradients are averaged; `waiting` is 1 from the first of them to the update.
+    """
 
     cursor: Buffer
     totals: Buffer  # float64: [sum of losses times samples, samples, correct]
     batch: int
     accuracy: bool
+    group: int
+    waiting: Buffer
 
 
 def record_step(
@@ -101,15 +107,13 @@ def record_step(
     *,
     lanes: BatchLanes | None = None,
     order_length: int = 0,
-    update: bool = True,
-    share: float = 1.0,
 ) -> StepProgram:
     """The program of one step. shapes, labels: of the batch, or of the whole data where a source gathers from it.
 
     lanes: the batch where it fills vector lanes. losses: one per output, None where an output has none. weights: the
-    factor of each loss. update: False for a micro-batch, whose gradients are added to those pending; they are `share` of what
-    the losses give.
+    factor of each loss.
     """
+    group = 1 if source is None else source.group
     options, lowering = network.options, network.lowering
     trace = Trace(options.dtype, True, lowering.random)
     marks: dict[str, int] = {}
@@ -144,7 +148,7 @@ def record_step(
         # the gradients of the outputs are made with the losses: backward starts from them as it does from a caller's
         seeds: dict[Tensor, Tensor] = {}
         for value, (_, out, w) in zip(found, pairs, strict=True):
-            flow = gradients({value: trace.constant(np.full((), w * share, options.dtype))}, [out])
+            flow = gradients({value: trace.constant(np.full((), w * (1 / group), options.dtype))}, [out])
             if out in flow:
                 seeds[out] = add(seeds[out], flow[out]) if out in seeds else flow[out]
         end_span("loss")
@@ -156,18 +160,23 @@ def record_step(
         }
         results = gradients(seeds, leaves.values()) if seeds else {}
         reached = [p for p, t in leaves.items() if t in results]
+        waiting = None
+        if source is not None and group > 1:
+            waiting = trace.leaf(Region(source.waiting, 0, 1), (1,), options.dtype, "waiting")
         for parameter in reached:
-            if update:
-                leaf = trace.leaf(Gradient(parameter), parameter.shape, options.dtype, "gradient")
-                trace.stores.append(Store(results[leaves[parameter]], leaf))
-            else:
-                trace.stores.append(deposit(trace, parameter, results[leaves[parameter]]))
-        end_span("backward")
-    if update:
-        record_update(trace, optimizers, optimizers.split(reached), options.clip_norm)
-    if source is not None:
-        with recording(trace):
+            leaf = trace.leaf(Gradient(parameter), parameter.shape, options.dtype, "gradient")
+            gradient = results[leaves[parameter]]
+            if waiting is not None:
+                gradient = add_if_pending(gradient, leaf, waiting)
+            trace.stores.append(Store(gradient, leaf))
+        if source is not None:
             trace.stores.append(Store(advance(cursor, source.batch), cursor))
+        if waiting is not None:
+            trace.stores.append(Store(trace.constant(np.ones(1)), waiting))
+        end_span("backward")
+    record_update(trace, optimizers, optimizers.split(reached), options.clip_norm)
+    if waiting is not None:
+        trace.stores.append(Store(trace.constant(np.zeros(1)), waiting))
     end_span("update")
     values = [store.value for effects in stores.values() for store in effects]
     calls = buckets([total, *found, *values], marks)
@@ -264,16 +273,16 @@ class Trainer:
                 step, executable = self.step_plan(arrays, labels, losses, weights)
             for tensor, array in zip(step.program.inputs, (*arrays, *labels), strict=True):
                 executable.bind(tensor, array)
-            self.run_step(step, executable)
+            self.run_step(step, lambda: network.execute(executable))
             return float(executable.view(step.losses[0])[()])
 
-    def run_step(self, step: StepProgram, executable: Executable, steps: int = 1) -> None:
-        """Runs a step that updates, `steps` times. Gradients are as zero_grad, backward and update leave them."""
+    def run_step(self, step: StepProgram, run: Callable[[], None]) -> None:
+        """Calls `run` for steps that update. Gradients are as zero_grad, backward and update leave them."""
         self.network.forget()
         zero_gradients(step.unreached)
         step.consume()
         try:
-            self.network.execute(executable, steps=steps)
+            run()
         except BaseException:
             zero_gradients(step.reached)
             raise
@@ -347,7 +356,7 @@ _session_number = itertools.count()
 
 
 class FitSession:
-    """Epochs over arrays that stay where they are; each `run` is one native call of many steps.
+    """Epochs over arrays that stay where they are; each `run` is one native call of many steps, all micro-batches included.
 
     The arrays must not change during the session. The last, smaller batch of an epoch has a plan of its own over the same state.
     """
@@ -378,9 +387,18 @@ class FitSession:
         self.totals_buffer = Buffer("totals.", 3, "float64")
         self.order = np.zeros(self.samples, np.int64)
         require_optimizer(trainer.optimizers)
-        batches = {self.batch_size, self.samples % self.batch_size} - {0}
-        executables = [self._plan(batch, self._group_size())[1] for batch in sorted(batches)]
-        link_together(executables)
+        self.waiting = Buffer("waiting.", 1, trainer.network.options.dtype)
+        link_together([self._plan(*kind)[1] for kind in self._kinds()])
+
+    def _kinds(self) -> list[tuple[int, int]]:
+        """(batch, micro-batches of its update) of every plan that an epoch needs."""
+        whole, odd = divmod(self.samples, self.batch_size)
+        groups, left = divmod(whole, self.accumulate)
+        found = [(self.batch_size, self.accumulate)] if groups else []
+        last = left + (odd > 0)
+        found += [(self.batch_size, last)] if left else []
+        found += [(odd, last)] if odd else []
+        return list(dict.fromkeys(found))
 
     def start_epoch(self, order: np.ndarray) -> None:
         """Begins an epoch over the rows in this order. order: int64 (samples,), a permutation."""
@@ -396,39 +414,45 @@ class FitSession:
         return -(-(self.samples - int(self.cursor.array[0])) // self.batch_size)
 
     def run(self, steps: int) -> int:
-        """Runs at most `steps` steps; the number that were run (0 at the end of the epoch)."""
-        network = self.trainer.network
+        """Runs at most `steps` steps, but a whole update at least; the number that were run (0 at the end of the epoch)."""
         self.ready()
-        with network.lock:
+        with self.trainer.network.lock:
             require_optimizer(self.trainer.optimizers)
             left = self.samples - int(self.cursor.array[0])
             if not left:
                 return 0
-            if self._group_size() > 1:
-                return self._run_group()
-            whole = min(steps, left // self.batch_size)
-            self._execute(self.batch_size if whole else left, max(whole, 1))
-            return max(whole, 1)
+            whole = left // self.batch_size
+            groups = min(max(steps // self.accumulate, 1), whole // self.accumulate)
+            if groups:
+                self._execute(self.batch_size, self.accumulate, groups)
+                return groups * self.accumulate
+            return self._run_last_group(whole, left % self.batch_size)
 
-    def _group_size(self) -> int:
-        """The micro-batches of the update at hand: `accumulate`, or those that are left in the epoch."""
-        return min(self.accumulate, self.steps_left)
+    def _run_last_group(self, whole: int, odd: int) -> int:
+        """The last update of an epoch, of fewer micro-batches than the others or with a smaller one; their number."""
+        count = whole + (odd > 0)
+        if not (whole and odd):
+            self._execute(odd or self.batch_size, count, 1)
+            return count
+        network, (step, first) = self.trainer.network, self._plan(self.batch_size, count)
+        _, last = self._plan(odd, count)
 
-    def _run_group(self) -> int:
-        """The micro-batches of one update, their gradients averaged, and the update; their number."""
-        count = self._group_size()
-        for number in range(count):
-            batch = min(self.batch_size, self.samples - int(self.cursor.array[0]))
-            step, executable = self._plan(batch, count)
-            if number == 0:
-                zero_gradients([*step.reached, *step.unreached])
-            self.trainer.network.execute(executable)
-            for parameter in step.reached:
-                cell(parameter).pending = True
-        self.trainer.update()
+        def run() -> None:
+            network.execute(first, "gather", "backward", steps=whole)
+            network.execute(last)
+
+        self._train(step, run)
         return count
 
-    def _plan(self, batch: int, group: int = 1) -> tuple[StepProgram, Executable]:
+    def _execute(self, batch: int, group: int, updates: int) -> None:
+        step, executable = self._plan(batch, group)
+        self._train(step, lambda: self.trainer.network.execute(executable, steps=updates))
+
+    def _train(self, step: StepProgram, run: Callable[[], None]) -> None:
+        self.waiting.array[0] = 0  # a run that failed may have left it
+        self.trainer.run_step(step, run)
+
+    def _plan(self, batch: int, group: int) -> tuple[StepProgram, Executable]:
         trainer, network = self.trainer, self.trainer.network
         version = -1
         while version != trainer.optimizers.version:
@@ -439,7 +463,7 @@ class FitSession:
 
     def _make(self, batch: int, group: int) -> tuple[StepProgram, Executable]:
         trainer, network = self.trainer, self.trainer.network
-        source = BatchSource(self.cursor, self.totals_buffer, batch, self.accuracy)
+        source = BatchSource(self.cursor, self.totals_buffer, batch, self.accuracy, group, self.waiting)
         step = record_step(
             network,
             trainer.optimizers,
@@ -450,18 +474,15 @@ class FitSession:
             source,
             lanes=batch_lanes(network.options.dtype, batch),
             order_length=self.samples,
-            update=group == 1,
-            share=1 / group,
         )
         executable = network.make_executable(step.program, {}, network.tight_arena)
+        if batch == self.batch_size or group == 1:
+            executable.repeat("backward", group)
         for tensor in step.program.inputs:
             assert isinstance(tensor.source, Input)
             index = tensor.source.index
             executable.bind(tensor, self.order if index == len(self.arrays) else self.arrays[index])
         return step, executable
-
-    def _execute(self, batch: int, steps: int) -> None:
-        self.trainer.run_step(*self._plan(batch), steps=steps)
 
     def totals(self) -> Mapping[str, float]:
         """{"loss": mean over the samples of this epoch so far, "samples": their number, "accuracy": where it is counted}."""

@@ -1,14 +1,13 @@
 """Optimizers on the tape: which parameters advance together, their state, and the instructions of one update.
 
-An optimizer is an update rule in scalar expressions (`UpdateRule`). A `Unit` is a set of parameters that one optimizer has always
-advanced together, so that they share a step count; when a loss reaches only some of them the unit splits. The rule runs over
-flat stretches of the segments: neighbours in storage are one instruction.
+An optimizer is an update rule (`UpdateRule`). A `Unit` is a set of parameters that one optimizer has always advanced together, so
+that they share a step count; when a loss reaches only some of them the unit splits. An elementwise rule runs over flat
+stretches of the segments: neighbours in storage are one instruction. Others run over each parameter as a whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,20 +15,11 @@ from tapeprop.errors import StateError
 from tapeprop.ir import Parameter, Region, Store, Tensor, Trace, recording
 from tapeprop.ops.elementwise import compute
 from tapeprop.ops.reduce import square_sum
-from tapeprop.ops.scalar import inputs, minimum, sqrt
+from tapeprop.ops.scalar import minimum, sqrt
+from tapeprop.ops.shape import copy, reshape
 from tapeprop.runtime.memory import Buffer
 from tapeprop.runtime.state import Segment, cell, runs
-
-
-class UpdateRule(Protocol):
-    """What `tapeprop.optimizers.Optimizer` gives. Scalars are `tapeprop.ops.expression.Scalar`s."""
-
-    slots: tuple[str, ...]
-
-    def hyper(self) -> dict[str, float]: ...
-    def slot_initial(self, name: str) -> float: ...
-    def prepare(self, scalars: dict[str, Any]) -> dict[str, Any]: ...
-    def rule(self, weight, gradient, slots: dict[str, Any], scalars: dict[str, Any]) -> tuple[Any, dict[str, Any]]: ...
+from tapeprop.runtime.update_rules import UpdateRule, new_values, prepared_scalars
 
 
 class Unit:
@@ -174,39 +164,73 @@ def _record_unit(trace: Trace, state: OptimizerState, unit: Unit, scale: Tensor 
     label = type(rule).__name__.lower()
     leaves = [trace.leaf(Region(unit.scalars, k, 1), (1,), "float64", name) for k, name in enumerate(names)]
     scalars = dict(zip(names, leaves, strict=True))
-    found = rule.prepare(dict(zip(names, inputs(len(names)), strict=True)))
+    found = prepared_scalars(rule)
     if found:
         prepared = compute(lambda *_: tuple(found.values()), *leaves, label=f"{label}.prepare")
         scalars |= dict(zip(found, prepared, strict=True))
     for name, leaf in zip(names, leaves, strict=True):
         if scalars[name] is not leaf:
             trace.stores.append(Store(scalars[name], leaf))
-    for segment, start, size in runs(unit.parameters):
-        _record_stretch(trace, state, unit, scalars, scale, (segment, start, size), label)
+    if rule.elementwise:
+        for stretch in runs(unit.parameters):
+            _record_stretch(trace, state, unit, scalars, scale, stretch, label)
+    else:
+        _record_parameters(trace, state, unit, scalars, scale, label)
 
 
 def _record_stretch(trace, state, unit, scalars, scale, stretch: tuple[Segment, int, int], label: str) -> None:
     """One instruction: the rule over `size` neighbouring elements."""
     rule, (segment, start, size) = unit.rule, stretch
-    buffers = [segment.values, segment.gradients, *(state.buffer(segment, name, rule) for name in rule.slots)]
     leaves = [
         trace.leaf(Region(buffer, start, size), (size,), str(segment.dtype), name)
-        for buffer, name in zip(buffers, ("weights", "gradients", *rule.slots), strict=True)
+        for name, buffer in _buffers(state, rule, segment).items()
     ]
     count = len(rule.slots)
 
     def step(weight, gradient, *rest):
-        slots = dict(zip(rule.slots, rest[:count], strict=True))
         values = dict(zip(scalars, rest[count : count + len(scalars)], strict=True))
         if scale is not None:
             gradient = gradient * rest[-1]
-        new, new_slots = rule.rule(weight, gradient, slots, values)
-        return (new, *(new_slots[name] for name in rule.slots))
+        return new_values(rule, weight, gradient, rest[:count], values)
 
     extra = [] if scale is None else [scale]
     results = compute(step, *leaves, *scalars.values(), *extra, label=label, dtype=str(segment.dtype))
     targets = [leaves[0], *leaves[2:]]
     trace.stores += [Store(value, target) for value, target in zip(results, targets, strict=True)]
+
+
+def _record_parameters(trace, state, unit, scalars, scale, label: str) -> None:
+    """The rule over each parameter as a whole, in the parameter's own shape."""
+    rule, numbers = unit.rule, list(scalars.values())
+    extra = [] if scale is None else [scale]
+    cast: dict[str, list[Tensor]] = {}  # the scalars in each dtype, of shape ()
+    for parameter in unit.parameters:
+        home = cell(parameter)
+        dtype = str(home.dtype)
+        if dtype not in cast:
+            found = compute(lambda *values: values, *numbers, *extra, label=f"{label}.scalars", dtype=dtype)
+            cast[dtype] = [reshape(value, ()) for value in found]
+        # made here and not by trace.leaf: clipping reads the same region in another shape
+        leaves = [
+            Tensor(parameter.shape, dtype, source=Region(buffer, home.start, parameter.size), name=name)
+            for name, buffer in _buffers(state, rule, home.segment).items()
+        ]
+        weight, gradient, *slots = leaves
+        if scale is not None:
+            gradient = gradient * cast[dtype][-1]
+        values = new_values(rule, weight, gradient, slots, dict(zip(scalars, cast[dtype])), parameter.name)
+        trace.stores += [Store(_made(v), target) for v, target in zip(values, (weight, *slots), strict=True)]
+
+
+def _buffers(state: OptimizerState, rule: UpdateRule, segment: Segment) -> dict[str, Buffer]:
+    """What a rule reads beside its scalars: weights, gradients, and each slot."""
+    slots = {f"slot {name}": state.buffer(segment, name, rule) for name in rule.slots}
+    return {"weights": segment.values, "gradients": segment.gradients, **slots}
+
+
+def _made(value: Tensor) -> Tensor:
+    """A value that an instruction makes: state handed on as it is must be read before it is written."""
+    return copy(value) if value.producer is None or value.producer.op.alias else value
 
 
 def set_lr(units: Iterable[Unit], lr: float) -> None:

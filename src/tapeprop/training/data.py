@@ -2,50 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from tapeprop.errors import DTypeError, GraphError, LabelError, ShapeError
-
-
-@dataclass(frozen=True)
-class Ports:
-    """The names of a graph's inputs or outputs in order. listed: callers give and get a list, even of one."""
-
-    names: tuple[str, ...]
-    listed: bool
-
-    def split(self, value: Any, what: str) -> list[Any]:
-        """A caller's value as one entry per port: a dict by name, a list in order, or the one value itself.
-
-        GraphError where entries are missing, unknown or of another number.
-        """
-        if isinstance(value, Mapping):
-            if len(set(self.names)) < len(self.names):
-                raise GraphError(
-                    f"{what}: a dict needs nodes with names that differ; these are {', '.join(self.names)}"
-                )
-            if set(value) != set(self.names):
-                raise GraphError(
-                    f"{what}: expected the keys {', '.join(self.names)}, received "
-                    f"{', '.join(map(str, value)) or 'none'}"
-                )
-            return [value[name] for name in self.names]
-        if not self.listed:
-            return [value]
-        if not isinstance(value, list | tuple) or len(value) != len(self.names):
-            received = f"{len(value)} entries" if isinstance(value, list | tuple) else type(value).__name__
-            raise GraphError(
-                f"{what}: expected a list of {len(self.names)} ({', '.join(self.names)}), received {received}"
-            )
-        return list(value)
-
-    def join(self, values: Sequence[Any]) -> Any:
-        """The reverse: a list where callers expect one, else the one value."""
-        return list(values) if self.listed else values[0]
+from tapeprop.errors import DTypeError, LabelError, ShapeError
 
 
 def real_array(value: Any, dtype: str, what: str) -> np.ndarray:
@@ -76,16 +38,15 @@ def same_length(arrays: Sequence[np.ndarray], what: str) -> int:
     return lengths[0]
 
 
-def raw_labels(value: Any, ports: Ports, samples: int, what: str) -> list[np.ndarray]:
-    """The labels of each output as arrays of `samples` entries, otherwise as they came. LabelError, GraphError."""
-    found = []
-    for name, part in zip(ports.names, ports.split(value, what), strict=True):
-        where = f"{what} of node {name!r}"
-        try:
-            labels = np.asarray(part)
-        except ValueError as error:
-            raise LabelError(f"{where}: expected an array, received rows of unequal length ({error})") from None
-        if labels.ndim == 0 or len(labels) != samples:
-            raise LabelError(f"{where}: expected {samples} labels, one per sample, received shape {labels.shape}")
-        found.append(labels)
-    return found
+def raw_labels(value: Any, name: str, samples: int, what: str) -> np.ndarray:
+    """The labels of output `name` as an array of `samples` entries, otherwise as they came. LabelError."""
+    where = f"{what} of node {name!r}"
+    if value is None:
+        raise LabelError(f"{where}: expected labels for its loss, received None; give them, or give it no loss")
+    try:
+        labels = np.asarray(value)
+    except ValueError as error:
+        raise LabelError(f"{where}: expected an array, received rows of unequal length ({error})") from None
+    if labels.ndim == 0 or len(labels) != samples:
+        raise LabelError(f"{where}: expected {samples} labels, one per sample, received shape {labels.shape}")
+    return labels

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from tapeprop.errors import LabelError, ShapeError
+from tapeprop.graph.ports import Ports
 from tapeprop.losses import Loss
-from tapeprop.training.data import Ports, raw_labels, real_array, same_length
+from tapeprop.training.data import raw_labels, real_array, same_length
 from tapeprop.training.metrics import Metric, listed, resolve
 from tapeprop.training.model import Model
 
@@ -57,11 +58,12 @@ class Samples:
 def objective_of(ports: Ports, loss: Any, loss_weights: Any = None) -> Objective:
     """The objective that a caller's `loss` and `loss_weights` mean.
 
-    loss: a `Loss` or its class for every output, or one per output (a list in order or a dict by node name, None for no
-    loss). loss_weights: likewise numbers, 1 each by default. TypeError, ValueError.
+    loss: a `Loss` or its class for every output, or one per output: a list in order, with None for no loss, or a dict by
+    node name, which leaves out the outputs without one. loss_weights: likewise numbers, 1 by default. GraphError,
+    TypeError, ValueError.
     """
     one = isinstance(loss, Loss) or (isinstance(loss, type) and issubclass(loss, Loss))
-    entries = [loss] * len(ports.names) if one else ports.split(loss, "loss")
+    entries = [loss] * len(ports.names) if one else ports.split(loss, "loss", partial=True)
     losses: list[Loss | None] = []
     for entry in entries:
         made = entry() if isinstance(entry, type) and issubclass(entry, Loss) else entry
@@ -75,7 +77,8 @@ def objective_of(ports: Ports, loss: Any, loss_weights: Any = None) -> Objective
     elif len(losses) == 1 and not isinstance(loss_weights, list | tuple | dict):
         weights = [float(loss_weights)]
     else:
-        weights = [float(w) for w in Ports(ports.names, True).split(loss_weights, "loss_weights")]
+        parts = Ports(ports.names, True).split(loss_weights, "loss_weights", partial=True)
+        weights = [1.0 if part is None else float(part) for part in parts]
     if not np.isfinite(weights).all():
         raise ValueError(f"loss_weights: expected finite numbers, received {weights}")
     return Objective(tuple(losses), tuple(weights))
@@ -85,7 +88,7 @@ def samples_of(model: Model, X: Any, y: Any, objective: Objective, what: tuple[s
     """X and y checked and converted; nothing is copied that fits. ShapeError, DTypeError, LabelError, GraphError."""
     arrays = inputs_of(model, X, what[0])
     count = len(arrays[0])
-    ports, parts = model.outputs, model.outputs.split(y, what[1])
+    ports, parts = model.outputs, model.outputs.split(y, what[1], partial=True)
     wanted = [i for i, loss in enumerate(objective.losses) if loss is not None]
     given: list[np.ndarray | None] = [None] * len(parts)
     labels: list[np.ndarray | None] = [None] * len(parts)
@@ -98,7 +101,7 @@ def samples_of(model: Model, X: Any, y: Any, objective: Objective, what: tuple[s
                 f"node {name!r}: its output has shape {shape} for {count} samples; training and evaluation need "
                 f"one row per sample"
             )
-        (found,) = raw_labels([parts[i]], Ports((name,), True), count, what[1])
+        found = raw_labels(parts[i], name, count, what[1])
         try:
             labels[i] = loss.labels(found, shape, model.dtype)
         except LabelError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,7 @@ from tapeprop.training.evaluate import (
 from tapeprop.training.history import History
 from tapeprop.training.metrics import Metric, listed
 from tapeprop.training.model import Model, Session
+from tapeprop.training.rates import Rates
 
 CALL_SECONDS = 0.1
 
@@ -48,7 +49,7 @@ def fit(
     validation_split: float = 0.0,
     shuffle: bool = True,
     seed: int | None = None,
-    schedule: Schedule | None = None,
+    schedule: Schedule | Mapping[Any, Schedule] | None = None,
     metrics: Iterable[str | Metric] = ("accuracy",),
     callbacks: Iterable[Callback] = (),
     loss_weights: Any = None,
@@ -66,7 +67,8 @@ def fit(
     validation_data: (X, y). validation_split: in [0, 1), the part taken from the END of X and y, before any shuffling.
     seed: of the order of the samples, another one in every epoch. None takes the graph's seed, or chance where it has
     none.
-    schedule: sets the learning rate of every optimizer in the graph before each epoch or batch.
+    schedule: sets the learning rate of every optimizer in the graph, from that optimizer's own, before each epoch or
+    update; or {optimizer, node or node's name: schedule} for some of them.
     metrics: names or functions (y_true, y_pred) -> float. Loss and accuracy of training are counted while the weights
     change; other metrics cost a prediction of the training data after each epoch.
     verbose: 0 nothing, 1 a progress bar on a terminal that has tqdm, else lines, 2 lines.
@@ -77,27 +79,24 @@ def fit(
     epochs, batch_size = whole_number("epochs", epochs), whole_number("batch_size", batch_size)
     accumulate = whole_number("accumulate", accumulate)
     metrics, callbacks = listed(metrics), _callbacks(callbacks, verbose)
-    if schedule is not None and not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule: expected a tapeprop.schedules.Schedule, received {schedule!r}")
     model = Model(graph)
+    rates = Rates(model, schedule)
     objective = objective_of(model.outputs, loss, loss_weights)
     training, validation = _data(model, X, y, objective, validation_data, validation_split)
     seed = _seed(seed, graph)
     native = "accuracy" in metrics and _counts_accuracy(objective, model, training)
     extra = [m for m in metrics if not (native and m == "accuracy")]
 
-    if optimizer is not None:
-        model.set_optimizer(optimizer)
     batch_size = min(batch_size, len(training))
     batches = math.ceil(len(training) / batch_size)
     run = Run(graph, epochs, batches, len(training), validation is not None)
     start = time.perf_counter()
-    session = model.session(training.arrays, training.labels, objective, batch_size, native, accumulate)
+    with model.advanced_by(optimizer):
+        session = model.session(training.arrays, training.labels, objective, batch_size, native, accumulate)
+        rates.begin(epochs, math.ceil(batches / accumulate))
     if validation is not None:
         _warm_up(model, validation, objective)
     run.history.compile_seconds = time.perf_counter() - start
-    if schedule is not None:
-        schedule.begin(model.lr, epochs=epochs, batches_per_epoch=batches)
 
     with _between(callbacks, run):
         for epoch in range(epochs):
@@ -108,7 +107,7 @@ def fit(
                 np.random.default_rng([seed, epoch]).permutation(len(training)) if shuffle else np.arange(len(training))
             )
             session.start_epoch(rows.astype(np.int64, copy=False))
-            _train(session, run, model, schedule, callbacks)
+            _train(session, run, rates, callbacks)
             logs = _totals(session)
             if extra:
                 measured = figures(model, training, objective, extra)
@@ -116,10 +115,9 @@ def fit(
             if validation is not None:
                 found = figures(model, validation, objective, metrics)
                 logs |= {f"val_{name}": value for name, value in found.items()}
-            if schedule is not None:
+            if rates:
                 logs["lr"] = model.lr
-                if schedule.by == "epoch":
-                    schedule.advance(logs)
+                rates.advance("epoch", logs)
             run.history.append(epoch, logs, time.perf_counter() - start)
             for callback in callbacks:
                 callback.on_epoch_end(epoch, logs)
@@ -128,18 +126,14 @@ def fit(
     return run.history
 
 
-def _train(session: Session, run: Run, model: Model, schedule: Schedule | None, callbacks: Sequence[Callback]) -> None:
+def _train(session: Session, run: Run, rates: Rates, callbacks: Sequence[Callback]) -> None:
     """One epoch of native calls."""
-    each = schedule is not None and schedule.by == "batch"
-    if schedule is not None and not each:
-        model.set_lr(schedule.current())
+    rates.apply("epoch")
     done, steps = 0, 1
     while done < run.batches:
-        if each:
-            assert schedule is not None
-            model.set_lr(schedule.current())
+        rates.apply("batch")
         start = time.perf_counter()
-        ran = session.run(1 if each else min(steps, run.batches - done))
+        ran = session.run(1 if rates.each_batch else min(steps, run.batches - done))
         seconds = time.perf_counter() - start
         if ran < 1:
             raise StateError(
@@ -149,9 +143,7 @@ def _train(session: Session, run: Run, model: Model, schedule: Schedule | None, 
         # At most four times as many as before: the first calls of a process are slow and say little.
         steps = max(1, min(4 * steps, int(CALL_SECONDS * ran / max(seconds, 1e-9))))
         logs = _totals(session)
-        if each:
-            assert schedule is not None
-            schedule.advance(logs)
+        rates.advance("batch", logs)
         for callback in callbacks:
             callback.on_batch_end(done, logs)
 

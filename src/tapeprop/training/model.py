@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from tapeprop.errors import NotBuiltError
-from tapeprop.training.data import Ports
+from tapeprop.graph.ports import Ports
 
 if TYPE_CHECKING:
     from tapeprop.training.evaluate import Objective
@@ -70,15 +71,37 @@ class Model:
             arrays, given, objective.losses, objective.weights, batch_size, accuracy=accuracy, accumulate=accumulate
         )
 
-    def set_optimizer(self, optimizer: Any) -> None:
-        """Gives the graph its optimizer."""
-        self.graph.set_optimizer(optimizer)
+    @contextmanager
+    def advanced_by(self, optimizer: Any) -> Iterator[None]:
+        """Gives the graph its optimizer (None: leaves it the one that it has); takes it back where the body fails."""
+        before = self.graph.optimizer
+        if optimizer is not None:
+            self.graph.set_optimizer(optimizer)
+        try:
+            yield
+        except BaseException:
+            if optimizer is not None:
+                self.graph.set_optimizer(before)
+            raise
+
+    @property
+    def optimizers(self) -> dict[str, Any]:
+        """The optimizers at work by name, the graph's own first."""
+        return self.graph.optimizers
+
+    def optimizer_of(self, of: Any) -> Any:
+        """The optimizer that an optimizer, a node or a node's name means. GraphError."""
+        return self.graph.optimizer_of(of, "schedule")
 
     @property
     def lr(self) -> float:
         """The learning rate in force: that of the graph's own optimizer."""
         return self.graph.lr
 
-    def set_lr(self, lr: float) -> None:
-        """Sets the learning rate of every optimizer in the graph."""
-        self.graph.update_lr(lr)
+    def learning_rate(self, optimizer: Any) -> float:
+        """The learning rate in force of one optimizer."""
+        return self.graph.learning_rate(optimizer)
+
+    def set_lr(self, lr: float, optimizer: Any) -> None:
+        """Sets the learning rate of one optimizer."""
+        self.graph.update_lr(lr, optimizer)

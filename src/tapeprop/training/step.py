@@ -15,13 +15,17 @@ from tapeprop.training.model import Model
 def step_labels(model: Model, objective: Objective, y: Any, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
     """The labels of the outputs with a loss, checked and as their losses take them.
 
-    y: for each output (None where it has no loss). shapes: of the outputs. LabelError, GraphError.
+    y: for each output; None, or left out of a dict, where it has no loss. shapes: of the outputs. LabelError, GraphError.
     """
     found = []
-    parts = model.outputs.split(y, "y")
+    parts = model.outputs.split(y, "y", partial=True)
     for name, loss, value, shape in zip(model.outputs.names, objective.losses, parts, shapes, strict=True):
         if loss is None:
             continue
+        if value is None:
+            raise LabelError(
+                f"y of node {name!r}: expected labels for its loss, received None; give them with the step"
+            )
         try:
             found.append(loss.labels(value, shape, model.dtype))
         except LabelError as error:
