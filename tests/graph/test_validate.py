@@ -19,6 +19,7 @@ from tapeprop.errors import (
 )
 from tapeprop.graph import GraphStructure, LayerNode, SequentialNode
 from tapeprop.layers import Activation, Dense, Dropout, Identity, Lambda, Layer
+from tapeprop.layers.layer import tracing
 
 
 def node(name: str | None = None) -> LayerNode:
@@ -160,7 +161,7 @@ def test_errors_of_ops_name_the_node_whatever_its_name() -> None:
     a, b, e = node("a"), node("b"), LayerNode(Lambda(lambda x: ops.reshape(x, (7,))), name="e")
     with pytest.raises(ShapeError, match=r"node 'e'.*reshape"):
         GraphStructure({e: []}, e, e).out_shape((1, 2))
-    ints = LayerNode(Lambda(lambda x: ops.cast(x, "int64")), name="ints")
+    ints = LayerNode(Lambda(lambda x: tracing().input(9, (1, 2), "int64")), name="ints")
     t = node("t")
     with pytest.raises(DTypeError, match=r"node 't'.*int64"):
         GraphStructure({a: [ints, b], ints: [t], b: [t]}, a, t).out_shape((1, 2))
