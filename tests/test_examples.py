@@ -13,6 +13,7 @@ import tapeprop as tp
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TESTED = {
     "linear", "shortcut", "concat", "digits", "resnet20", "recurrent", "two_heads", "edit_while_training", "gan",
+    "formula",
 }  # fmt: skip
 
 
@@ -116,3 +117,10 @@ def test_resnet20(capsys: pytest.CaptureFixture[str]) -> None:
     losses = load("resnet20").main(count=32, epochs=3, batch_size=16)
     assert "272,474 weights" in capsys.readouterr().out
     assert losses[-1] < losses[0]
+
+
+def test_formula(capsys: pytest.CaptureFixture[str]) -> None:
+    value, spring = load("formula").main(steps=300)
+    assert value == pytest.approx(7.449141132070976, rel=1e-12)
+    assert spring == pytest.approx({"a": 1.5, "w": 2.0, "d": 0.3}, abs=0.02)  # the noise of 200 measurements
+    assert "second derivatives by x1: -11.319959" in capsys.readouterr().out

@@ -35,7 +35,15 @@ def test_programs_are_there() -> None:
 
 def test_all_run_by_default(calls) -> None:
     assert main(["bench"]) == 0
-    assert calls == [["train"], ["infer"], ["memory"], ["scaling"], ["graphs"], ["infrastructure", "--cold"]]
+    assert calls == [
+        ["train"],
+        ["infer"],
+        ["memory"],
+        ["scaling"],
+        ["graphs"],
+        ["formula"],
+        ["infrastructure", "--cold"],
+    ]
 
 
 def test_arguments_go_to_the_program(calls) -> None:
