@@ -301,6 +301,27 @@ def test_a_size_that_would_have_to_be_known():
     assert tp.function(x + np.ones((1, 3)), x)(np.zeros((4, 3))).shape == (4, 3)
 
 
+def test_a_tensor_has_no_truth():
+    x = tp.placeholder((), name="x")
+    with pytest.raises(TypeError, match=r"truth of Tensor.*ops.where"):
+        assert x < 1
+
+
+def test_a_function_without_inputs_and_outputs_that_are_leaves():
+    w = tp.variable([1.0, 2.0], dtype="float64")
+    x = tp.placeholder((), name="x", dtype="float64")
+    f = tp.function(ops.sum(w * w), [])
+    assert f() == 5.0
+    assert f.value_and_grad() == (5.0, [])
+    np.testing.assert_array_equal(w.grad, [2.0, 4.0])
+    g = tp.function([x, 2.0, w, x], x, watch=[x])
+    (first, second, third, fourth), slope = g.value_and_grad(3.0)
+    assert (first, second, fourth, slope) == (3.0, 2.0, 3.0, 2.0)
+    np.testing.assert_array_equal(third, [1.0, 2.0])
+    g.forward(3.0)
+    assert g.backward([1.0, 5.0, None, 1.0]) == g.gradient(x) == 2.0
+
+
 def test_the_wrong_one_of_many_scalars_is_named():
     inputs, total = long_sum(80, "float32")
     f = tp.function(total, inputs)

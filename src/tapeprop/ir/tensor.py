@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -120,6 +120,11 @@ class Tensor:
     def ndim(self) -> int:
         """The rank."""
         return len(self.shape)
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(
+            f"the truth of {self!r} is not known before it is computed; choose with ops.where(condition, a, b)"
+        )
 
     def __repr__(self) -> str:
         origin = self.producer.op.name if self.producer else type(self.source).__name__.lower()

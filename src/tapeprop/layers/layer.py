@@ -318,7 +318,7 @@ def _is_plain(value: Any) -> bool:
 
 
 _MEMBERS = (Parameter, Layer)
-_HOLDERS = (list, tuple, dict)
+_HOLDERS = (list, tuple, dict, Tensor)
 
 
 def _held(name: str, value: Any) -> Iterator[Member]:
