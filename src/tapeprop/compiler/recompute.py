@@ -52,7 +52,7 @@ class _Recomputation:
                 continue  # inside another
             self.first.append(checkpoint.first)
             self.end.append(checkpoint.end)
-            self.kept.update(_with_views(checkpoint.result))
+            self.kept.update(with_views(checkpoint.result))
         self.read: dict[Instruction, set[int]] = {}  # inner instruction -> the results of it that are read in backward
         self.again: dict[Tensor, Tensor] = {}
 
@@ -72,7 +72,7 @@ class _Recomputation:
         k = bisect.bisect(self.first, call.serial) - 1
         if k < 0 or call.serial >= self.end[k]:
             return False
-        return not any(_with_views(operand)[-1] in self.advanced for operand in self._operands(call, {tensor.index}))
+        return not any(with_views(operand)[-1] in self.advanced for operand in self._operands(call, {tensor.index}))
 
     @staticmethod
     def _operands(call: Instruction, results: Collection[int]) -> Sequence[Tensor]:
@@ -111,7 +111,7 @@ class _Recomputation:
         return with_results(clone, results)
 
 
-def _with_views(tensor: Tensor) -> list[Tensor]:
+def with_views(tensor: Tensor) -> list[Tensor]:
     """The tensor and what it is a view of, nearest first: they share their memory."""
     found = [tensor]
     while (call := found[-1].producer) is not None and call.op.alias:

@@ -17,6 +17,7 @@ from tapeprop.compiler.gradient import FLOATS, gradients
 from tapeprop.compiler.layout import BatchLanes, batch_lanes
 from tapeprop.compiler.passes import Lanes, optimize
 from tapeprop.compiler.recompute import recompute
+from tapeprop.compiler.snapshots import Snapshots
 from tapeprop.errors import ShapeError
 from tapeprop.ir import (
     Dim,
@@ -63,6 +64,9 @@ class Forward:
     batch: BatchLanes | None = None
     folding: Folding | None = None
 
+    def __post_init__(self) -> None:
+        self.snapshots = Snapshots(self.advanced)
+
     def calls(self) -> list[Instruction]:
         """What outputs and state effects depend on, as recorded."""
         return reachable([*self.outputs, *(store.value for store in self.stores)])
@@ -71,6 +75,10 @@ class Forward:
     def advanced(self) -> list[Tensor]:
         """The state that is no more what it was, once this has run."""
         return [store.target for store in self.stores]
+
+    def read_later(self, calls: Sequence[Instruction]) -> list[Instruction]:
+        """The calls of a backward span as they run: what is not kept is computed again, old state is read from copies."""
+        return self.snapshots.read_by(recompute(calls, self.trace.checkpoints, self.advanced))
 
 
 @dataclass
@@ -212,9 +220,10 @@ class Lowering:
             for subset in dict.fromkeys([tuple(range(count)), *((i,) for i in range(count))]):
                 _, results = self._record_backward(found, subset, self._all_wanted(found))
                 calls = [call for call in reachable(results.values()) if call not in made]
-                for call in recompute(calls, found.trace.checkpoints, found.advanced):
+                for call in found.read_later(calls):
                     wanted.update(dict.fromkeys(t for t in call.operands if t.producer in made))
                 wanted.update(dict.fromkeys(t for t in results.values() if t.producer in made))
+            wanted.update(dict.fromkeys(found.snapshots.copies.values()))
         found.kept = [t for t in wanted if t.producer is not None]
         span = Span("forward", reachable([*found.outputs, *found.kept, *(s.value for s in found.stores)]), found.stores)
         recorded = [*found.outputs, *found.kept]
@@ -273,7 +282,7 @@ class Lowering:
         kept = {t: results[t] for t in (*inputs, *watched) if t in results}
         known = [t for call in found.calls() for t in call.results]
         calls = reachable([*kept.values(), *(s.value for s in stores)], known)
-        calls = recompute(calls, found.trace.checkpoints, found.advanced)
+        calls = found.read_later(calls)
         program = Program([Span("backward", calls, stores)], [*found.inputs, *seeds], list(kept.values()))
         lanes = self.lanes(found.batch, known=found.lane_forms, made=set(found.in_lanes))
         optimised = optimize(program, lanes=lanes, fuse=self.fuse)
@@ -323,7 +332,8 @@ class Lowering:
         kept = [results[t] for t in found.inputs if t in results]
         forward = found.calls()
         backward = reachable([*kept, *(s.value for s in stores)], [t for call in forward for t in call.results])
-        backward = recompute(backward, found.trace.checkpoints, found.advanced)
+        backward = found.read_later(backward)
+        forward += found.snapshots.instructions
         spans = [Span("forward", forward, found.stores), Span("backward", backward, stores)]
         return optimize(Program(spans, [*found.inputs, *seeds], [*found.outputs, *kept]), lanes=self.lanes(batch))
 

@@ -18,6 +18,7 @@ from tapeprop.compiler.gradient import FLOATS, gradients
 from tapeprop.compiler.layout import BatchLanes, batch_lanes
 from tapeprop.compiler.passes import optimize
 from tapeprop.compiler.recompute import recompute
+from tapeprop.compiler.snapshots import Snapshots
 from tapeprop.errors import GraphError
 from tapeprop.ir import (
     Gradient,
@@ -181,7 +182,9 @@ def record_step(
     values = [store.value for effects in stores.values() for store in effects]
     calls = buckets([total, *found, *values], marks)
     targets = [store.target for name in ("forward", "loss") for store in stores[name]]
-    calls["backward"] = recompute(calls["backward"], trace.checkpoints, targets)
+    snapshots = Snapshots(targets)
+    calls["backward"] = snapshots.read_by(recompute(calls["backward"], trace.checkpoints, targets))
+    calls["forward"] += snapshots.instructions
     spans = [Span(name, calls[name], stores[name]) for name in marks]
     program = optimize(Program(spans, feeds, [total, *found]), lanes=lowering.lanes(lanes), fuse=lowering.fuse)
     trained = [s for s in trace.leaves if isinstance(s, Parameter) and s.trainable]
