@@ -46,8 +46,8 @@ class Row:
     barrier: bool = True
 
     @property
-    def kernel(self) -> Kernel:
-        """The machine code."""
+    def kernel(self) -> Kernel | None:
+        """The machine code; None where Python computes the row (`Op.in_python`)."""
         return self.launch.kernel
 
     @property
@@ -83,6 +83,11 @@ class Tape:
     arena: str
     arena_bytes: int
     plan: Plan = field(repr=False)
+
+    @property
+    def kernels(self) -> list[Kernel]:
+        """What the rows call, row by row; nothing for those of Python."""
+        return [row.kernel for row in self.rows if row.kernel is not None]
 
 
 def encode(plan: Plan, span_names: Iterable[str], arena: str = "arena") -> Tape:
@@ -141,9 +146,15 @@ def _field(item: int | Ref, operands: list[Place], results: list[Place], scratch
 
 
 def _set_barriers(rows: list[Row], span_ends: set[int]) -> None:
-    """A barrier before each row that conflicts with a row since the last barrier, and at the end of every span."""
+    """A barrier before each row that conflicts with a row since the last barrier, and at the end of every span.
+
+    A stretch of native rows that ends before one of Python ends by itself: no worker is left in it.
+    """
     group: list[Row] = []
     for i, row in enumerate(rows):
+        if row.kernel is None:
+            row.barrier, group = False, []
+            continue
         if len(group) >= GROUP_LIMIT or any(_conflict(earlier, row) for earlier in group):
             rows[i - 1].barrier = True
             group = []

@@ -6,6 +6,7 @@ The policy, stated once:
   first reader there, starting from what reaches the node. So one node's inner results stand at a time. Of checkpointed nodes inside
   one another the outermost counts.
 * A node's own result is kept where backward or the clones of a later node read it, and so is what it is a view of.
+* What Python computes is kept: nobody can promise that it gives the same twice.
 * Vectors and scalars are kept: statistics and counters take no room worth a second pass over the tensors they are made of.
 * A clone never reads state that forward has advanced (a leaf that a store writes to, or a view of one): what is made of it is kept.
   An op says which of its results depend on which operand (`Op.operands_for`). State effects are not repeated: clones have no stores.
@@ -67,7 +68,7 @@ class _Recomputation:
     def _inner(self, tensor: Tensor) -> bool:
         """Whether the tensor is to be computed again."""
         call = tensor.producer
-        if call is None or tensor.ndim <= KEPT_RANK or tensor in self.kept:
+        if call is None or call.op.in_python or tensor.ndim <= KEPT_RANK or tensor in self.kept:
             return False
         k = bisect.bisect(self.first, call.serial) - 1
         if k < 0 or call.serial >= self.end[k]:

@@ -16,7 +16,7 @@ from tapeprop.graph.weights import check_keys
 from tapeprop.ir import Parameter, Shape
 from tapeprop.layers.edits import edited, edits
 from tapeprop.layers.sizes import open_shape
-from tapeprop.runtime.listing import Listing
+from tapeprop.runtime.listing import Listing, list_departures
 from tapeprop.runtime.network import CacheInfo, Network, Options, as_input
 from tapeprop.runtime.state import pack
 from tapeprop.runtime.timing import RowTime
@@ -505,6 +505,13 @@ class CompiledGraph(GraphStructure):
             shapes = None if expected is None else [open_shape(shape, i) for i, shape in enumerate(expected)]
         with self._exclusive("tape"):
             return network.listing(shapes)
+
+    def diagnose(self) -> Listing:
+        """The instructions that leave native code, and why: print it. Empty where everything runs natively.
+
+        Of forward and backward in training, for the sizes of `tape`; each is a dict with row, span, op, node and why.
+        """
+        return list_departures(self.tape)
 
     def cache_info(self) -> CacheInfo:
         """How often forward() found its plan (hits), had to make one (misses), and how many plans are kept (size)."""

@@ -32,7 +32,7 @@ from tapeprop.errors import CycleError, DisconnectedError, GraphError
 from tapeprop.graph import GraphStructure, LayerNode, MergeMode
 from tapeprop.graph.structure import find_cycle
 from tapeprop.interchange.safetensors import shown
-from tapeprop.layers import Lambda, Layer, Sequential, initializers
+from tapeprop.layers import Lambda, Layer, PythonLayer, Sequential, initializers
 
 VERSION = 1
 GRAPH, SEQUENTIAL = "LayerGraph", "Sequential"
@@ -49,14 +49,14 @@ _signatures: weakref.WeakKeyDictionary[type, Mapping[str, inspect.Parameter]] = 
 def public_layers() -> dict[str, type[Layer]]:
     """{qualified name: class} of the layers that a file may name: "Conv2D", "Activation.ReLU" and so on."""
     found: dict[str, type[Layer]] = {}
+    bases = (Lambda, PythonLayer)  # a function cannot be written down, and the other computes nothing by itself
     for name in layers.__all__:
         thing = getattr(layers, name)
         if not isinstance(thing, type):
             continue
         inner = {name: thing} if issubclass(thing, Layer) else {f"{name}.{key}": c for key, c in vars(thing).items()}
         for key, cls in inner.items():
-            # what traces nothing is a base, and a Lambda's function cannot be written down
-            if isinstance(cls, type) and issubclass(cls, Layer) and cls.trace is not Layer.trace and cls is not Lambda:
+            if isinstance(cls, type) and issubclass(cls, Layer) and cls.trace is not Layer.trace and cls not in bases:
                 found[key] = cls
     return found
 

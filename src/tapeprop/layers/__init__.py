@@ -9,6 +9,7 @@ from tapeprop.layers.dropout import Dropout, Dropout1D, Dropout2D, Dropout3D
 from tapeprop.layers.layer import Layer, tracing
 from tapeprop.layers.norm import BatchNorm1D, BatchNorm2D, BatchNorm3D
 from tapeprop.layers.pool import AvgPool2D, GlobalAvgPool2D, MaxPool2D, Pool2D
+from tapeprop.layers.python import PythonLayer
 from tapeprop.layers.shape import Flatten, Identity, Reshape
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Layer",
     "MaxPool2D",
     "Pool2D",
+    "PythonLayer",
     "Reshape",
     "Sequential",
     "initializers",

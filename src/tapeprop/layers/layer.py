@@ -236,11 +236,11 @@ class Layer:
     def structure_key(self) -> tuple:
         """What trace() depends on besides the parameters' numbers: the same until something is edited."""
         plain = [
-            (name, value if type(value) in _PLAIN or _is_plain(value) else _Identity(value))
+            (name, value if type(value) in _PLAIN or _is_plain(value) else Identity(value))
             for name, value in vars(self).items()
             if name[0] != "_"
         ]
-        return (_Identity(self), *plain, *[child.structure_key() for _, child in self.children()])
+        return (Identity(self), *plain, *[child.structure_key() for _, child in self.children()])
 
     def __repr__(self) -> str:
         return self.written()
@@ -294,7 +294,7 @@ def check_layer(value: Any, where: str) -> Layer:
     raise GraphError(f"{where}: expected a layer, got {type(value).__name__} {value!r}")
 
 
-class _Identity:
+class Identity:
     """An object that is equal to itself alone, whatever its own notion of equality is."""
 
     __slots__ = ("thing",)
@@ -303,7 +303,7 @@ class _Identity:
         self.thing = thing
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Identity) and other.thing is self.thing
+        return isinstance(other, Identity) and other.thing is self.thing
 
     def __hash__(self) -> int:
         return id(self.thing)

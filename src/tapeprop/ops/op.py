@@ -98,14 +98,14 @@ class Ref:
 class Launch:
     """One row of the tape before places are known.
 
-    kernel: the machine code to call. fields: the row's words from word 4 on, a Ref where an address belongs.
+    kernel: the machine code to call; None where Python computes the row (`Op.in_python`). fields: the row's words from word 4 on, a Ref where an address belongs.
     partition: how the work is cut. None: one worker reads what another wrote, or wrote what another will read; equal keys on
     two rows: each worker touches only its own part of what both rows share, so no barrier is needed between them.
     scratch: (elements per worker, dtype), or None. label, flops, traffic: what this row does, where an instruction takes several;
     None: as the op says of the call.
     """
 
-    kernel: Kernel
+    kernel: Kernel | None
     fields: tuple[int | Ref, ...]
     partition: tuple | None = None
     scratch: tuple[int, str] | None = None
@@ -139,6 +139,8 @@ class Op:
     fixed_float64: ClassVar[tuple[int, ...]] = ()
     #: Whether result 0 is operand 0's memory under another shape; such an op has no kernel.
     alias: ClassVar[bool] = False
+    #: Whether Python computes it, by `reference`, between two stretches of native rows; such an op has no kernel.
+    in_python: ClassVar[bool] = False
     #: The ONNX operators that this op covers.
     onnx: ClassVar[tuple[str, ...]] = ()
 
@@ -163,6 +165,10 @@ class Op:
     def cpu_rows(self, call: Call) -> Sequence[Launch]:
         """The rows that compute this call on a CPU, one after another; most ops take one."""
         return [self.cpu(call)]
+
+    def why_in_python(self, call: Instruction) -> str:
+        """What Python has to do there, for an op that it computes: see `diagnose()`."""
+        return ""
 
     def operands_for(self, call: Instruction, wanted: Sequence[bool]) -> Sequence[Tensor]:
         """The operands with which to compute the wanted results again, where nobody reads the others.

@@ -12,10 +12,11 @@ from tapeprop.compiler.plan import Place, plan
 from tapeprop.compiler.verify import verify
 from tapeprop.errors import CompileError, GraphError, LabelError, NumericsError
 from tapeprop.ir import Constant, Gradient, Input, Parameter, Program, Region, Tensor
-from tapeprop.ops.op import failure_text
+from tapeprop.ops.op import ArrayType, failure_text
 from tapeprop.runtime.executor import BoundTape, Rounds, times
-from tapeprop.runtime.memory import Arena, Buffer, address_of, aligned
+from tapeprop.runtime.memory import Arena, Buffer, address_of, aligned, memory_at
 from tapeprop.runtime.state import cell
+from tapeprop.runtime.stretches import run_in_stretches
 from tapeprop.runtime.team import run_bound
 
 HEADER = 4  # words of a row before its fields: kernel, barrier, control block, row number
@@ -54,6 +55,7 @@ class Executable:
         targets = dict.fromkeys(store.target for span in program.spans for store in span.stores)
         self._written = list(dict.fromkeys(found for leaf in targets if (found := values_of(leaf)) is not None))
         self.rounds: Rounds | None = None
+        self._python_rows = [number for number, row in enumerate(self.tape.rows) if row.kernel is None]
         self.workers = worthwhile_workers(self.tape, workers)
         arena.ensure(self.tape.arena_bytes)
         self._scratch = aligned(self.tape.scratch_bytes * max(workers, 1))
@@ -109,7 +111,7 @@ class Executable:
         """Writes the rows with addresses as they are now; inputs are patched in by `bind`."""
         from tapeprop.runtime.linker import load
 
-        kernels = load(row.kernel for row in self.tape.rows)
+        kernels = load(self.tape.kernels)
         self._generations = tuple(arena.generation for arena in self.arenas.values())
         address = {name: arena.address for name, arena in self.arenas.items()}
         address |= {name: address_of(array) for name, array in self._fixed.items()}
@@ -122,7 +124,7 @@ class Executable:
         control = address_of(self.control)
         words: list[int] = []
         for number, row in enumerate(self.tape.rows):
-            words += (kernels[row.kernel], int(row.barrier), control, number)
+            words += (kernels[row.kernel] if row.kernel else 0, int(row.barrier), control, number)
             for field in row.fields:
                 if type(field) is not int:
                     assert isinstance(field, Place)
@@ -212,9 +214,19 @@ class Executable:
             return
         self.prepare()
         self._count_writes()
-        rounds = self.rounds if count == len(self.tape.rows) else None
+        try:
+            if self._python_rows:
+                run_in_stretches(self, self._python_rows, start, count, steps, timing)
+            else:
+                self.run_native(start, count, steps, timing, self.rounds if count == len(self.tape.rows) else None)
+        finally:
+            self._count_writes()  # once more: another thread may have looked in between
+
+    def run_native(
+        self, start: int, count: int, steps: int = 1, timing: np.ndarray | None = None, rounds: Rounds | None = None
+    ) -> None:
+        """Runs a stretch without rows of Python in one native call, on a prepared tape."""
         failed = run_bound(self._bound, start, count, steps, self.workers, timing, rounds)  # type: ignore[arg-type]
-        self._count_writes()  # once more: another thread may have looked in between
         if failed is not None:
             self.raise_failure(*failed)
 
@@ -239,12 +251,17 @@ class Executable:
 
     def view(self, tensor: Tensor) -> np.ndarray:
         """A live view of a tensor that the plan keeps: an output, a retained value, or something in storage."""
-        place, kind = self.plan.places[tensor], self.plan.types[tensor]
-        if place.buffer in self.arenas:
-            base = self.arenas[place.buffer].array
+        return self.array_at(self.plan.places[tensor], self.plan.types[tensor])
+
+    def array_at(self, place: Place, kind: ArrayType) -> np.ndarray:
+        """A live view of an array of this kind at a place, which may be one of a bound input."""
+        if place.buffer in self.arenas or place.buffer in self._fixed:
+            base = self.arenas[place.buffer].array if place.buffer in self.arenas else self._fixed[place.buffer]
+            found = base.view(np.uint8)[place.offset : place.offset + kind.nbytes]
         else:
-            base = self._fixed[place.buffer].view(np.uint8)
-        return base[place.offset : place.offset + kind.nbytes].view(kind.dtype).reshape(kind.shape)
+            (address,) = [a for t, a in self._inputs.items() if f"input{t.source.index}" == place.buffer]  # type: ignore[union-attr]
+            found = memory_at(address + place.offset, kind.nbytes)
+        return found.view(kind.dtype).reshape(kind.shape)
 
     def is_input(self, tensor: Tensor) -> int | None:
         """The index of the input whose memory the tensor is, or None."""
@@ -263,7 +280,7 @@ def link_together(executables: Sequence[Executable]) -> None:
     """Links and binds several tapes, their kernels compiled side by side where they are not there yet."""
     from tapeprop.runtime.linker import load
 
-    load(row.kernel for executable in executables for row in executable.tape.rows)
+    load(kernel for executable in executables for kernel in executable.tape.kernels)
     for executable in executables:
         executable.prepare()
 
@@ -281,6 +298,8 @@ def worthwhile_workers(tape: Tape, workers: int) -> int:
         return 1
     seconds = 0.0
     for row in tape.rows:
-        seconds += max(row.flops / CORE_FLOPS, row.traffic / CORE_BYTES)
+        if row.kernel is not None:
+            seconds += max(row.flops / CORE_FLOPS, row.traffic / CORE_BYTES)
     barriers = sum(row.barrier for row in tape.rows)
-    return workers if seconds > 2 * (barriers * BARRIER_SECONDS + WAKE_SECONDS) else 1
+    stretches = 1 + sum(row.kernel is None for row in tape.rows)
+    return workers if seconds > 2 * (barriers * BARRIER_SECONDS + stretches * WAKE_SECONDS) else 1

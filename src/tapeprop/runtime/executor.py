@@ -29,6 +29,7 @@ __all__ = [
     "aligned_words",
     "bound_tape",
     "control_block",
+    "cycle_counter",
     "run",
     "times",
 ]
@@ -65,6 +66,21 @@ def native_loops() -> NativeLoops:
     word = ctypes.c_int64
     kinds = ((word, word), (word, word, word, word), (None, word, word, word), (None, word, word))
     return NativeLoops(*(ctypes.CFUNCTYPE(*kind)(found[name]) for name, kind in zip(ENTRIES, kinds)))  # type: ignore[arg-type]
+
+
+@cache
+def cycle_counter() -> Callable[[], int]:
+    """What gives the count that timed runs note, for what runs between them."""
+    from tapeprop.runtime.linker import load_text
+
+    text = """
+declare i64 @llvm.readcyclecounter()
+define i64 @cycles() {
+  %now = call i64 @llvm.readcyclecounter()
+  ret i64 %now
+}
+"""
+    return ctypes.CFUNCTYPE(ctypes.c_int64)(load_text(text, ["cycles"], "the cycle counter")["cycles"])
 
 
 def aligned_words(count: int) -> np.ndarray:

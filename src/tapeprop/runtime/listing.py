@@ -14,10 +14,11 @@ HEADINGS = ("row", "span", "op", "node", "operands", "results", "bytes", "FLOPs"
 class Listing:
     """Something to print: str() gives the table, len() the rows, iteration the rows as dicts."""
 
-    def __init__(self, title: str, rows: Sequence[dict[str, str]], footer: str):
+    def __init__(self, title: str, rows: Sequence[dict[str, str]], footer: str, headings: Sequence[str] = HEADINGS):
         self.title = title
         self.rows = list(rows)
         self.footer = footer
+        self.headings = tuple(headings)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -26,7 +27,9 @@ class Listing:
         return iter(self.rows)
 
     def __str__(self) -> str:
-        headings = [h for h in HEADINGS if any(row.get(h) for row in self.rows) or h in ("row", "op")]
+        if not self.rows:
+            return f"{self.title}\n{self.footer}"
+        headings = [h for h in self.headings if any(row.get(h) for row in self.rows) or h in ("row", "op")]
         widths = {h: max([len(h), *(len(row.get(h, "")) for row in self.rows)]) for h in headings}
         lines = [self.title, "  ".join(h.ljust(widths[h]) for h in headings).rstrip()]
         lines += ["  ".join(row.get(h, "").ljust(widths[h]) for h in headings).rstrip() for row in self.rows]
@@ -38,6 +41,14 @@ class Listing:
 def op_label(instruction: Instruction) -> str:
     """The op's name, or for an elementwise instruction what it computes."""
     return str(instruction.attributes.get("label", instruction.op.name))
+
+
+def list_departures(tape: Listing) -> Listing:
+    """The rows of a tape's listing that leave native code, each with the reason under "why"."""
+    found = [row for row in tape.rows if row["why"]]
+    count = f"{len(found)} of {len(tape)} instructions leave native code; the others run without Python between them"
+    footer = count if found else f"all {len(tape)} instructions run natively"
+    return Listing(tape.title, found, footer, ("row", "span", "op", "node", "why"))
 
 
 def list_tape(tape: Tape, title: str) -> Listing:
@@ -59,6 +70,7 @@ def list_tape(tape: Tape, title: str) -> Listing:
                 ),
                 "bytes": str(row.traffic),
                 "FLOPs": str(row.flops),
+                "why": row.step.instruction.op.why_in_python(row.step.instruction),
             }
         )
     saved = 1 - tape.arena_bytes / tape.plan.unshared_bytes if tape.plan.unshared_bytes else 0.0
@@ -92,6 +104,7 @@ def list_program(program: Program, title: str) -> Listing:
                     "node": instruction.node,
                     "operands": operands,
                     "results": " ".join(map(name, instruction.results)),
+                    "why": instruction.op.why_in_python(instruction),
                 }
             )
     return Listing(title, rows, f"{len(rows)} instructions; sizes are open until data comes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from ctypes import addressof, c_char
+from ctypes import addressof, c_char, c_ubyte
 
 import numpy as np
 
@@ -27,6 +27,11 @@ def address_of(array: np.ndarray) -> int:
         return addressof(c_char.from_buffer(array))  # type: ignore[arg-type]
     except (TypeError, ValueError):  # read-only, or empty
         return array.__array_interface__["data"][0]
+
+
+def memory_at(address: int, nbytes: int) -> np.ndarray:
+    """A view, uint8 (nbytes,), of memory that someone else keeps alive."""
+    return np.frombuffer(memoryview((c_ubyte * nbytes).from_address(address)), np.uint8)
 
 
 class Lent:
