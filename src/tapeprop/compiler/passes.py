@@ -88,7 +88,7 @@ def merge_equal(program: Program) -> Program:
         kept = []
         for instruction in span.instructions:
             instruction = substitute(instruction, renamed)
-            key = (instruction.op.name, instruction.operands, tuple(sorted(instruction.attributes.items(), key=_first)))
+            key = (instruction.op, instruction.operands, tuple(sorted(instruction.attributes.items(), key=_first)))
             twin = known.setdefault(key, instruction)
             if twin is instruction:
                 kept.append(instruction)

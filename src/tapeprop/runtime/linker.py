@@ -28,6 +28,8 @@ __all__ = ["compile_seconds", "link", "load", "load_text"]
 
 # Up to this many kernels, starting children that import numba takes longer than compiling here.
 _IN_PROCESS = 3
+# Builders whose code no other process has: a script's own, and what stands around a class of the user's (`ops.own`).
+_BUILT_HERE = ("__main__", "tapeprop.ops.own.cpu")
 # Seconds of waiting for another process after which a line says so.
 _PATIENCE = 2.0
 
@@ -162,15 +164,20 @@ def _compile_all(kernels: list[Kernel]) -> Iterable[tuple[Kernel, ObjectCode]]:
     from tapeprop.targets.cpu.machine import usable_cpus
 
     here = kernels
-    there = [kernel for kernel in kernels if kernel.module != "__main__"]
+    there = [kernel for kernel in kernels if not _builds_here(kernel)]
     processes = min(usable_cpus(), len(there))
     if len(there) > _IN_PROCESS and processes > 1 and sys.executable:
-        here = [kernel for kernel in kernels if kernel.module == "__main__"]
+        here = [kernel for kernel in kernels if _builds_here(kernel)]
         yield from _Children(there, processes).results(here)
     from tapeprop.targets.cpu.kernel import compile_to_object
 
     for kernel in here:
         yield kernel, compile_to_object(kernel)
+
+
+def _builds_here(kernel: Kernel) -> bool:
+    """Whether no other process has the code that the kernel is made of."""
+    return kernel.module in _BUILT_HERE
 
 
 class _Children:

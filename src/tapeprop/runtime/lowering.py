@@ -18,7 +18,7 @@ from tapeprop.compiler.layout import BatchLanes, batch_lanes
 from tapeprop.compiler.passes import Lanes, optimize
 from tapeprop.compiler.recompute import recompute
 from tapeprop.compiler.snapshots import Snapshots
-from tapeprop.errors import ShapeError
+from tapeprop.errors import GraphError, ShapeError
 from tapeprop.ir import (
     Dim,
     Gradient,
@@ -63,6 +63,7 @@ class Forward:
     in_lanes: set[Tensor] = field(default_factory=set)  # what was made in that layout, even if it is kept plain
     batch: BatchLanes | None = None
     folding: Folding | None = None
+    refusals: dict[tuple[int, ...], GraphError] = field(default_factory=dict)  # outputs -> why they have no gradient
 
     def __post_init__(self) -> None:
         self.snapshots = Snapshots(self.advanced)
@@ -218,7 +219,13 @@ class Lowering:
             made = set(found.calls())
             count = len(found.outputs)
             for subset in dict.fromkeys([tuple(range(count)), *((i,) for i in range(count))]):
-                _, results = self._record_backward(found, subset, self._all_wanted(found))
+                try:
+                    _, results = self._record_backward(found, subset, self._all_wanted(found))
+                except ShapeError:
+                    raise
+                except GraphError as refusal:  # an op without a gradient: whoever asks for one hears of it
+                    found.refusals[subset] = refusal
+                    continue
                 calls = [call for call in reachable(results.values()) if call not in made]
                 for call in found.read_later(calls):
                     wanted.update(dict.fromkeys(t for t in call.operands if t.producer in made))
@@ -269,6 +276,9 @@ class Lowering:
 
         Parameter gradients are added to those that are pending, else written: see `deposit`.
         """
+        for refused, refusal in found.refusals.items():
+            if set(refused) <= set(subset):
+                raise refusal.with_traceback(None)
         leaves = {p: found.trace.leaves[p] for p in parameters if p in found.trace.leaves}
         inputs = [t for t in found.inputs if t.dtype in FLOATS]
         seeds, results = self._record_backward(found, subset, [*inputs, *leaves.values(), *watched])

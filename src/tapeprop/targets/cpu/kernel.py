@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tapeprop.targets.cpu.object_code import ObjectCode
 
 __all__ = [
+    "BODY_OPTIONS",
     "CONTROL_WORDS",
     "RAISED",
     "AssemblyKernel",
@@ -47,7 +48,7 @@ DTYPES = ("float32", "float64", "int64", "int32", "uint8")
 # choose an order of its own.
 _OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}, "boundscheck": False}
 # Nobody calls the body from Python: leaving its wrappers out takes a sixth off the compile time (numba 0.68).
-_BODY_OPTIONS = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+BODY_OPTIONS = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 class NumbaKernel:
@@ -122,6 +123,8 @@ def build(kernel: Kernel) -> NumbaKernel | AssemblyKernel:
         for name in kernel.builder.partition(":")[2].split("."):
             builder = getattr(builder, name)
         built = builder(**dict(kernel.parameters))
+    except CompileError:  # the builder has told it in full
+        raise
     except GraphError as error:
         raise CompileError(f"kernel {kernel.label}: {error}") from error
     except Exception as error:
@@ -176,7 +179,7 @@ def _numba_ir(kernel: NumbaKernel, label: str) -> tuple[str, str]:
 
     if numba.config.DISABLE_JIT:
         raise CompileError(f"{label}: NUMBA_DISABLE_JIT is set, which disables intrinsics and cfuncs too; unset it")
-    body = kernel.body if hasattr(kernel.body, "overloads") else numba.njit(**_BODY_OPTIONS)(kernel.body)
+    body = kernel.body if hasattr(kernel.body, "overloads") else numba.njit(**BODY_OPTIONS)(kernel.body)
     scope = {**vars(intrinsics), "carray": numba.carray, "body": body}
     exec(compile(shim_source(kernel), f"<shim of {label}>", "exec"), scope)
     signature = numba.types.void(numba.int64, numba.int64, numba.int64)
