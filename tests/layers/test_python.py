@@ -489,6 +489,19 @@ def test_an_exception_reaches_the_caller_and_the_step_does_not_update(where):
         np.testing.assert_array_equal(graph.state_dict()[name], twin.state_dict()[name])
 
 
+def test_gradients_are_as_before_a_backward_that_failed():
+    graph = ready(Fails("backward", call=2), Dense(3, 2))
+    X = RNG.standard_normal((4, 3))
+    graph(X)
+    graph.backward()
+    before = graph.nodes[1].layer.weight.grad.copy()
+    with pytest.raises(KeyError, match="no such thing"):
+        graph.backward()
+    np.testing.assert_array_equal(graph.nodes[1].layer.weight.grad, before)
+    graph.backward()  # the forward still stands
+    np.testing.assert_allclose(graph.nodes[1].layer.weight.grad, 2 * before, rtol=1e-14)
+
+
 def test_an_exception_in_fit_leaves_whole_steps_behind():
     X, y = data(12)
     loss = tp.losses.CrossEntropy()

@@ -13,7 +13,6 @@ from tapeprop.errors import GraphError, ShapeError
 from tapeprop.ir import Dim, Shape, Tensor
 from tapeprop.ir.dims import text
 from tapeprop.layers.layer import Identity, Layer, tracing
-from tapeprop.layers.sizes import plain_shape
 from tapeprop.ops.python import call_python
 
 
@@ -94,9 +93,7 @@ class PythonLayer(Layer):
         for axis, size in enumerate(found):
             given = x.shape[axis] if size is None and axis < x.ndim else size
             if not isinstance(given, Dim) and (not isinstance(given, int | np.integer) or given < 1):
-                raise ShapeError(
-                    f"{what}, got {plain_shape(tuple(found)) if None not in found else tuple(found)}; mend it"
-                )
+                raise ShapeError(f"{what}, got {tuple(found)}; mend its out_shape()")
             sizes.append(given if isinstance(given, Dim) else int(given))
         return tuple(sizes)
 

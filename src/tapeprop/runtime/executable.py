@@ -55,7 +55,8 @@ class Executable:
         targets = dict.fromkeys(store.target for span in program.spans for store in span.stores)
         self._written = list(dict.fromkeys(found for leaf in targets if (found := values_of(leaf)) is not None))
         self.rounds: Rounds | None = None
-        self._python_rows = [number for number, row in enumerate(self.tape.rows) if row.kernel is None]
+        #: The rows that Python computes.
+        self.python_rows = [number for number, row in enumerate(self.tape.rows) if row.kernel is None]
         self.workers = worthwhile_workers(self.tape, workers)
         arena.ensure(self.tape.arena_bytes)
         self._scratch = aligned(self.tape.scratch_bytes * max(workers, 1))
@@ -215,8 +216,8 @@ class Executable:
         self.prepare()
         self._count_writes()
         try:
-            if self._python_rows:
-                run_in_stretches(self, self._python_rows, start, count, steps, timing)
+            if self.python_rows:
+                run_in_stretches(self, self.python_rows, start, count, steps, timing)
             else:
                 self.run_native(start, count, steps, timing, self.rounds if count == len(self.tape.rows) else None)
         finally:

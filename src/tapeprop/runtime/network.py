@@ -279,7 +279,16 @@ class Network:
             for i, array in zip(subset, seeds, strict=True):
                 if i in wanted:
                     executable.bind(wanted[i], array)
-            self.execute(executable)
+            # what Python computes may raise, and gradients written before that must not be added a second time
+            before = (
+                [(cell(p).gradient(), cell(p).gradient().copy()) for p in reached] if executable.python_rows else []
+            )
+            try:
+                self.execute(executable)
+            except BaseException:
+                for gradient, copy in before:
+                    gradient[...] = copy
+                raise
             for parameter in reached:
                 cell(parameter).pending = True
 
