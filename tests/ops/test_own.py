@@ -134,6 +134,16 @@ def test_trained_in_a_layer_with_a_parameter_for_an_operand():
     assert last < first / 2
 
 
+def test_in_a_formula_of_placeholders():
+    x = tp.placeholder((None, 2), name="x", dtype="float64")
+    f = tp.function(outputs=ops.sum(Cube(x, a=2.0)), inputs=[x])
+    for count in (3, 5):
+        X = RNG.standard_normal((count, 2))
+        value, (gradient,) = f.value_and_grad(X)
+        np.testing.assert_allclose(value, 2 * (X**3).sum(), rtol=1e-12)
+        np.testing.assert_allclose(gradient, 6 * X**2, rtol=1e-14)
+
+
 def test_gradients_of_gradients_go_through_it():
     from ops.op_runner import run
 

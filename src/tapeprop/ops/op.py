@@ -98,7 +98,8 @@ class Ref:
 class Launch:
     """One row of the tape before places are known.
 
-    kernel: the machine code to call; None where Python computes the row (`Op.in_python`). fields: the row's words from word 4 on, a Ref where an address belongs.
+    kernel: the machine code to call; None where Python computes the row (`Op.in_python`). fields: the row's words from word 4 on, a
+    Ref where an address belongs.
     partition: how the work is cut. None: one worker reads what another wrote, or wrote what another will read; equal keys on
     two rows: each worker touches only its own part of what both rows share, so no barrier is needed between them.
     scratch: (elements per worker, dtype), or None. label, flops, traffic: what this row does, where an instruction takes several;

@@ -323,6 +323,8 @@ class Lowering:
         backward = reachable(
             [*kept.values(), *(store.value for store in stores)], [t for call in forward for t in call.results]
         )
+        backward = found.read_later(backward)
+        forward += found.snapshots.instructions
         spans = [Span("forward", forward, found.stores), Span("backward", backward, stores)]
         outputs = [*found.outputs, *kept.values()]
         program = optimize(Program(spans, found.inputs, outputs), lanes=self.lanes(batch), fuse=self.fuse)
