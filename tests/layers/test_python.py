@@ -110,6 +110,7 @@ def test_it_trains_as_its_native_twin_does(dtype):
     python, native = (ready(Dense(3, 4), layer, Dense(4, 2), dtype=dtype) for layer in (Waves(4), WavesInOps(4)))
     for graph in (python, native):
         graph.fit(X, y, loss=loss, epochs=3, batch_size=4, verbose=0, seed=1)  # 4 + 4 + 2 samples: two plans
+        graph.fit(X, y, loss=loss, epochs=2, batch_size=2, accumulate=2, verbose=0, seed=1)
         graph.train_step(X, y, loss)
         graph.forward(X, is_train=True)
         graph.backward()
