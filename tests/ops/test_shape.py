@@ -8,7 +8,7 @@ from ops.op_runner import gradient, run, trace
 
 from tapeprop import ops
 from tapeprop.errors import DTypeError, ShapeError
-from tapeprop.ir import Dim, Input, Tensor, UndecidedError
+from tapeprop.ir import Dim, Input, Tensor
 from tapeprop.ops.shape.strides import TILE, collapse, contiguous
 
 N, H, W = Dim.symbol("N"), Dim.symbol("H"), Dim.symbol("W")
@@ -44,18 +44,14 @@ def test_reshape_computes_the_free_size(source, wanted, found):
     [((2, 3), (5,)), ((2, 3), (4, -1)), ((2, 3), (-1, -1)), ((2, 3), (0, -1)), ((2, 3), (-2, -3)), ((N, 3), (N, 4))],
 )
 def test_reshape_refuses(source, wanted):
-    with pytest.raises((ShapeError, UndecidedError)) as caught:
+    with pytest.raises(ShapeError, match="expected a shape of" if source[0] is not N else "got an open one"):
         ops.reshape(tensor(*source), wanted)
-    if caught.type is ShapeError:
-        assert "reshape: expected a shape of" in str(caught.value)
-    else:
-        assert source[0] is N
 
 
 def test_an_open_question_is_left_open():
-    with pytest.raises(UndecidedError):
+    with pytest.raises(ShapeError, match="got an open one"):
         ops.reshape(tensor(N, 5), (-1, 3))
-    with pytest.raises(UndecidedError):
+    with pytest.raises(ShapeError, match="got an open one"):
         ops.reshape(tensor(6), (N, -1))
 
 

@@ -6,11 +6,15 @@ are functions of this package. Arithmetic operators of `Tensor` are installed he
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
+import types
+from collections.abc import Callable
 from typing import Any
 
-from tapeprop.ir import Tensor
+from tapeprop.errors import ShapeError
+from tapeprop.ir import Tensor, UndecidedError, current
 from tapeprop.ops.op import Op, Sample, as_tensor, record, register, registry
 
 #: Modules of the package that hold no ops of their own.
@@ -24,9 +28,28 @@ def _import_all() -> list[str]:
             continue
         module = importlib.import_module(f"{__name__}.{found.name}")
         for name in getattr(module, "__all__", ()):
-            globals()[name] = getattr(module, name, None)
+            given = getattr(module, name, None)
+            globals()[name] = _deciding(given) if isinstance(given, types.FunctionType) else given
             names.append(name)
     return names
+
+
+def _deciding(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which tells what to do where an answer depends on an open size and no compiler is there to ask again."""
+
+    @functools.wraps(function)
+    def decided(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except UndecidedError as question:
+            if current() is not None:
+                raise
+            raise ShapeError(
+                f"{function.__name__}: expected sizes that decide whether {question}, got an open one; give the placeholder "
+                "that size instead of None, or make what meets it open too"
+            ) from None
+
+    return decided
 
 
 _found = _import_all()

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from tapeprop.errors import DTypeError, GraphError, ShapeError
-from tapeprop.ir import Constant, Instruction, Parameter, Shape, Tensor, UndecidedError, current
+from tapeprop.ir import Constant, Instruction, Parameter, Shape, Tensor, current
 from tapeprop.ir.kernels import Kernel
 from tapeprop.ops.scalar import Scalar
 
@@ -276,13 +276,6 @@ def record(op: Op | str, operands: Sequence[Any], attributes: Attributes | None 
         if node and repr(node) not in str(error):
             raise type(error)(f"node {node!r}: {error}") from None
         raise
-    except UndecidedError as question:
-        if trace is not None:
-            raise  # the compiler traces again with the sizes of the call at hand
-        raise ShapeError(
-            f"{attributes.get('label', op.name)}: expected sizes that decide whether {question}, got an open one; give the "
-            "placeholder that size instead of None, or make what meets it open too"
-        ) from None
     instruction = Instruction(op, tensors, attributes, node)
     instruction.results = tuple(
         Tensor(shape, dtype, producer=instruction, index=i) for i, (shape, dtype) in enumerate(results)
