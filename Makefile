@@ -28,8 +28,9 @@ help:
 demo: $(VENV)/.installed-progress
 	$(BIN)/tapeprop train digits $(ARGS)
 
+# Files side by side, each in one process: much of the time goes into compiling kernels one after another.
 test: lint types
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 bench: $(VENV)/.installed-dev-peers
 	$(BIN)/tapeprop bench $(ARGS)

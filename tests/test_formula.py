@@ -368,3 +368,17 @@ def test_functions_of_one_formula_run_in_threads_at_once():
     for thread in threads:
         thread.join()
     assert [set(values) for values in found] == [{expected[0]}, {expected[1]}]
+
+
+def test_another_threads_forward_is_not_taken_for_ones_own():
+    x = tp.placeholder((), name="x", dtype="float64")
+    f = tp.function(x * x, x)
+    f.forward(3.0)
+    thread = threading.Thread(target=f.forward, args=(5.0,))
+    thread.start()
+    thread.join()
+    for ask in (f.backward, lambda: f.value(f.outputs[0])):
+        with refused(StateError, "another thread"):
+            ask()
+    f.forward(3.0)
+    assert (f.backward(), f.value(f.outputs[0]), f.gradient(x)) == (6.0, 9.0, 6.0)

@@ -308,9 +308,10 @@ class Function:
     def forward(self, *feed: Any, is_train: bool = False) -> Any:
         """The outputs, kept for backward(), value() and gradient(). is_train: whether dropout draws."""
         arrays = self._fed(feed)
-        results = self._network.forward(arrays, is_train)
-        self._last = dict(zip(self.outputs, self._by_output(results), strict=True))
-        self._last_gradient = {}
+        with self._network.lock:  # what is noted here belongs to the forward that backward() would continue
+            results = self._network.forward(arrays, is_train)
+            self._last = dict(zip(self.outputs, self._by_output(results), strict=True))
+            self._last_gradient = {}
         return self._outputs_of(results)
 
     def backward(self, d_out: Any = None) -> Any:
@@ -319,9 +320,10 @@ class Function:
         d_out: as the outputs come: one value, or a list with None where no gradient comes from an output. Gradients of variables are
         added to those not yet consumed by update() or dropped by zero_grad(). StateError without a forward().
         """
-        kinds = self._network.outputs_of_last_forward("backward()")
-        found = self._network.backward(self._seeds(d_out, kinds))
-        self._last_gradient = dict(zip(self.inputs, self._by_input(found), strict=True))
+        with self._network.lock:
+            kinds = self._network.outputs_of_last_forward("backward()")
+            found = self._network.backward(self._seeds(d_out, kinds))
+            self._last_gradient = dict(zip(self.inputs, self._by_input(found), strict=True))
         return self._inputs_of(found)
 
     def _seeds(self, d_out: Any, kinds: Sequence[tuple[tuple[int, ...], str]]) -> list[np.ndarray | None]:
@@ -345,9 +347,10 @@ class Function:
 
     def value(self, tensor: Tensor) -> Any:
         """The value of a watched tensor or an output in the last forward(). StateError where it is neither."""
-        if tensor in self._last:
-            self._network.live("value()")
-            return self._last[tensor].copy()
+        with self._network.lock:
+            if tensor in self._last:
+                self._network.live("value()")
+                return self._last[tensor].copy()
         self._expect_watched(tensor, "value()")
         return self._network.value(tensor)[()]
 
@@ -360,8 +363,10 @@ class Function:
             raise GraphError(f"gradient(): a constant has none, got {tensor!r}; make it a placeholder or a variable")
         if isinstance(tensor, Variable):
             return tensor.grad.copy()[()]
-        if tensor in self._last_gradient:
-            return self._last_gradient[tensor].copy()
+        with self._network.lock:
+            if tensor in self._last_gradient:
+                self._network.live("gradient()")
+                return self._last_gradient[tensor].copy()
         if tensor in self.inputs:
             raise StateError("gradient() needs a backward() before it; call forward() and backward() first")
         self._expect_watched(tensor, "gradient()")
