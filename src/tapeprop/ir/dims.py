@@ -197,6 +197,8 @@ def broadcast(*shapes: Shape) -> Shape:
 
     An open size beside 1 is that open size; beside an equal one, itself.
     """
+    if shapes.count(shapes[0]) == len(shapes):
+        return shapes[0]
     rank = max(len(shape) for shape in shapes)
     result: list[Size] = []
     for axis in range(-rank, 0):

@@ -213,11 +213,11 @@ def register(cls: type[Op]) -> type[Op]:
 
 def as_tensor(value: Tensor | Parameter | np.ndarray | float | int) -> Tensor:
     """A tensor as it is, the leaf of a parameter, or a constant. DTypeError for what is none of these."""
-    trace = current()
     if isinstance(value, Tensor):
-        if trace is not None and isinstance(value.source, Parameter):
+        if type(value.source) is Parameter and (trace := current()) is not None:
             return trace.parameter(value.source)  # a variable in a layer: one leaf in every trace
         return value
+    trace = current()
     if isinstance(value, Parameter):
         if trace is None:
             raise GraphError(
@@ -249,8 +249,11 @@ def alike(tensors: Sequence[Tensor], kinds: str = "f") -> list[Tensor]:
 
     kinds: of NumPy dtypes that are cast; "f" leaves integers, which may be indices.
     """
-    if not any(isinstance(t.source, Constant) for t in tensors):
-        return list(tensors)
+    for tensor in tensors:
+        if type(tensor.source) is Constant:
+            break
+    else:
+        return list(tensors)  # as nearly always
     around = {t.dtype for t in tensors if t.dtype in FLOATS and not isinstance(t.source, Constant)}
     if len(around) != 1:
         return list(tensors)

@@ -175,8 +175,9 @@ def _split(operands: Sequence[Operand]) -> tuple[list[Tensor], tuple[int | float
     tensors: list[Tensor] = []
     slots: list[int | float] = []
     for operand in operands:
-        if isinstance(operand, int | float | np.integer | np.floating) and (tensors or len(slots) + 1 < len(operands)):
-            slots.append(float(operand))
+        number = type(operand) is not Tensor and isinstance(operand, int | float | np.integer | np.floating)
+        if number and (tensors or len(slots) + 1 < len(operands)):
+            slots.append(float(operand))  # type: ignore[arg-type]  # mypy does not follow `number`
         else:
             slots.append(len(tensors))
             tensors.append(as_tensor(operand))
