@@ -134,7 +134,7 @@ class LayerGraph(CompiledGraph):
     def save(self, path: Any, classes: Mapping[str, type] | None = None) -> None:
         """Writes structure, weights, running statistics, optimizer and random state to one safetensors file, atomically.
 
-        classes: {name: class} of layers of your own in the graph; load() needs them too. GraphError where something cannot be
+        classes: {name: class} of your own layers and optimizers; load() needs them too. GraphError where something cannot be
         written (a Lambda, say): keep its code, and save state_dict() instead.
         """
         with self._exclusive("save()"):
@@ -145,11 +145,14 @@ class LayerGraph(CompiledGraph):
         with self._exclusive("optimizer_state_dict()"):
             return optimizer_state.state_of(self)
 
-    def load_optimizer_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Sets what optimizer_state_dict() gave. WeightFileError where it does not fit."""
+    def load_optimizer_state_dict(self, state: Mapping[str, Any], classes: Mapping[str, type] | None = None) -> None:
+        """Sets what optimizer_state_dict() gave. WeightFileError where it does not fit; nothing is set then.
+
+        classes: {name: class} of optimizers of your own, where the graph does not have them yet.
+        """
         self._compiled("load_optimizer_state_dict()")
         with self._exclusive("load_optimizer_state_dict()"):
-            optimizer_state.restore(self, state)
+            optimizer_state.restore(self, state, classes)
 
 
 def load(path: Any, classes: Mapping[str, type] | None = None, **options: Any) -> LayerGraph:

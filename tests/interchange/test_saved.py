@@ -428,7 +428,7 @@ class Built(GraphStructure):
     def optimizer_state_dict(self) -> Any:
         return self.memory if self.built_ else None
 
-    def load_optimizer_state_dict(self, state: Any) -> None:
+    def load_optimizer_state_dict(self, state: Any, classes: Any = None) -> None:
         if "lr" not in state:
             raise KeyError("lr")
         self.memory = state

@@ -97,7 +97,7 @@ class PlainGraph:
     def load_state_dict(self, state):
         self.weights = [state[f"w{i}"].copy() for i in range(len(self.weights))]
 
-    def save(self, path):
+    def save(self, path, classes=None):
         np.savez(path, **self.state_dict())
 
     def fit_session(self, arrays, labels, losses, weights, batch_size, *, accuracy, accumulate):

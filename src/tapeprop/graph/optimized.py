@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,15 @@ class OptimizedGraph(GraphStructure):
             self._optimizer = made
         elif made is not None:
             self._rules.append((where, made))
+        self._synchronised = None
+
+    def replace_optimizers(
+        self, optimizer: Any, nodes: Mapping[LayerNode, Any], rules: Sequence[tuple[Where, Any]]
+    ) -> None:
+        """Sets all optimizers anew: the graph's own, those of nodes (the others have none), and those for predicates."""
+        self._optimizer, self._rules = optimizer, list(rules)
+        for node in self.labels:
+            node.set_optimizer(nodes.get(node))
         self._synchronised = None
 
     @property

@@ -27,12 +27,13 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tapeprop import layers
+from tapeprop import layers, optimizers
 from tapeprop.errors import CycleError, DisconnectedError, GraphError
 from tapeprop.graph import GraphStructure, LayerNode, MergeMode
 from tapeprop.graph.structure import find_cycle
 from tapeprop.interchange.safetensors import shown
 from tapeprop.layers import Lambda, Layer, PythonLayer, Sequential, initializers
+from tapeprop.optimizers import Optimizer
 
 VERSION = 1
 GRAPH, SEQUENTIAL = "LayerGraph", "Sequential"
@@ -42,7 +43,7 @@ DEEPEST = 64
 #: Without it a small file could keep the reader busy for hours, by holding layers twice, level by level.
 MOST = 500_000
 
-Classes = Mapping[str, type[Layer]]
+Classes = Mapping[str, type[Layer] | type[Optimizer]]
 _signatures: weakref.WeakKeyDictionary[type, Mapping[str, inspect.Parameter]] = weakref.WeakKeyDictionary()
 
 
@@ -62,17 +63,25 @@ def public_layers() -> dict[str, type[Layer]]:
 
 
 def known_classes(classes: Classes | None) -> dict[str, type[Layer]]:
-    """The public layers and the caller's own. GraphError where one of these is no layer class or has a public name."""
-    public = public_layers()
+    """The public layers and the caller's own. GraphError where a class is of neither layer nor optimizer, or has a public name."""
+    public, own = public_layers(), {}
     for name, cls in (classes or {}).items():
-        if not isinstance(cls, type) or not issubclass(cls, Layer) or issubclass(cls, GraphStructure):
-            remedy = "give the classes of layers; a graph is described by its nodes and needs none"
+        if not isinstance(cls, type) or not issubclass(cls, Layer | Optimizer) or issubclass(cls, GraphStructure):
+            remedy = "give the classes of layers and optimizers; a graph is described by its nodes and needs none"
             raise GraphError(
-                f"classes: expected {{name: subclass of Layer}}, got {shown(name)}: {shown(cls)}: {remedy}"
+                f"classes: expected {{name: subclass of Layer or Optimizer}}, got {shown(name)}: {shown(cls)}: {remedy}"
             )
+        if issubclass(cls, Optimizer):
+            if name != cls.__name__ or name in optimizers.__all__:
+                raise GraphError(
+                    f"classes: expected an optimizer of your own under the name of its class, got {name!r}: "
+                    f"{cls.__qualname__}"
+                )
+            continue
         if name in public:
             raise GraphError(f"classes: {name!r} is a layer of tapeprop; choose another name for {cls.__qualname__}")
-    return {**public, **(classes or {})}
+        own[name] = cls
+    return {**public, **own}
 
 
 # ---- writing

@@ -11,7 +11,8 @@ Any safetensors reader finds the weights, under the keys of `state_dict()`. The 
 
 A graph takes part in three of these if it offers the methods, as `tapeprop.LayerGraph` does: `build_options()` gives
 build()'s arguments or None; `optimizer_state_dict()` gives {name: array or plain value}, which
-`load_optimizer_state_dict(state)` takes back once the graph is built (lists come back as tuples).
+`load_optimizer_state_dict(state, classes)` takes back once the graph is built (lists come back as tuples); its "rules"
+name the classes of the optimizers.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
+from tapeprop import optimizers
 from tapeprop.errors import DeviceError, GraphError, WeightFileError
 from tapeprop.graph import GraphStructure
 from tapeprop.graph.names import check_names
@@ -51,7 +53,7 @@ Graph = TypeVar("Graph", bound=GraphStructure)
 def save(graph: GraphStructure, path: Path, classes: Classes | None = None) -> None:
     """Writes structure and weights to one file, whole or not at all.
 
-    classes: {name: class} of the graph's layers that are no layers of tapeprop; `load` wants them again. An initializer
+    classes: {name: class} of the graph's layers and optimizers that are not tapeprop's; `load` wants them again. An initializer
     that is a function of your own is left out: the weights are drawn already. GraphError, naming the node, for a layer
     that cannot be written down (a Lambda, a class that is not in `classes`, parameters tied by hand); OSError.
     """
@@ -71,6 +73,7 @@ def save(graph: GraphStructure, path: Path, classes: Classes | None = None) -> N
     tensors = graph.state_dict()
     optimizer = _ask(graph, "optimizer_state_dict")
     if optimizer is not None:
+        _check_rules(optimizer.get("rules", ()), classes)
         arrays = {OPTIMIZER + name: value for name, value in optimizer.items() if isinstance(value, np.ndarray)}
         if clash := arrays.keys() & tensors.keys():
             raise GraphError(
@@ -86,6 +89,16 @@ def save(graph: GraphStructure, path: Path, classes: Classes | None = None) -> N
 def _ask(graph: GraphStructure, method: str) -> Any:
     """What a method of the graph says; None where it does not have it."""
     return getattr(graph, method, lambda: None)()
+
+
+def _check_rules(rules: Sequence[Any], classes: Classes | None) -> None:
+    """GraphError where load() would not know the class of an optimizer."""
+    for name in (rule["class"] for rule in rules):
+        if name not in optimizers.__all__ and name not in (classes or {}):
+            raise GraphError(
+                f"save: expected optimizers of tapeprop.optimizers, got {name}, a class of your own: give "
+                f'classes={{"{name}": {name}}} here and to load, or save the weights alone with state_dict()'
+            )
 
 
 def _no_layer(layer: Layer) -> int:
@@ -151,7 +164,7 @@ def load(
 ) -> Graph:
     """The graph in a file, built if it was built when it was saved.
 
-    classes: {name: class} of layers that are no layers of tapeprop. graph_class: of the graph and those inside.
+    classes: {name: class} of layers and optimizers that are not tapeprop's. graph_class: of the graph and those inside.
     build: False gives structure and weights alone. options: of build(), in place of those in the file.
 
     Nothing that a file names is imported or run. WeightFileError for a file that is truncated or corrupt, or whose
@@ -175,7 +188,9 @@ def load(
         _build(graph, parts.get("build", {}), options, layout.file)
     if graph.built_ and "optimizer" in parts and hasattr(graph, "load_optimizer_state_dict"):
         state = {**parts["optimizer"], **{name.removeprefix(OPTIMIZER): array for name, array in arrays.items()}}
-        _guarded(lambda: graph.load_optimizer_state_dict(state), layout.file, "optimizer state that fits the graph")
+        _guarded(
+            lambda: graph.load_optimizer_state_dict(state, classes), layout.file, "optimizer state that fits the graph"
+        )
     return graph
 
 

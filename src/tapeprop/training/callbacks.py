@@ -124,10 +124,11 @@ class EarlyStopping(Callback):
 
 
 class Checkpoint(Callback):
-    """Saves the graph after epochs: `graph.save(path)`.
+    """Saves the graph after epochs: `graph.save(path, classes)`.
 
     path: may hold {epoch} and the figures' names, as in "net-{epoch:03d}-{val_loss:.3f}.safetensors"; its folder is
     made. save_best_only: only when the monitored figure is the best so far. every: after every so many epochs.
+    classes: {name: class} of your own layers and optimizers, as of save().
     """
 
     def __init__(
@@ -137,12 +138,13 @@ class Checkpoint(Callback):
         mode: Mode = "auto",
         save_best_only: bool = False,
         every: int = 1,
+        classes: Mapping[str, type] | None = None,
     ):
         if every < 1:
             raise ValueError(f"Checkpoint: every must be >= 1; received {every!r}")
         direction("", mode)
         self.path, self.monitor, self.mode = os.fspath(path), monitor, mode
-        self.save_best_only, self.every = save_best_only, every
+        self.save_best_only, self.every, self.classes = save_best_only, every, classes
         self.best = math.inf
 
     def on_train_begin(self) -> None:
@@ -164,7 +166,7 @@ class Checkpoint(Callback):
                 f"Checkpoint: {self.path!r} names {error}, but there are epoch, {', '.join(logs)}"
             ) from None
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.run.graph.save(path)
+        self.run.graph.save(path, self.classes)
 
 
 class CSVLogger(Callback):
