@@ -322,6 +322,16 @@ def test_a_function_without_inputs_and_outputs_that_are_leaves():
     assert g.backward([1.0, 5.0, None, 1.0]) == g.gradient(x) == 2.0
 
 
+def test_an_output_that_is_asked_for_twice_counts_twice():
+    x = tp.placeholder((2,), name="x", dtype="float64")
+    y = x * x
+    f = tp.function([y, y, ops.sum(y)], x)
+    _, slope = f.value_and_grad([1.0, 3.0])
+    np.testing.assert_array_equal(slope, [6.0, 18.0])
+    f.forward([1.0, 3.0])
+    np.testing.assert_array_equal(f.backward(), slope)
+
+
 def test_the_wrong_one_of_many_scalars_is_named():
     inputs, total = long_sum(80, "float32")
     f = tp.function(total, inputs)

@@ -102,14 +102,16 @@ class Replay:
                 gathered.setdefault(phase[call], []).append(call)
         gathered = {number: members for number, members in gathered.items() if len(members) >= FEWEST}
         wanted = _read_outside(calls, phase, gathered, roots) if gathered else {}
+        inside = {call for members in gathered.values() for call in members}
+        alone: dict[int, list[Instruction]] = {}
+        for call in calls:
+            if call not in inside:
+                alone.setdefault(phase[call], []).append(call)
         for number in range(max(phase.values(), default=-1) + 1):
-            block = gathered.get(number, [])
-            inside = set(block)
-            for call in calls:
-                if phase[call] == number and call not in inside:
-                    self._again(call)
-            if block:
-                self._block(block, wanted[number])
+            for call in alone.get(number, ()):
+                self._again(call)
+            if number in gathered:
+                self._block(gathered[number], wanted[number])
 
     def _again(self, call: Instruction) -> None:
         operands = [self.tensor(operand) for operand in call.operands]

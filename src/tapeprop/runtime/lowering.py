@@ -7,6 +7,7 @@ A trace function takes the input tensors and records the network; see `TraceFunc
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -312,8 +313,8 @@ class Lowering:
         found = self.trace(shapes, training)
         trace, forward = found.trace, found.calls()
         with recording(trace):
-            ones = trace.constant(np.ones((), self.dtype))
-            seeds = {t: expand(ones, t.shape) for t in found.outputs if t.dtype in FLOATS}
+            times = Counter(t for t in found.outputs if t.dtype in FLOATS)  # an output may be asked for twice
+            seeds = {t: expand(trace.constant(np.full((), float(n))), t.shape) for t, n in times.items()}
             inputs = [t for t in found.inputs if t.dtype in FLOATS]
             leaves = {p: t for p, t in trace.leaves.items() if isinstance(p, Parameter) and trained(p)}
             results = gradients(seeds, [*inputs, *leaves.values()])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from tapeprop import optimizers
 from tapeprop.errors import WeightFileError
 from tapeprop.graph.graph import CompiledGraph
+from tapeprop.ir import Parameter
 from tapeprop.optimizers import Optimizer
 
 Classes = Mapping[str, type]
@@ -107,10 +108,13 @@ def _assign(graph: CompiledGraph, wanted: Assignment, known: Mapping[str, type])
     own = None if wanted["graph"] is None else _made(wanted["graph"], known)
     made = {nodes[label]: _made(one, known) for label, one in described.items()}
     others = [(_made(one, known), frozenset(members)) for one, members in wanted["where"] or ()]
-    graph.replace_optimizers(
-        own, made, [(lambda name, _, members=members: name in members, rule) for rule, members in others]
-    )
+    graph.replace_optimizers(own, made, [(_among(members), rule) for rule, members in others])
     graph.synchronise_optimizers()
+
+
+def _among(members: Collection[str]) -> Callable[[str, Parameter], bool]:
+    """Whether a parameter has one of these names."""
+    return lambda name, _: name in members
 
 
 def _listed(state: Mapping[str, Any], key: str) -> tuple:
