@@ -45,8 +45,8 @@ class PythonLayer(Layer):
     trainable parameter (None for zeros), or dx alone where there is none. dx may be None as well. It is called where anything
     before it, or a parameter, needs a gradient.
     *Training*: `self.is_train` tells forward and backward which behaviour is wanted.
-    *Errors* raised inside reach the caller, with a note that names the node. A training step that so fails does not
-    update any weight.
+    *Errors* raised inside reach the caller, with a note that names the node. The call that so fails changes nothing of the
+    graph's: weights, running statistics and random state are as before.
 
     In a node with checkpoint=True forward is not called again: its result is kept. Gradients of gradients do not go
     through it. `graph.diagnose()` lists where a graph leaves native code.

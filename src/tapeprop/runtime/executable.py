@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -52,8 +53,11 @@ class Executable:
         self.plan = plan(program, sizes, self._locate, arena=arena_name, share=share)
         self.tape: Tape = encode(self.plan, [span.name for span in program.spans], arena_name)
         self._check_buffers(sizes)
-        targets = dict.fromkeys(store.target for span in program.spans for store in span.stores)
-        self._written = list(dict.fromkeys(found for leaf in targets if (found := values_of(leaf)) is not None))
+        #: Each leaf that a run stores to, and the number of the first row of the span that does.
+        self._targets = {
+            store.target: self.tape.spans[span.name][0] for span in reversed(program.spans) for store in span.stores
+        }
+        self._written = list(dict.fromkeys(found for leaf in self._targets if (found := values_of(leaf)) is not None))
         self.rounds: Rounds | None = None
         #: The rows that Python computes.
         self.python_rows = [number for number, row in enumerate(self.tape.rows) if row.kernel is None]
@@ -230,6 +234,20 @@ class Executable:
         failed = run_bound(self._bound, start, count, steps, self.workers, timing, rounds)  # type: ignore[arg-type]
         if failed is not None:
             self.raise_failure(*failed)
+
+    @contextmanager
+    def undone_on_failure(self, last: int) -> Iterator[None]:
+        """Puts back what runs inside have stored where an error ends them. last: the number of the last row that may fail."""
+        targets = [leaf for leaf, first in self._targets.items() if first <= last]
+        views = [self.array_at(self._locate(leaf), array_type(leaf, {})) for leaf in targets]
+        before = [view.copy() for view in views]
+        try:
+            yield
+        except BaseException:
+            for view, old in zip(views, before, strict=True):
+                view[...] = old
+            self._count_writes()
+            raise
 
     def _count_writes(self) -> None:
         for buffer in self._written:

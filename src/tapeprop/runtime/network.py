@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -129,11 +130,33 @@ class Network:
     def execute(
         self, executable: Executable, first: str | None = None, last: str | None = None, steps: int = 1
     ) -> None:
-        """Runs an executable; row by row, looking at every result, where `debug_nan` is set."""
-        if self.options.debug_nan:
-            _run_watchfully(executable, first, last, steps)
-        else:
+        """Runs an executable; row by row, looking at every result, where `debug_nan` is set.
+
+        A step that an error ends changes nothing that outlives it; those before it stand.
+        """
+        if not self._may_fail(executable):
             executable.run(first, last, steps)
+            return
+        for _ in range(steps):
+            with self.undone_on_failure(executable):
+                if self.options.debug_nan:
+                    _run_watchfully(executable, first, last)
+                else:
+                    executable.run(first, last)
+
+    def _may_fail(self, executable: Executable) -> bool:
+        return bool(self.options.debug_nan or executable.python_rows)
+
+    @contextmanager
+    def undone_on_failure(self, *executables: Executable) -> Iterator[None]:
+        """Puts back what runs of these have stored where an error ends one of them."""
+        with ExitStack() as stack:
+            for executable in executables:
+                if self._may_fail(executable):
+                    rows = executable.python_rows
+                    last = len(executable.tape.rows) if self.options.debug_nan else rows[-1]
+                    stack.enter_context(executable.undone_on_failure(last))
+            yield
 
     # ---- forward
 
@@ -279,16 +302,7 @@ class Network:
             for i, array in zip(subset, seeds, strict=True):
                 if i in wanted:
                     executable.bind(wanted[i], array)
-            # what Python computes may raise, and gradients written before that must not be added a second time
-            before = (
-                [(cell(p).gradient(), cell(p).gradient().copy()) for p in reached] if executable.python_rows else []
-            )
-            try:
-                self.execute(executable)
-            except BaseException:
-                for gradient, copy in before:
-                    gradient[...] = copy
-                raise
+            self.execute(executable)
             for parameter in reached:
                 cell(parameter).pending = True
 
@@ -397,11 +411,11 @@ def as_input(array: object, dtype: str, what: str) -> np.ndarray:
     return np.ascontiguousarray(given, dtype=dtype).reshape(given.shape)
 
 
-def _run_watchfully(executable: Executable, first: str | None, last: str | None, steps: int) -> None:
+def _run_watchfully(executable: Executable, first: str | None, last: str | None) -> None:
     """Row by row; NumericsError names the first instruction that made a NaN or an infinity, and its node."""
     names = [span.name for span in executable.program.spans]
     start, count = executable.rows_of(first or names[0], last or names[-1])
-    for first_row, rows in executable.parts(start, count) * steps:
+    for first_row, rows in executable.parts(start, count):
         for number in range(first_row, first_row + rows):
             executable.run_rows(number, 1)
             row = executable.tape.rows[number]

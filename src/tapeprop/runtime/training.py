@@ -441,8 +441,9 @@ class FitSession:
         _, last = self._plan(odd, count)
 
         def run() -> None:
-            network.execute(first, "gather", "backward", steps=whole)
-            network.execute(last)
+            with network.undone_on_failure(first, last):
+                network.execute(first, "gather", "backward", steps=whole)
+                network.execute(last)
 
         self._train(step, run)
         return count

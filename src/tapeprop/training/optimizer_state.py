@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -107,14 +107,16 @@ def _assign(graph: CompiledGraph, wanted: Assignment, known: Mapping[str, type])
         raise WeightFileError(f"optimizer state: expected nodes of this graph, got {unknown[0]!r}")
     own = None if wanted["graph"] is None else _made(wanted["graph"], known)
     made = {nodes[label]: _made(one, known) for label, one in described.items()}
-    others = [(_made(one, known), frozenset(members)) for one, members in wanted["where"] or ()]
-    graph.replace_optimizers(own, made, [(_among(members), rule) for rule, members in others])
+    rules = [(_Among(members), _made(one, known)) for one, members in wanted["where"] or ()]
+    graph.replace_optimizers(own, made, rules)
     graph.synchronise_optimizers()
 
 
-def _among(members: Collection[str]) -> Callable[[str, Parameter], bool]:
-    """Whether a parameter has one of these names."""
-    return lambda name, _: name in members
+class _Among(frozenset[str]):
+    """A predicate for set_optimizer() that chooses parameters by name; unlike a lambda it can be pickled."""
+
+    def __call__(self, name: str, parameter: Parameter) -> bool:
+        return name in self
 
 
 def _listed(state: Mapping[str, Any], key: str) -> tuple:
