@@ -9,7 +9,7 @@ import pytest
 
 import tapeprop as tp
 from tapeprop import ops
-from tapeprop.errors import DTypeError, GraphError, NotBuiltError, NumericsError, ShapeError
+from tapeprop.errors import DTypeError, GraphError, NotBuiltError, NumericsError, ShapeError, StateError
 from tapeprop.layers import BatchNorm1D, Conv2D, Dense, Identity, Lambda, Layer, PythonLayer
 
 RNG = np.random.default_rng(11)
@@ -501,6 +501,50 @@ def test_gradients_are_as_before_a_backward_that_failed():
     np.testing.assert_array_equal(graph.nodes[1].layer.weight.grad, before)
     graph.backward()  # the forward still stands
     np.testing.assert_allclose(graph.nodes[1].layer.weight.grad, 2 * before, rtol=1e-14)
+
+
+class Calling(PythonLayer):
+    """The identity; calls a function in between."""
+
+    call = staticmethod(lambda: None)
+
+    def forward(self, x):
+        self.call()
+        return x
+
+    def backward(self, d_out):
+        self.call()
+        return d_out
+
+
+def test_the_graph_that_it_runs_in_is_not_to_be_called_from_it():
+    X, y = data(6)
+    loss = tp.losses.CrossEntropy()
+    graph, twin = ready(Dense(3, 2), Calling()), ready(Dense(3, 2), Calling())
+    layer = graph.nodes[1].layer
+    calls = [lambda: graph(X), lambda: graph.predict(X), lambda: graph.train_step(X, y, loss), lambda: graph.backward()]
+    graph(X)  # so that backward() has what it needs
+    for call in calls:
+        layer.call = call
+        for outer in (lambda: graph.backward(), lambda: graph.predict(X)):
+            with pytest.raises(StateError, match="a PythonLayer called the graph that it runs in"):
+                outer()
+
+    refused = []
+
+    def caught():
+        try:
+            graph.predict(X)
+        except StateError as error:
+            refused.append(error)
+        return twin.predict(X)  # another graph may run
+
+    layer.call = caught
+    for one in (graph, twin):
+        one.train_step(X, y, loss)
+    assert len(refused) == 2
+    for name, value in twin.state_dict().items():
+        np.testing.assert_array_equal(graph.state_dict()[name], value)
 
 
 def test_an_exception_in_fit_leaves_whole_steps_behind():

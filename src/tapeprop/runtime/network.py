@@ -96,13 +96,18 @@ class Network:
         self.watching: tuple[Hashable, ...] = ()
         self._live: tuple[Retained, int, int] | None = None  # the plan, its arena's generation, the forward's number
         self._forwards = 0
+        self._executing = False  # a tape with rows of Python, which could call the network again
         self._own = threading.local()  # .forward: the number of this thread's last forward
         self._gradients: dict[Hashable, np.ndarray] | None = None  # of what is watched
 
     # ---- plans
 
     def plan(self, key: Hashable, make: Callable[[], object], *, count: bool = False):
-        """The plan under `key`, made where it is not there; the least recently used goes when there are too many."""
+        """The plan under `key`, made where it is not there; the least recently used goes when there are too many.
+
+        StateError while the network runs: its memory is in use.
+        """
+        self._expect_idle()
         found = self.plans.get(key)
         if count:
             self.hits, self.misses = self.hits + (found is not None), self.misses + (found is None)
@@ -112,6 +117,13 @@ class Network:
                 self.plans.popitem(last=False)
         self.plans.move_to_end(key)
         return found
+
+    def _expect_idle(self) -> None:
+        if self._executing:
+            raise StateError(
+                "a PythonLayer called the graph that it runs in, whose memory is in use; call another graph, or this one when "
+                "its call has ended"
+            )
 
     def cache_info(self) -> CacheInfo:
         """How calls of forward met the plan cache."""
@@ -137,12 +149,16 @@ class Network:
         if not self._may_fail(executable):
             executable.run(first, last, steps)
             return
-        for _ in range(steps):
-            with self.undone_on_failure(executable):
-                if self.options.debug_nan:
-                    _run_watchfully(executable, first, last)
-                else:
-                    executable.run(first, last)
+        self._executing = True
+        try:
+            for _ in range(steps):
+                with self.undone_on_failure(executable):
+                    if self.options.debug_nan:
+                        _run_watchfully(executable, first, last)
+                    else:
+                        executable.run(first, last)
+        finally:
+            self._executing = False
 
     def _may_fail(self, executable: Executable) -> bool:
         return bool(self.options.debug_nan or executable.python_rows)
@@ -290,6 +306,7 @@ class Network:
         Parameter gradients are added to those that are pending and written where none is; afterwards they are pending.
         """
         with self.lock:
+            self._expect_idle()
             plan = self.live("backward()")
             subset = tuple(i for i, g in enumerate(gradients) if g is not None)
             frozen = self.frozen()
