@@ -185,6 +185,20 @@ def test_where_chooses_parameters():
     assert changed == {"first.weight", "second.weight"}
 
 
+def test_what_was_set_for_a_predicate_is_replaced_and_taken_away():
+    graph = perceptron()
+
+    def biases(name, parameter):
+        return name.endswith("bias")
+
+    graph.set_optimizer(SGD(0.1))
+    graph.set_optimizer(Adam(0.2), where=biases)
+    graph.set_optimizer(RMSProp(0.3), where=biases)
+    assert [optimizer.lr for optimizer in graph.optimizers.values()] == [0.1, 0.3]
+    graph.set_optimizer(None, where=biases)
+    assert [optimizer.lr for optimizer in graph.optimizers.values()] == [0.1]
+
+
 @pytest.mark.parametrize("call", [lambda g: g.update(), lambda g: g.train_step(rows(), labels(5), LOSS)])
 def test_an_update_without_any_optimizer_is_an_error(call):
     graph = perceptron(dtype="float64")

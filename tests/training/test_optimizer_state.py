@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from rules.networks import assert_same_bits, labels, rows, state
@@ -115,6 +117,15 @@ def test_others_are_replaced() -> None:
     twin.load_state_dict(graph.state_dict())
     twin.load_optimizer_state_dict(graph.optimizer_state_dict())
     assert_same_bits(steps(twin), steps(graph))
+
+
+def test_a_graph_from_a_file_can_be_copied_to_another_process(tmp_path) -> None:
+    graph = network()
+    of_a_predicate(graph)
+    graph.save(tmp_path / "g")
+    again = pickle.loads(pickle.dumps(tp.load(tmp_path / "g"))).build((None, 4))
+    again.load_optimizer_state_dict(graph.optimizer_state_dict())
+    assert_same_bits(steps(again), steps(graph))
 
 
 def test_a_class_that_was_not_given_is_asked_for(tmp_path) -> None:

@@ -26,7 +26,7 @@ class OptimizedGraph(GraphStructure):
     """
 
     def __init__(self, graph: Any = None, root: Any = None, term: Any = None, *, seed: int | None = None):
-        self._rules: list[tuple[Where | None, Any]] = []
+        self._rules: list[tuple[Where, Any]] = []
         super().__init__(graph, root, term, seed=seed)
 
     def _without_state(self) -> None:
@@ -46,16 +46,16 @@ class OptimizedGraph(GraphStructure):
         """The optimizer of all parameters whose node has none of its own; a new one starts with fresh state.
 
         where: (name, parameter) -> bool, the parameters it is for; of several calls the latest that fits counts. params override
-        its settings. None takes it away.
+        its settings. None takes it away; with `where`, that which was set for the same function.
         """
         made = configured(optimizer, params)
         if where is not None and not callable(where):
             raise GraphError(f"set_optimizer: expected where=lambda name, parameter: ..., got {where!r}")
         if where is None:
-            self._rules = [rule for rule in self._rules if rule[0] is not None]
             self._optimizer = made
-        elif made is not None:
-            self._rules.append((where, made))
+        else:
+            kept = [rule for rule in self._rules if rule[0] is not where]
+            self._rules = kept if made is None else [*kept, (where, made)]
         self._synchronised = None
 
     def replace_optimizers(
@@ -102,7 +102,7 @@ class OptimizedGraph(GraphStructure):
                 continue
             seen.add(parameter)
             if optimizer is None or optimizer is self._optimizer:
-                fitting = [rule for where, rule in self._rules if where and where(names[parameter], parameter)]
+                fitting = [rule for where, rule in self._rules if where(names[parameter], parameter)]
                 optimizer = fitting[-1] if fitting else self._optimizer
             if optimizer is not None:
                 wanted.setdefault(id(optimizer), (optimizer, []))[1].append(parameter)
