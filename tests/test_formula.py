@@ -167,7 +167,11 @@ def test_a_variable_belongs_to_any_number_of_functions_and_to_layers():
             return x * self.scale
 
     node = tp.LayerNode(Scaled(), name="scaled")
-    graph = tp.LayerGraph({node: []}, root=node, term=node).build(dtype="float64")
+    graph = tp.LayerGraph({node: []}, root=node, term=node)
+    assert graph.out_shape((3, 2)) == node.out_shape((3, 2)) == (3, 2)
+    with refused(DTypeError, "'scaled'", "one floating dtype", "float32, float64"):
+        graph.build((None, 2))
+    graph.build((None, 2), dtype="float64")
     np.testing.assert_array_equal(graph(np.ones((1, 2))), [[1.0, 2.0]])
     assert list(graph.state_dict()) == ["scaled.scale"]
 
@@ -486,3 +490,14 @@ def test_watched_scalars_cut_a_formula_into_many_phases():
     f.backward()
     assert f.gradient(watched[-1]) == 1.0
     assert f.gradient(watched[-2]) == pytest.approx(np.cos(expected[-2] + 0.4), rel=1e-12)
+
+
+def test_the_dtype_of_a_function_without_floating_inputs():
+    k = tp.placeholder((2,), "k", "int64")
+    table = tp.constant([1.0, 1 / 3], dtype="float64")
+    row = tp.function(ops.take(table, k), k)([1, 0])
+    assert row.dtype == "float64"
+    np.testing.assert_array_equal(row, [1 / 3, 1.0])
+    found = tp.function([tp.constant([1.0, 2.0]), 3.0], [])()
+    assert found[0].dtype == found[1].dtype == "float32"
+    assert found[1] == 3.0

@@ -401,14 +401,15 @@ def _tensors(what: str, value: Any) -> list[Tensor]:
 
 def _one_dtype(leaves: Sequence[Tensor], outputs: Sequence[Tensor]) -> str:
     """The floating dtype of the formula."""
-    found: dict[str, Tensor] = {}
-    for tensor in leaves or outputs:
-        if tensor.dtype in FLOATS:
-            found.setdefault(tensor.dtype, tensor)
-    if len(found) > 1:
-        named = " and ".join(f"{t.name!r} of {dtype}" for dtype, t in found.items())
-        raise DTypeError(f"function: expected placeholders and variables of one floating dtype, got {named}")
-    return next(iter(found), "float32")
+    computed = [t for t in outputs if not isinstance(t.source, Constant)]
+    for tensors in (leaves, computed, outputs[:1]):  # numbers take the dtype around them
+        found = {t.dtype: t for t in reversed(tensors) if t.dtype in FLOATS}
+        if len(found) > 1:
+            named = " and ".join(f"{t.name!r} of {dtype}" for dtype, t in reversed(found.items()))
+            raise DTypeError(f"function: expected placeholders and variables of one floating dtype, got {named}")
+        if found:
+            return next(iter(found))
+    return "float32"
 
 
 def _check_shape(tensor: Tensor, shape: tuple[int, ...], sizes: dict[str, tuple[int, str]]) -> None:
