@@ -400,17 +400,6 @@ def test_another_threads_forward_is_not_taken_for_ones_own():
     assert (f.backward(), f.value(f.outputs[0]), f.gradient(x)) == (6.0, 9.0, 6.0)
 
 
-def test_an_output_named_twice_counts_twice():
-    x = tp.placeholder((3,), name="x", dtype="float64")
-    y = ops.sin(x)
-    f = tp.function([y, x, y, y * 2], x)
-    given = np.array([0.1, 0.2, 0.3])
-    _, slope = f.value_and_grad(given)
-    np.testing.assert_allclose(slope, 4 * np.cos(given) + 1, rtol=1e-14)
-    f.forward(given)
-    np.testing.assert_array_equal(f.backward(), slope)
-
-
 def test_outputs_and_watched_tensors_of_the_other_floating_dtype():
     x = tp.placeholder((3,), name="x")
     wide = ops.cast(x, "float64") * 3.0
