@@ -1,5 +1,7 @@
 """Placeholders, variables, constants and functions: what a formula gives, and what is refused."""
 
+import copy
+import pickle
 import threading
 
 import numpy as np
@@ -165,7 +167,11 @@ def test_a_variable_belongs_to_any_number_of_functions_and_to_layers():
             return x * self.scale
 
     node = tp.LayerNode(Scaled(), name="scaled")
-    graph = tp.LayerGraph({node: []}, root=node, term=node).build(dtype="float64")
+    graph = tp.LayerGraph({node: []}, root=node, term=node)
+    assert graph.out_shape((3, 2)) == node.out_shape((3, 2)) == (3, 2)
+    with refused(DTypeError, "'scaled'", "one floating dtype", "float32, float64"):
+        graph.build((None, 2))
+    graph.build((None, 2), dtype="float64")
     np.testing.assert_array_equal(graph(np.ones((1, 2))), [[1.0, 2.0]])
     assert list(graph.state_dict()) == ["scaled.scale"]
 
@@ -392,3 +398,95 @@ def test_another_threads_forward_is_not_taken_for_ones_own():
             ask()
     f.forward(3.0)
     assert (f.backward(), f.value(f.outputs[0]), f.gradient(x)) == (6.0, 9.0, 6.0)
+
+
+def test_outputs_and_watched_tensors_of_the_other_floating_dtype():
+    x = tp.placeholder((3,), name="x")
+    wide = ops.cast(x, "float64") * 3.0
+    f = tp.function([wide, ops.cast(ops.sum(wide), "float32")], x, watch=[wide])
+    (value, total), slope = f.value_and_grad([1.0, 2.0, 4.0])
+    assert (value.dtype, total, slope.dtype) == ("float64", 21.0, "float32")
+    np.testing.assert_array_equal(slope, [6.0, 6.0, 6.0])
+    f.forward([1.0, 2.0, 4.0])
+    np.testing.assert_array_equal(f.backward([[1.0, 10.0, 100.0], 1.0]), [6.0, 33.0, 303.0])
+    np.testing.assert_array_equal(f.gradient(wide), [2.0, 11.0, 101.0])
+
+
+def test_feeds_and_settings_that_are_refused():
+    x, other = tp.placeholder((), "x"), tp.placeholder((), "x")
+    f = tp.function(x * other, [x, other])
+    with refused(GraphError, "name of one input", "'x'", "that of 2", "give the placeholder"):
+        f({"x": 1.0, other: 2.0})
+    assert f({x: 2.0, other: 3.0}) == 6.0
+    y = tp.placeholder((), "y")
+    g = tp.function(y * 2, y, watch=y)
+    with refused(GraphError, "one value for each input", "two for 'y'"):
+        g({"y": 1.0, y: 2.0})
+    with refused(GraphError, "every placeholder", "'y'"):
+        tp.function(x, x, watch=[y])
+    for workers in (0, -1, 1.5, "two"):
+        with refused(GraphError, "workers", "int >= 1"):
+            tp.function(x, x, workers=workers)
+    with refused(GraphError, "trainable variable", "tapeprop.variable"):
+        f.set_optimizer(SGD(lr=0.1))
+    with refused(StateError, "not watched"):
+        g.gradient(tp.variable(1.0))
+    small, byte = tp.placeholder((), "small", "int32"), tp.placeholder((2,), "byte", "uint8")
+    h = tp.function([small, byte], [small, byte])
+    with refused(DTypeError, "'small'", "int32 holds", str(2**40)):
+        h(2**40, [1, 2])
+    with refused(DTypeError, "'byte'", "uint8 holds", "-1"):
+        h(1, [255, -1])
+    assert h(-(2**31), [0, 255])[0] == -(2**31)
+
+
+def test_a_function_is_not_copied_and_a_variable_is():
+    w = tp.variable([1.0, 2.0], name="w")
+    f = tp.function(ops.sum(w), [])
+    for way in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=r"cannot be copied or pickled.*tapeprop\.function"):
+            way(f)
+    for other in (copy.deepcopy(w), pickle.loads(pickle.dumps(w))):
+        other.assign([5.0, 6.0])
+        np.testing.assert_array_equal(w.value, [1.0, 2.0])
+        assert tp.function(ops.sum(other), [])() == 11.0
+
+
+def test_a_layer_does_not_read_a_formula_outside_of_its_graph():
+    w = tp.variable([1.0, 2.0], name="w")
+    outside = w * 2
+    assert tp.function(outside, [])().tolist() == [2.0, 4.0]
+    for leaf in (tp.placeholder((2,), name="p"), outside):
+        node = tp.LayerNode(tp.layers.Lambda(lambda x, leaf=leaf: x * leaf), name="scaled")
+        graph = tp.LayerGraph({node: []}, root=node, term=node)
+        with refused(GraphError, leaf.name or "w", "formula outside", "inside trace"):
+            graph.build((None, 2))(np.ones((1, 2)))
+
+
+def test_watched_scalars_cut_a_formula_into_many_phases():
+    inputs = scalars("ab")
+    total, watched = inputs[0], []
+    for k in range(300):
+        total = ops.sin(total + inputs[k % 2])
+        watched.append(total)
+    f = tp.function(total, inputs, watch=watched)
+    f.forward(0.3, 0.4)
+    value, expected = 0.3, []
+    for k in range(300):
+        value = np.sin(value + (0.3, 0.4)[k % 2])
+        expected.append(value)
+    np.testing.assert_allclose([f.value(t) for t in watched], expected, rtol=1e-12)  # 300 roundings
+    f.backward()
+    assert f.gradient(watched[-1]) == 1.0
+    assert f.gradient(watched[-2]) == pytest.approx(np.cos(expected[-2] + 0.4), rel=1e-12)
+
+
+def test_the_dtype_of_a_function_without_floating_inputs():
+    k = tp.placeholder((2,), "k", "int64")
+    table = tp.constant([1.0, 1 / 3], dtype="float64")
+    row = tp.function(ops.take(table, k), k)([1, 0])
+    assert row.dtype == "float64"
+    np.testing.assert_array_equal(row, [1 / 3, 1.0])
+    found = tp.function([tp.constant([1.0, 2.0]), 3.0], [])()
+    assert found[0].dtype == found[1].dtype == "float32"
+    assert found[1] == 3.0

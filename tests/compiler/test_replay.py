@@ -6,10 +6,9 @@ import pytest
 import tapeprop as tp
 from tapeprop import ops
 from tapeprop.compiler.gradient import gradients
-from tapeprop.compiler.interpret import interpret
-from tapeprop.compiler.replay import Element, Replay, join
+from tapeprop.compiler.replay import Element, Replay
 from tapeprop.errors import GraphError
-from tapeprop.ir import Dim, Parameter, Program, Span, Trace, reachable, recording
+from tapeprop.ir import Dim, Parameter, Trace, recording
 
 
 def again(outputs, leaves, sizes, training=False):
@@ -47,18 +46,6 @@ def test_dropout_is_recorded_by_the_trace_it_stands_in():
     assert drawn.producer.op.name == "dropout"
     with pytest.raises(GraphError, match=r"dropout.*function"):
         gradients({y: x}, [x])
-
-
-def test_many_vectors_are_joined_in_groups():
-    with recording(Trace("float64", False)) as trace:
-        parts = [trace.input(i, (2,)) for i in range(70)]
-        whole = join(parts)
-    calls = reachable([whole])
-    assert whole.shape == (140,)
-    assert max(len(call.operands) for call in calls) == 32
-    arrays = [np.array([i, i + 0.5]) for i in range(70)]
-    ((value,), _) = interpret(Program([Span("all", calls)], parts, [whole]), dict(zip(parts, arrays, strict=True)))
-    np.testing.assert_array_equal(value, np.concatenate(arrays))
 
 
 def test_a_vector_of_neighbours_is_a_slice():

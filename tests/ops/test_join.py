@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from ops.op_runner import gradient, run, trace
 
 from tapeprop import ops
+from tapeprop.compiler.interpret import interpret
 from tapeprop.errors import DTypeError, ShapeError
-from tapeprop.ir import Dim, Input, Tensor, Trace, UndecidedError, recording
+from tapeprop.ir import Dim, Input, Program, Span, Tensor, Trace, UndecidedError, reachable, recording
 
 N, M = Dim.symbol("N"), Dim.symbol("M")
 
@@ -48,6 +49,20 @@ def test_concat_of_labels_and_of_one():
     np.testing.assert_array_equal(run(lambda *t: ops.concat(t, axis=0), a, b), [0, 1, 2, 3, 0, 1, 2])
     x = tensor(N, 3)
     assert ops.concat([x]) is x
+
+
+def test_many_operands_are_joined_in_groups():
+    shapes = [(2, 1 + k % 3) for k in range(70)]
+    with recording(Trace("float64", False)):
+        parts = [Tensor(shape, "float64", source=Input(k)) for k, shape in enumerate(shapes)]
+        whole = ops.concat(parts, axis=1)
+        with pytest.raises(ShapeError, match=r"operand 40 to agree with operand 0, \(2, 1\)"):
+            ops.concat([*parts[:40], tensor(3, 1), *parts[40:]])
+    calls = reachable([whole])
+    assert max(len(call.operands) for call in calls) == 32
+    arrays = [k + np.arange(float(np.prod(shape))).reshape(shape) for k, shape in enumerate(shapes)]
+    ((value,), _) = interpret(Program([Span("all", calls)], parts, [whole]), dict(zip(parts, arrays, strict=True)))
+    np.testing.assert_array_equal(value, np.concatenate(arrays, 1))
 
 
 def test_each_operand_of_concat_gets_its_part_of_the_gradient():

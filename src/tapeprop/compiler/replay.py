@@ -20,8 +20,6 @@ from tapeprop.ops.join import slice as cut
 from tapeprop.ops.op import LATER, record
 from tapeprop.ops.shape import alias, reshape
 
-JOINED_AT_ONCE = 32  # operands of one concat: rows stay short
-
 
 @dataclass(frozen=True)
 class Element:
@@ -70,7 +68,7 @@ class Replay:
             run = [Element(first.vector, first.index + k) for k in range(len(found))]
             if found == run:
                 return cut(first.vector, [first.index], [first.index + len(found)])
-        return join([reshape(self.tensor(scalar), (1,)) for scalar in scalars])
+        return concat([reshape(self.tensor(scalar), (1,)) for scalar in scalars], axis=0)
 
     def value(self, old: Tensor) -> Tensor | Element:
         """What a recorded tensor has become; a leaf is looked up in the trace."""
@@ -131,19 +129,11 @@ class Replay:
             found = self.value(old)
             return (found.vector, found.index) if isinstance(found, Element) else found
 
-        vector = gather_block(calls, wanted, place, join)
+        vector = gather_block(calls, wanted, place)
         for k, old in enumerate(wanted):
             self.values[old] = Element(vector, k)
             if old in self.watched:
                 self.values[old] = alias(self.tensor(old))
-
-
-def join(vectors: Sequence[Tensor]) -> Tensor:
-    """Vectors one behind the other; many are joined in groups."""
-    parts = list(vectors)
-    while len(parts) > 1:
-        parts = [concat(parts[i : i + JOINED_AT_ONCE], axis=0) for i in range(0, len(parts), JOINED_AT_ONCE)]
-    return parts[0]
 
 
 def _sized(value: Any, sizes: Mapping[str, Size]) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 
 from tapeprop.ir import Constant, Instruction, Tensor
+from tapeprop.ops.join import concat
 from tapeprop.ops.op import same_dtype
 from tapeprop.ops.scalars import Block, Kind, scalar_block
 from tapeprop.ops.shape import reshape
@@ -52,13 +53,12 @@ def gather_block(
     calls: Sequence[Instruction],
     wanted: Sequence[Tensor],
     place: Callable[[Tensor], Found],
-    join: Callable[[Sequence[Tensor]], Tensor],
 ) -> Tensor:
     """Records the block of `calls`, operands first, and gives the vector of the `wanted` results.
 
-    place: where an operand that no call makes lies. join: makes one vector of several.
+    place: where an operand that no call makes lies.
     """
-    return _Gathering(calls, place).record(wanted, join)
+    return _Gathering(calls, place).record(wanted)
 
 
 class _Gathering:
@@ -69,8 +69,8 @@ class _Gathering:
         self.found = {old: place(old) for old in outside}
         self.dtype = same_dtype("scalar formula", [call.results[0] for call in calls])
 
-    def record(self, wanted: Sequence[Tensor], join: Callable[[Sequence[Tensor]], Tensor]) -> Tensor:
-        value, vectors = self._operands(join)
+    def record(self, wanted: Sequence[Tensor]) -> Tensor:
+        value, vectors = self._operands()
         kinds: dict[Kind, int] = {}
         nodes: list[tuple[int, tuple[int, ...]]] = []
         first = sum([int(v.shape[0]) for v in vectors])  # type: ignore[arg-type]  # their lengths are known
@@ -91,7 +91,7 @@ class _Gathering:
         sizes = [int(v.shape[0]) for v in vectors]  # type: ignore[arg-type]
         return scalar_block(Block(sizes, list(kinds), nodes, [value[x] for x in wanted]), vectors)
 
-    def _operands(self, join: Callable[[Sequence[Tensor]], Tensor]) -> tuple[dict[Tensor, int], list[Tensor]]:
+    def _operands(self) -> tuple[dict[Tensor, int], list[Tensor]]:
         """({operand: its number}, the vectors). Scalars of their own are joined, numbers become a constant vector."""
         elements: dict[Tensor, list[tuple[Tensor, int]]] = {}
         single: list[tuple[Tensor, Tensor]] = []
@@ -111,7 +111,7 @@ class _Gathering:
             vectors.append(vector)
             start += int(vector.shape[0])  # type: ignore[arg-type]
         if single:
-            vectors.append(join([reshape(x, (1,)) for _, x in single]))
+            vectors.append(concat([reshape(x, (1,)) for _, x in single], axis=0))
             value.update((old, start + k) for k, (old, _) in enumerate(single))
             start += len(single)
         if numbers:

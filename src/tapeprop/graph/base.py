@@ -24,7 +24,7 @@ from tapeprop.graph.ports import Ports
 from tapeprop.graph.validate import check_structure
 from tapeprop.ir import Checkpoint, Parameter, Shape, Tensor, Trace, UndecidedError, at_node, mark, recording
 from tapeprop.layers.edits import edits
-from tapeprop.layers.layer import Member, traced, tracing
+from tapeprop.layers.layer import Member, traced, tracing, variables_dtype
 from tapeprop.layers.sizes import open_shape, plain_shape
 from tapeprop.ops.shape import alias
 
@@ -176,10 +176,15 @@ class GraphStructure(EditableGraph):
         operands = [ops.stop_gradient(results[a]) if (a, node) in self._stopped else results[a] for a in before]
         return merge(node.merge_mode, operands, [traversal.labels[a] for a in before], tracing().node)
 
-    def trace_open(self, in_shape: Any, training: bool = False) -> tuple[list[Tensor], dict[Hashable, Tensor]]:
-        """`trace_all` for inputs of the shapes that a user gave, which may be open. No numbers are computed."""
+    def trace_open(
+        self, in_shape: Any, training: bool = False, dtype: str | None = None
+    ) -> tuple[list[Tensor], dict[Hashable, Tensor]]:
+        """`trace_all` for inputs of the shapes that a user gave, which may be open. No numbers are computed.
+
+        dtype: of the inputs; by default that of the layers' variables.
+        """
         random = Parameter((2,), np.zeros(2), trainable=False, dtype="int64", name="random state")
-        with recording(Trace("float32", training, random)) as trace:
+        with recording(Trace(dtype or variables_dtype(self), training, random)) as trace:
             return self.trace_all([trace.input(i, shape) for i, shape in enumerate(self.open_shapes(in_shape))])
 
     def open_shapes(self, in_shape: Any) -> list[Shape]:

@@ -104,7 +104,7 @@ class CompiledGraph(OptimizedGraph):
                 if self._norms:  # check() has looked at the keys without them
                     check_keys(self.walk())
                 if input_shape is not None:
-                    self._check_shapes(input_shape)
+                    self._check_shapes(input_shape, dtype)
                 self.seed_layers()
                 options = Options(dtype, workers, clip_norm, debug_nan, math_mode=math_mode)
                 pack([self._random, *(parameter for _, parameter in self.named_parameters())], dtype)
@@ -121,11 +121,11 @@ class CompiledGraph(OptimizedGraph):
             self._built_version, self._built_key = self.version, self._key
         return self
 
-    def _check_shapes(self, input_shape: Any) -> None:
+    def _check_shapes(self, input_shape: Any, dtype: str) -> None:
         from tapeprop.ir import UndecidedError
 
         try:
-            self.trace_open(input_shape, training=True)
+            self.trace_open(input_shape, True, dtype)
         except UndecidedError:
             return  # what depends on open sizes is checked when they are known
 

@@ -169,7 +169,7 @@ class Layer:
 
         ShapeError where it does not fit.
         """
-        with recording(Trace("float32", training=False)) as trace:
+        with recording(Trace(variables_dtype(self), training=False)) as trace:
             try:
                 return plain_shape(self.trace(trace.input(0, open_shape(in_shape))).shape)
             except UndecidedError as question:
@@ -255,6 +255,12 @@ class Layer:
             elif repr(value) != repr(default):
                 shown.append(f"{name}={value!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def variables_dtype(layer: Layer) -> str:
+    """The floating dtype of the variables that a layer reads; float32 where it reads none."""
+    dtypes = (parameter.dtype for _, parameter in layer.named_parameters())
+    return next((dtype for dtype in dtypes if dtype in ("float32", "float64")), "float32")
 
 
 def tracing() -> Trace:

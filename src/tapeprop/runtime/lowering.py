@@ -25,6 +25,7 @@ from tapeprop.ir import (
     Gradient,
     Instruction,
     Parameter,
+    Placeholder,
     Program,
     Region,
     Shape,
@@ -37,6 +38,7 @@ from tapeprop.ir import (
     recording,
 )
 from tapeprop.ir.dims import product
+from tapeprop.ops.op import constant_tensor
 from tapeprop.ops.shape import expand
 from tapeprop.runtime.folding import Folding
 from tapeprop.runtime.memory import Buffer
@@ -199,7 +201,9 @@ class Lowering:
             dtypes = itertools.chain((kind.dtype for kind in self.kinds), itertools.repeat(None))
             inputs = [trace.input(i, shape, dtype) for i, (shape, dtype) in enumerate(zip(shapes, dtypes))]
             outputs, watched = self.function(inputs)
-        return Forward(trace, inputs, outputs, watched, trace.stores)
+        found = Forward(trace, inputs, outputs, watched, trace.stores)
+        _check_leaves(found)
+        return found
 
     # ---- forward and backward apart
 
@@ -314,7 +318,7 @@ class Lowering:
         trace, forward = found.trace, found.calls()
         with recording(trace):
             times = Counter(t for t in found.outputs if t.dtype in FLOATS)  # an output may be asked for twice
-            seeds = {t: expand(trace.constant(np.full((), float(n))), t.shape) for t, n in times.items()}
+            seeds = {t: expand(constant_tensor(np.asarray(n), t.dtype), t.shape) for t, n in times.items()}
             inputs = [t for t in found.inputs if t.dtype in FLOATS]
             leaves = {p: t for p, t in trace.leaves.items() if isinstance(p, Parameter) and trained(p)}
             results = gradients(seeds, [*inputs, *leaves.values()])
@@ -349,6 +353,19 @@ class Lowering:
         forward += found.snapshots.instructions
         spans = [Span("forward", forward, found.stores), Span("backward", backward, stores)]
         return optimize(Program(spans, [*found.inputs, *seeds], [*found.outputs, *kept]), lanes=self.lanes(batch))
+
+
+def _check_leaves(found: Forward) -> None:
+    """GraphError where a network reads what was recorded outside of it: nobody would feed or train that."""
+    leaves = found.trace.leaves
+    reads = [(call.node, t) for call in found.calls() for t in call.operands]
+    for node, tensor in itertools.chain(reads, (("", t) for t in found.outputs)):
+        if isinstance(tensor.source, Placeholder | Parameter) and leaves.get(tensor.source) is not tensor:
+            where = f"node {node!r}: " if node else ""
+            raise GraphError(
+                f"{where}expected ops on the argument of trace(), on variables and on numbers, got {tensor!r}, which stands in a "
+                "formula outside of the graph; call the ops inside trace()"
+            )
 
 
 def _storage(shape: Shape, dtype: str) -> Tensor:

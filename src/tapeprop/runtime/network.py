@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tapeprop.compiler.gradient import FLOATS
 from tapeprop.compiler.interpret import array_type
 from tapeprop.compiler.layout import batch_lanes
 from tapeprop.errors import DTypeError, NumericsError, ShapeError, StateError
@@ -314,7 +315,7 @@ class Network:
             if key not in plan.backward:
                 plan.backward[key] = self._make_backward(plan, subset, frozen)
             executable, results, reached = plan.backward[key]
-            seeds = [np.ascontiguousarray(gradients[i], dtype=self.options.dtype) for i in subset]
+            seeds = [np.ascontiguousarray(gradients[i], plan.forward.outputs[i].dtype) for i in subset]
             wanted = dict(enumerate(executable.program.inputs[len(plan.inputs) :]))
             for i, array in zip(subset, seeds, strict=True):
                 if i in wanted:
@@ -344,7 +345,7 @@ class Network:
     def _make_backward(self, plan: Retained, subset: tuple[int, ...], frozen: frozenset[Parameter]):
         found = plan.forward
         parameters = [s for s in found.trace.leaves if isinstance(s, Parameter) and s.trainable and s not in frozen]
-        watched = [found.watched[key] for key in self.watching if found.watched[key].dtype == self.options.dtype]
+        watched = [found.watched[key] for key in self.watching if found.watched[key].dtype in FLOATS]
         program, results, reached = self.lowering.backward(found, subset, parameters, watched)
         executable = self.make_executable(
             program,

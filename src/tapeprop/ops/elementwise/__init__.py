@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tapeprop.errors import DTypeError, ShapeError
-from tapeprop.ir import Instruction, Parameter, Tensor
+from tapeprop.ir import Instruction, Parameter, Shape, Tensor
 from tapeprop.ir.dims import broadcast, text
 from tapeprop.ir.kernels import Kernel
 from tapeprop.ops import scalar
@@ -46,14 +46,7 @@ class Elementwise(Op):
     onnx = tuple(formula.onnx for formula in FORMULAS.values() if formula.onnx)
 
     def infer(self, operands, attributes):
-        try:
-            shape = broadcast(*(x.shape for x in operands))
-        except ValueError:
-            shapes = " and ".join(text(x.shape) for x in operands)
-            raise ShapeError(
-                f"{attributes['label']}: expected shapes that broadcast as in NumPy, got {shapes}; reshape one operand"
-            ) from None
-        return [(shape, attributes["dtype"])] * len(attributes["expressions"])
+        return [(together(attributes["label"], operands), attributes["dtype"])] * len(attributes["expressions"])
 
     def inplace_pairs(self, call: Instruction):
         """A result may take the memory of any operand of its shape: each element is read before it is written."""
@@ -94,6 +87,17 @@ class Elementwise(Op):
 
     def samples(self):
         return [sample for formula in FORMULAS.values() for sample in _samples(formula)]
+
+
+def together(label: str, operands: Sequence[Tensor]) -> Shape:
+    """The shape that the operands broadcast to. ShapeError where they do not."""
+    try:
+        return broadcast(*(x.shape for x in operands))
+    except ValueError:
+        shapes = " and ".join(text(x.shape) for x in operands)
+        raise ShapeError(
+            f"{label}: expected shapes that broadcast as in NumPy, got {shapes}; reshape one operand"
+        ) from None
 
 
 def _gradient(call: Instruction, i: int, j: int, g: Tensor) -> Tensor | None:
@@ -221,18 +225,44 @@ def _root(name: str, settings: tuple[tuple[str, Any], ...], slots: tuple[int | s
     return FORMULAS[name].function(*scalars, **dict(settings))
 
 
+#: Operands of one merge: each is read in one kernel, and each has a derivative of its own, as long as they are many.
+MERGED_AT_ONCE = 16
+
+
+def _merge(name: str, operands: Sequence[Operand]) -> Tensor:
+    """A formula of any number of operands. Of many, they are taken a few at a time, or the extremes along an axis."""
+    count = len(operands)
+    if count <= MERGED_AT_ONCE or any(isinstance(operand, Scalar) for operand in operands):
+        return apply(name, *operands)
+    if name == "mean_of":
+        return apply("divide", _merge("sum_of", operands), count)
+    tensors = alike([as_tensor(operand) for operand in operands], "fiub")
+    _dtype(name, tensors)
+    if name in ("maximum", "minimum"):  # operands that tie share the gradient, which a tree of extremes would not do
+        from tapeprop.ops.join import concat
+        from tapeprop.ops.reduce import reduce
+        from tapeprop.ops.shape import expand, reshape
+
+        shape = together(name, tensors)
+        return reduce(concat([reshape(expand(x, shape), (1, *shape)) for x in tensors], axis=0), name[:3], 0)
+    found = tensors[0]
+    for start in range(1, count, MERGED_AT_ONCE - 1):
+        found = apply(name, found, *tensors[start : start + MERGED_AT_ONCE - 1])
+    return found
+
+
 def _public(formula: Formula) -> Callable[..., Tensor]:
     def function(*operands: Operand, **attributes: Any) -> Tensor:
         if formula.arity is None:
-            if len(operands) == 1:
-                return as_tensor(operands[0])
+            formula.complete(attributes)  # none is known: an error
             if not operands:
                 raise TypeError(f"{formula.name}() takes at least one operand")
-        elif not formula.arity <= len(operands) <= formula.arity + len(formula.attributes):
+            return as_tensor(operands[0]) if len(operands) == 1 else _merge(formula.name, operands)
+        if not formula.arity <= len(operands) <= formula.arity + len(formula.attributes):
             raise TypeError(f"{formula.name}() takes {formula.arity} operands, got {len(operands)}")
-        else:  # attributes may come by position, in the table's order: leaky_relu(x, 0.1)
-            extra = dict(zip(formula.attributes, operands[formula.arity :], strict=False))
-            operands, attributes = operands[: formula.arity], {**extra, **attributes}
+        # attributes may come by position, in the table's order: leaky_relu(x, 0.1)
+        extra = dict(zip(formula.attributes, operands[formula.arity :], strict=False))
+        operands, attributes = operands[: formula.arity], {**extra, **attributes}
         return apply(formula.name, *operands, **attributes)
 
     function.__name__ = function.__qualname__ = formula.name

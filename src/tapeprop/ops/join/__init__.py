@@ -12,13 +12,14 @@ import numpy as np
 from tapeprop.errors import DTypeError, ShapeError
 from tapeprop.ir import Dim, Size, Tensor
 from tapeprop.ir.dims import at_least, same, text
-from tapeprop.ops.op import Call, Launch, Op, Ref, Sample, as_tensor, launch, record, register
+from tapeprop.ops.op import Call, Launch, Op, Ref, Sample, alike, as_tensor, launch, record, register, registry
 from tapeprop.ops.shape import drawn, normalise_axes, refuse_empty, reshape
 from tapeprop.ops.shape.strides import contiguous, copy_launch, padded
 
 __all__ = ["concat", "index", "pad", "place", "slice", "split"]
 
 PLACE_AXES = 5  # of the kernel, beside its inner one
+JOINED_AT_ONCE = 32  # operands of one concat: a kernel is compiled for each number of them
 GRAIN = 4096  # elements of a row that one worker places at a time; a row with a step is not cut
 
 
@@ -98,11 +99,16 @@ def concat(tensors: Sequence[Any], axis: int = 1) -> Tensor:
 
     ShapeError, DTypeError. The gradient of each is its slice.
     """
-    operands = [as_tensor(x) for x in tensors]
+    operands = alike([as_tensor(x) for x in tensors])
     if not operands:
         raise ShapeError("concat: expected at least one tensor, got none")
     (axis,) = normalise_axes("concat", axis, operands[0].ndim)
-    return operands[0] if len(operands) == 1 else record("concat", operands, {"axis": axis})[0]
+    if len(operands) > JOINED_AT_ONCE:  # an error is to count the operands as the caller does
+        registry["concat"].infer(operands, {"axis": axis})
+    while len(operands) > 1:
+        groups = [operands[i : i + JOINED_AT_ONCE] for i in range(0, len(operands), JOINED_AT_ONCE)]
+        operands = [group[0] if len(group) == 1 else record("concat", group, {"axis": axis})[0] for group in groups]
+    return operands[0]
 
 
 def split(x: Any, sections: int | Sequence[Size], axis: int = 1) -> tuple[Tensor, ...]:

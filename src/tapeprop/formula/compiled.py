@@ -1,11 +1,4 @@
-"""Formulas: placeholders, variables and constants, put together by `tapeprop.ops`, run by a `Function`.
-
-    x, y = tp.placeholder((), name="x"), tp.placeholder((), name="y")
-    f = tp.function(outputs=ops.sin(x) * y, inputs=[x, y])
-    value, (dx, dy) = f.value_and_grad(0.5, 2.0)
-
-A formula is recorded once; every function of it is compiled to a tape of its own and has its own run state.
-"""
+"""A formula as a tape: `Function`, what it is fed and what it gives."""
 
 from __future__ import annotations
 
@@ -16,11 +9,11 @@ import numpy as np
 
 from tapeprop.compiler.replay import Element, Replay
 from tapeprop.errors import DTypeError, GraphError, ShapeError, StateError
+from tapeprop.formula.leaves import FLOATS, Variable
 from tapeprop.graph.node import configured
 from tapeprop.ir import Constant, Parameter, Placeholder, Size, Tensor, current, reachable
 from tapeprop.ir.dims import Dim, text
 from tapeprop.layers import arguments
-from tapeprop.layers.sizes import open_shape
 from tapeprop.ops import as_tensor
 from tapeprop.runtime.listing import Listing
 from tapeprop.runtime.lowering import InputKind
@@ -30,68 +23,8 @@ from tapeprop.runtime.timing import RowTime, Snapshot, time_rows
 from tapeprop.runtime.training import Trainer, zero_gradients
 from tapeprop.runtime.update import OptimizerState, require_optimizer, set_lr
 
-FLOATS = ("float32", "float64")
-DTYPES = (*FLOATS, "int64", "int32", "uint8")
 #: Scalar inputs from which on they are fed as one vector.
 FEWEST_TOGETHER = 64
-
-_placeholders = iter(range(1 << 62))
-
-
-def placeholder(shape: Sequence[int | None], name: str | None = None, dtype: str = "float32") -> Tensor:
-    """What a function is fed. shape: (), or sizes, None for one that may differ from call to call.
-
-    Open sizes on axis 0 are one size, the batch, for all placeholders; other open sizes are each their own. name: shown in errors.
-    ShapeError, DTypeError.
-    """
-    number = next(_placeholders)
-    _check_dtype("placeholder", dtype, DTYPES)
-    label = f"placeholder{number}" if name is None else str(name)
-    return Tensor(open_shape(shape, number + 1), dtype, source=Placeholder(label), name=label)
-
-
-class Variable(Tensor):
-    """A tensor that a formula reads and training changes; made by `variable`."""
-
-    __slots__ = ()
-
-    @property
-    def parameter(self) -> Parameter:
-        """What holds its numbers."""
-        assert isinstance(self.source, Parameter)
-        return self.source
-
-    @property
-    def value(self) -> np.ndarray:
-        """The current value: a live NumPy view."""
-        return self.parameter.value
-
-    @property
-    def grad(self) -> np.ndarray:
-        """The gradient: a live NumPy view. NotBuiltError before a function reads it; DTypeError where it is not trainable."""
-        return self.parameter.grad
-
-    def assign(self, value: Any) -> None:
-        """Copies `value`, of the same shape, into it. ShapeError, DTypeError."""
-        self.parameter.assign(np.asarray(value))
-
-
-def variable(value: Any, name: str | None = None, dtype: str = "float32", trainable: bool = True) -> Variable:
-    """A tensor that starts as `value` (copied) and is changed by update() or assign(). DTypeError for what is no real array."""
-    _check_dtype("variable", dtype, FLOATS)
-    array = _real("variable", value).astype(dtype)
-    label = "variable" if name is None else str(name)
-    parameter = Parameter(array.shape, array, trainable=bool(trainable), dtype=dtype, name=label)
-    return Variable(array.shape, dtype, source=parameter, name=label)
-
-
-def constant(value: Any, name: str | None = None, dtype: str = "float32") -> Tensor:
-    """A tensor that is always `value` (copied); integers stay integers. DTypeError for what is no real array."""
-    _check_dtype("constant", dtype, DTYPES)
-    array = _real("constant", value)
-    array = array.astype("int64" if array.dtype.kind in "iub" and dtype not in FLOATS else dtype)
-    array.setflags(write=False)
-    return Tensor(array.shape, str(array.dtype), source=Constant(array), name=name or "constant")
 
 
 def function(
@@ -126,7 +59,7 @@ class Function:
         self._one_output, self._one_input = not _listed(outputs), not _listed(inputs)
         self.outputs = _tensors("outputs", outputs)
         self.inputs = _tensors("inputs", inputs)
-        self.watched = _tensors("watch", list(watch))
+        self.watched = _tensors("watch", watch if isinstance(watch, Tensor) else list(watch))
         if not self.outputs:
             raise GraphError("function: expected at least one output, got none")
         self._check_inputs()
@@ -145,6 +78,8 @@ class Function:
         self._last_gradient: dict[Tensor, np.ndarray] = {}
 
     def _make_network(self, dtype: str, seed: int | None, workers: int | None) -> Network:
+        if workers is not None:
+            workers = arguments.whole("function", "workers", workers)
         key = arguments.seed("function", "seed", seed)
         word = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
         start = np.array([word, 0], np.int64)
@@ -172,7 +107,7 @@ class Function:
         """What the formula reads. GraphError for a placeholder that is no input."""
         calls = reachable([*self.outputs, *self.watched])
         leaves = dict.fromkeys([t for call in calls for t in call.operands if t.producer is None])
-        leaves.update(dict.fromkeys(t for t in self.outputs if t.producer is None))
+        leaves.update(dict.fromkeys(t for t in (*self.outputs, *self.watched) if t.producer is None))
         known = set(self.inputs)
         missing = [t.name for t in leaves if isinstance(t.source, Placeholder) and t not in known]
         if missing:
@@ -240,8 +175,8 @@ class Function:
         found, sizes = [], dict[str, tuple[int, str]]()
         for tensor, value in pairs:
             array = as_input(value, tensor.dtype, f"placeholder {tensor.name!r}")
-            if tensor.dtype not in FLOATS and np.asarray(value).dtype.kind == "f":
-                raise DTypeError(f"placeholder {tensor.name!r}: expected whole numbers, got {np.asarray(value).dtype}")
+            if tensor.dtype not in FLOATS:
+                _check_whole(tensor, np.asarray(value), array)
             _check_shape(tensor, array.shape, sizes)
             found.append(array)
         return found
@@ -250,15 +185,23 @@ class Function:
         """The network's arrays from positional values, or from one {placeholder or its name: value}."""
         if len(feed) != 1 or not isinstance(feed[0], Mapping):
             return self._arrays(feed)
-        by_name = {t.name: t for t in self.inputs}
+        by_name: dict[Any, list[Tensor]] = {}
+        for t in self.inputs:
+            by_name.setdefault(t.name, []).append(t)
         known = set(self.inputs)
         values: dict[Tensor, Any] = {}
         for key, value in feed[0].items():
-            tensor = by_name.get(key) if isinstance(key, str) else key
-            if not isinstance(tensor, Tensor) or tensor not in known:
+            found = [key] if isinstance(key, Tensor) and key in known else by_name.get(key, ())
+            if not found:
                 name = key.name if isinstance(key, Tensor) else key
                 raise GraphError(f"feed: expected the inputs {_names(by_name)} alone, got {name!r}")
-            values[tensor] = value
+            if len(found) > 1:
+                raise GraphError(
+                    f"feed: expected a name of one input, {key!r} is that of {len(found)}; give the placeholder"
+                )
+            if found[0] in values:
+                raise GraphError(f"feed: expected one value for each input, got two for {found[0].name!r}")
+            values[found[0]] = value
         missing = [t.name for t in self.inputs if t not in values]
         if missing:
             raise GraphError(f"feed: expected a value for each input, {_names(missing)} is missing")
@@ -361,7 +304,7 @@ class Function:
         """
         if isinstance(tensor, Tensor) and isinstance(tensor.source, Constant):
             raise GraphError(f"gradient(): a constant has none, got {tensor!r}; make it a placeholder or a variable")
-        if isinstance(tensor, Variable):
+        if isinstance(tensor, Variable) and tensor in self.variables:
             return tensor.grad.copy()[()]
         with self._network.lock:
             if tensor in self._last_gradient:
@@ -410,6 +353,10 @@ class Function:
         """The optimizer of all trainable variables, with fresh state; None takes it away."""
         made = configured(optimizer, params)
         trained = [p for p in self._parameters() if p.trainable]
+        if made is not None and not trained:
+            raise GraphError(
+                "set_optimizer: the formula reads no trainable variable; make one by tapeprop.variable(...)"
+            )
         self._optimizers.assign([] if made is None else [(made, trained)])
 
     def update(self) -> None:
@@ -424,6 +371,12 @@ class Function:
     def zero_grad(self) -> None:
         """Drops the gradients of all variables."""
         zero_gradients([p for p in self._parameters() if p.trainable])
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a Function is bound to its variables and to compiled code, and cannot be copied or pickled; make another one by "
+            "tapeprop.function(), and keep the variables' values"
+        )
 
     def __repr__(self) -> str:
         return f"<Function: {_names([t.name for t in self.inputs])} -> {len(self.outputs)} outputs>"
@@ -448,29 +401,15 @@ def _tensors(what: str, value: Any) -> list[Tensor]:
 
 def _one_dtype(leaves: Sequence[Tensor], outputs: Sequence[Tensor]) -> str:
     """The floating dtype of the formula."""
-    found: dict[str, Tensor] = {}
-    for tensor in leaves or outputs:
-        if tensor.dtype in FLOATS:
-            found.setdefault(tensor.dtype, tensor)
-    if len(found) > 1:
-        named = " and ".join(f"{t.name!r} of {dtype}" for dtype, t in found.items())
-        raise DTypeError(f"function: expected placeholders and variables of one floating dtype, got {named}")
-    return next(iter(found), "float32")
-
-
-def _check_dtype(what: str, dtype: Any, allowed: Sequence[str]) -> None:
-    if dtype not in allowed:
-        raise DTypeError(f"{what}: expected dtype {', '.join(map(repr, allowed))}, got {dtype!r}")
-
-
-def _real(what: str, value: Any) -> np.ndarray:
-    try:
-        array = np.array(value)
-    except ValueError as error:
-        raise DTypeError(f"{what}: expected an array of real numbers, got rows of unequal length ({error})") from None
-    if array.dtype.kind not in "fiub":
-        raise DTypeError(f"{what}: expected real numbers, got {type(value).__name__} ({array.dtype})")
-    return array
+    computed = [t for t in outputs if not isinstance(t.source, Constant)]
+    for tensors in (leaves, computed, outputs[:1]):  # numbers take the dtype around them
+        found = {t.dtype: t for t in reversed(tensors) if t.dtype in FLOATS}
+        if len(found) > 1:
+            named = " and ".join(f"{t.name!r} of {dtype}" for dtype, t in reversed(found.items()))
+            raise DTypeError(f"function: expected placeholders and variables of one floating dtype, got {named}")
+        if found:
+            return next(iter(found))
+    return "float32"
 
 
 def _check_shape(tensor: Tensor, shape: tuple[int, ...], sizes: dict[str, tuple[int, str]]) -> None:
@@ -487,6 +426,15 @@ def _check_shape(tensor: Tensor, shape: tuple[int, ...], sizes: dict[str, tuple[
             fits = fits and declared == size
     if not fits:
         raise ShapeError(f"placeholder {tensor.name!r}: expected shape {text(tensor.shape)}, got {shape}")
+
+
+def _check_whole(tensor: Tensor, given: np.ndarray, array: np.ndarray) -> None:
+    """DTypeError where numbers do not fit the integers of a placeholder. array: what they become."""
+    if given.dtype.kind == "f":
+        raise DTypeError(f"placeholder {tensor.name!r}: expected whole numbers, got {given.dtype}")
+    if not np.can_cast(given.dtype, array.dtype) and (given != array).any():
+        wrong = given[given != array][0]
+        raise DTypeError(f"placeholder {tensor.name!r}: expected whole numbers that {tensor.dtype} holds, got {wrong}")
 
 
 def _seed(what: str, value: Any, shape: tuple[int, ...], dtype: str) -> np.ndarray:
