@@ -5,7 +5,7 @@ The producer's own result must have no other reader: ReLU's gradient is taken fr
 
 from __future__ import annotations
 
-from tapeprop.compiler.fuse import used_outside
+from tapeprop.compiler.fuse import readers_in, used_outside
 from tapeprop.ir import Instruction, Program, Span, Tensor
 
 #: Ops with an attribute `activation`, and the formulas that it may name.
@@ -18,10 +18,7 @@ def fuse_epilogues(program: Program) -> Program:
     spans = []
     for span in program.spans:
         keep = outside[span.name] | {store.value for store in span.stores}
-        readers: dict[Tensor, list[Instruction]] = {}
-        for call in span.instructions:
-            for operand in call.operands:
-                readers.setdefault(operand, []).append(call)
+        readers = readers_in(span)
         merged: dict[Instruction, Instruction | None] = {}
         for call in span.instructions:
             activation = _sole_activation(call, readers, keep)

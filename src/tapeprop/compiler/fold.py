@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tapeprop.compiler.fuse import used_outside
+from tapeprop.compiler.fuse import readers_in, used_outside
 from tapeprop.ir import Constant, Instruction, Parameter, Program, Shape, Span, Store, Tensor, reachable
 from tapeprop.ops.elementwise import add, multiply, negate, subtract
 from tapeprop.ops.shape import reshape
@@ -37,10 +37,7 @@ def fold_affine(program: Program, storage: Storage) -> Program:
     spans = []
     for span in program.spans:
         keep = outside[span.name] | {store.value for store in span.stores}
-        readers: dict[Tensor, list[Instruction]] = {}
-        for call in span.instructions:
-            for operand in call.operands:
-                readers.setdefault(operand, []).append(call)
+        readers = readers_in(span)
         replaced: dict[Instruction, Instruction | None] = {}
         for call in span.instructions:
             if call.op.name not in LINEAR or not _are_constant(call.operands[1:], changing):

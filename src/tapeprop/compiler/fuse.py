@@ -41,6 +41,15 @@ def used_outside(program: Program) -> dict[str, set[Tensor]]:
     return {span.name: outputs | {t for t, names in readers.items() if names - {span.name}} for span in program.spans}
 
 
+def readers_in(span: Span) -> dict[Tensor, list[Instruction]]:
+    """{tensor: the instructions of the span that read it}, once for each operand."""
+    readers: dict[Tensor, list[Instruction]] = {}
+    for call in span.instructions:
+        for operand in call.operands:
+            readers.setdefault(operand, []).append(call)
+    return readers
+
+
 def _fuse_span(instructions: list[Instruction], keep: set[Tensor]) -> list[Instruction]:
     position = {instruction: i for i, instruction in enumerate(instructions)}
     producer = {result: call for call in instructions for result in call.results}
