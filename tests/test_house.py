@@ -26,14 +26,14 @@ FLOORS = (
     ("layers", "initializers"),
     ("graph",),
     ("training", "datasets", "losses", "optimizers", "schedules", "callbacks", "metrics"),
-    ("profiling", "interchange"),
+    ("profiler", "interchange"),
     ("model", "formula"),
     ("__init__",),
     ("cli", "__main__"),  # the command line is a user of the public face
 )
 FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 # On every other floor, units of one floor may import each other.
-STRANGERS = {frozenset({"profiling", "interchange"})}
+STRANGERS = {frozenset({"profiler", "interchange"})}
 # Units that must load without a compiler.
 NO_COMPILER = {"errors", "ir", "layers", "initializers", "graph", *FLOORS[FLOOR_OF["training"]]}
 COMPILERS = ("numba", "llvmlite")
@@ -141,7 +141,7 @@ def test_imports_go_down(file: Path) -> None:
         ("layers/conv.py", "from tapeprop import initializers", None),
         ("losses.py", "def f():\n    from llvmlite import ir", "losses loads without a compiler"),
         ("training/fit.py", "from tapeprop.losses import MSE", None),
-        ("profiling/report.py", "from tapeprop.interchange import save", "do not know each other"),
+        ("profiler/report.py", "from tapeprop.interchange import save", "do not know each other"),
         ("ops/add.py", "import numpy as np", None),
         ("ops/add.py", "def f():\n    from tapeprop.targets import cpu", "import no target"),
         ("ops/conv/spec.py", "import numba", "import no target"),

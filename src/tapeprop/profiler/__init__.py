@@ -1,0 +1,1 @@
+"""The tape profiler: what ran, how long each instruction took, and what memory it held."""

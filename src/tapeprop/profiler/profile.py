@@ -1,0 +1,191 @@
+"""What a profile holds: plain data, so that it can be written to a file, read back, compared and drawn without the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class RowInfo:
+    """One instruction of a tape.
+
+    row: its number there. phase: "fold", "gather", "forward", "loss", "backward" or "update". op: what it computes, such as "conv2d" or
+    "add+relu". node: the graph's node it belongs to, "" for none (the update, say). layer: the layer inside that node, as "stem.0";
+    the node itself where it holds one layer. operands, results: "float32 (64,3,32,32)" each. kernel: "module:function" of the machine
+    code, "" where Python computes the row. flops: floating point operations. traffic: bytes that it must at least read and write.
+    barrier: whether workers wait for each other behind it. partition: whether workers share the work (else the first does it alone).
+    after: the rows of this tape whose results it reads.
+    """
+
+    row: int
+    phase: str
+    op: str
+    node: str
+    layer: str
+    operands: tuple[str, ...] = ()
+    results: tuple[str, ...] = ()
+    kernel: str = ""
+    flops: int = 0
+    traffic: int = 0
+    barrier: bool = False
+    after: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Block:
+    """A value's stay in the arena: `nbytes` from byte `offset` on, from row `first` to row `last`, both included.
+
+    label: "stem.0 conv2d float32 (4,16,32,32,16)", say. Of values that share memory one after another each is a block.
+    """
+
+    label: str
+    offset: int
+    nbytes: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A tape's memory in bytes.
+
+    live: for each row, what the values in the arena take while it runs. arena: the size of the arena. unshared: what it would be if
+    every value had memory of its own. blocks: the values. parameters, gradients, optimizer: what the tape reads or writes of them.
+    other: constants, counters, running totals. inputs: what the caller feeds. scratch: of all workers.
+    """
+
+    live: tuple[int, ...]
+    arena: int
+    unshared: int
+    blocks: tuple[Block, ...] = ()
+    parameters: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    other: int = 0
+    inputs: int = 0
+    scratch: int = 0
+
+    @property
+    def peak_row(self) -> int:
+        """The first row at which most bytes are live; 0 where there are none."""
+        return max(range(len(self.live)), key=self.live.__getitem__, default=0)
+
+    @property
+    def holders(self) -> list[Block]:
+        """The values that are live at the peak, largest first."""
+        row = self.peak_row
+        return sorted((b for b in self.blocks if b.first <= row <= b.last), key=lambda b: -b.nbytes)
+
+
+@dataclass
+class TapeInfo:
+    """A tape and what ran on it.
+
+    name: "train_step", "fit", "forward", "backward", "update", "predict", "value_and_grad". sizes: its inputs, "float32 (64,3,32,32)".
+    workers: of the plan; a run that finds the team busy has fewer. arena: "tight", "retained" or "backward".
+    steps: how often it ran in all, those included whose spans were dropped. busy: float64 (rows, workers), seconds in all of each
+    worker in each row. calls: int64 (rows,), how often each row ran. wall: seconds in all of the native calls.
+    waits: float64 (rows, workers), seconds in all between the end of a row and what the worker did next. outline: index into
+    `Profile.outlines` of the graph that it belongs to; -1 where that is unknown.
+    """
+
+    name: str
+    sizes: tuple[str, ...]
+    workers: int
+    rows: list[RowInfo]
+    memory: Memory
+    steps: int
+    busy: np.ndarray
+    calls: np.ndarray
+    wall: float
+    waits: np.ndarray
+    arena: str = "tight"
+    outline: int = -1
+
+
+@dataclass
+class RunSamples:
+    """One native call, or a part of it: `steps` steps over the same rows.
+
+    tape: index into `Profile.tapes`. rows: int64 (slots,), the number of the row that each slot of a step holds; a row comes several
+    times where a step repeats it (micro-batches). begin, end: float64 (steps, workers, slots), seconds since the profile began; both
+    NaN where a worker took no part. start, stop: of the call, in the same seconds. thread: the name of the calling thread.
+    """
+
+    tape: int
+    rows: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+    start: float
+    stop: float
+    thread: str = "MainThread"
+
+    @property
+    def steps(self) -> int:
+        """How many steps it holds."""
+        return len(self.begin)
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """float64 (steps, slots): how long each row took; of several workers the slowest counts."""
+        return np.nan_to_num(np.nanmax(self.end - self.begin, axis=1)) if self.begin.size else np.zeros((0, 0))
+
+
+@dataclass(frozen=True)
+class NodeInfo:
+    """A node of the graph. name: its own; layer: its repr, cut. merge: "" or "CHCAT" and so on. shape: of its result, "" if unknown."""
+
+    name: str
+    layer: str
+    merge: str = ""
+    shape: str = ""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The graph as a drawing needs it. edges: (name, name)."""
+
+    nodes: tuple[NodeInfo, ...] = ()
+    edges: tuple[tuple[str, str], ...] = ()
+    roots: tuple[str, ...] = ()
+    terms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Roofs:
+    """What this machine reached when it was measured, with one worker and with `workers`.
+
+    flops: {(dtype, workers): operations per second of fused multiply-adds in registers}. bandwidth: {workers: ((bytes of the working
+    set of each worker, bytes per second of all workers), ...)}, smallest first: nearest cache to memory.
+    """
+
+    flops: dict[tuple[str, int], float] = field(default_factory=dict)
+    bandwidth: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+
+
+@dataclass
+class Profile:
+    """What ran, where the time and the memory went. Made by `graph.profile()`, `function.profile()` and `tapeprop.profiling()`.
+
+    what: "train_step", "predict" or "profiling". created: ISO date and time. machine: {"cpu": ..., "python": ..., ...}. runs: in the
+    order in which they began; `dropped` spans of earlier ones were dropped, as only so many are kept (the totals of `tapes` have
+    them). seconds: of wall time from begin to end. compile_seconds: of them spent on compiling kernels; lowering_seconds: on tracing,
+    planning and binding. counters: exact figures that are equal in each run of the same program.
+    """
+
+    what: str
+    created: str
+    machine: dict[str, Any]
+    tapes: list[TapeInfo]
+    runs: list[RunSamples]
+    seconds: float
+    compile_seconds: float = 0.0
+    lowering_seconds: float = 0.0
+    dropped: int = 0
+    counters: dict[str, int] = field(default_factory=dict)
+    outlines: Sequence[Outline] = ()
+    roofs: Roofs | None = None
