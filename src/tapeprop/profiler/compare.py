@@ -179,11 +179,11 @@ def compare(a: Profile, b: Profile, by: str = "instruction", seed: int = 0) -> C
     groups = [side.groups(by, keys) for side, keys in zip(sides, _pair_rows(*sides), strict=True)]
     keys = list(dict.fromkeys((*groups[0], *groups[1])))
     rivals = sum(key in groups[0] and key in groups[1] for key in keys)
-    rows = [_changed(key, *([side[key]] if key in side else [] for side in groups), draws, rivals) for key in keys]
+    rows = [_changed(key, [[side[key]] if key in side else [] for side in groups], draws, rivals) for key in keys]
     rows.sort(key=lambda row: (-abs(row.change), row.key))
     walls = [side.walls() for side in sides]
     common = [key for key in walls[0] if key in walls[1]]
-    whole = _changed((), *([side[key] for key in common] for side in walls), draws)
+    whole = _changed((), [[side[key] for key in common] for side in walls], draws)
     memory = [_memory(side) for side in sides]
     return Comparison(
         by,
@@ -328,13 +328,10 @@ class _Draws:
         return (ordered[low] + ordered[high]) / 2
 
 
-def _changed(
-    key: tuple[str, ...], before: Sequence[np.ndarray], after: Sequence[np.ndarray], draws: _Draws, rivals: int = 1
-) -> Change:
-    """The change of a sum of medians. before, after: the samples of each part. rivals: how many are compared, this one included."""
-    old, new = (
-        float(sum(map(np.median, side))) if side and all(map(len, side)) else math.nan for side in (before, after)
-    )
+def _changed(key: tuple[str, ...], sides: Sequence[Sequence[np.ndarray]], draws: _Draws, rivals: int = 1) -> Change:
+    """The change of a sum of medians. sides: the samples of each part, before and after. rivals: how many are compared, this included."""
+    before, after = sides
+    old, new = (float(sum(map(np.median, side))) if side and all(map(len, side)) else math.nan for side in sides)
     steps = min(map(len, before), default=0), min(map(len, after), default=0)
     if min(steps) == 0:
         return Change(key, old, new, steps=steps)
@@ -345,7 +342,7 @@ def _changed(
     def interval(level: float, count: int) -> tuple[float, float]:
         drawn = [
             np.sum([draws.medians(part, (side, i), count) for i, part in enumerate(parts)], axis=0)
-            for side, parts in enumerate((before, after))
+            for side, parts in enumerate(sides)
         ]
         # Of NumPy's quantiles only those without interpolation can take infinities.
         ratios, outside = np.sort(_ratios(*drawn)), int(level / 2 * count)
