@@ -13,6 +13,7 @@ import numpy as np
 from tapeprop.compiler.interpret import array_type
 from tapeprop.profiler.memory import memory_of
 from tapeprop.profiler.profile import NodeInfo, Outline, Profile, RowInfo, RunSamples, TapeInfo
+from tapeprop.profiler.roofs import machine_roofs
 from tapeprop.runtime import ledger
 from tapeprop.runtime.executable import Executable
 from tapeprop.runtime.network import Trial
@@ -115,6 +116,7 @@ def profile_of(recorder: Recorder, what: str) -> Profile:
         dropped=dropped,
         counters=_counters(totals, counted),
         outlines=tuple(outlines),
+        roofs=machine_roofs(max(tape.workers for tape in tapes)) if tapes else None,
     )
 
 

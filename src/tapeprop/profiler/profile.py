@@ -23,8 +23,7 @@ class RowInfo:
     "add+relu". node: the graph's node it belongs to, "" for none (the update, say). layer: the layer inside that node, as "stem.0";
     the node itself where it holds one layer. operands, results: "float32 (64,3,32,32)" each. kernel: "module:function" of the machine
     code, "" where Python computes the row. flops: floating point operations. traffic: bytes that it must at least read and write.
-    barrier: whether workers wait for each other behind it. partition: whether workers share the work (else the first does it alone).
-    after: the rows of this tape whose results it reads.
+    barrier: whether workers wait for each other behind it. after: the rows of this tape whose results it reads.
     """
 
     row: int
@@ -39,6 +38,12 @@ class RowInfo:
     traffic: int = 0
     barrier: bool = False
     after: tuple[int, ...] = ()
+
+    @property
+    def dtype(self) -> str:
+        """The floating dtype it computes in, "float32" where it has none."""
+        kinds = (kind.partition(" ")[0] for kind in (*self.results, *self.operands))
+        return next((kind for kind in kinds if kind in ("float32", "float64")), "float32")
 
 
 @dataclass(frozen=True)

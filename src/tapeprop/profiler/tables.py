@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tapeprop.profiler.profile import Profile, RowInfo, TapeInfo
+from tapeprop.profiler.roofs import roof_seconds
 from tapeprop.profiler.text import Table, count_text, seconds_text, share_text, size_text
 
 if TYPE_CHECKING:
@@ -140,13 +141,15 @@ def _figures(
         sum(info.traffic * n for info, n in infos) / steps,
         sum(float(tapes[t].waits[r].mean()) for t, r in rows) / steps,
         slowest / mean if mean else 1.0,
-        roof / own if own else float("nan"),
+        roof / own if own and roof else float("nan"),
         *(_agreed([getattr(info, name) for info, _ in infos]) for name in ("phase", "op", "node", "layer")),
     )
 
 
 def _roof_seconds(profile: Profile, tape: TapeInfo, row: RowInfo) -> float:
-    return float("nan")
+    if profile.roofs is None:
+        return float("nan")
+    return roof_seconds(profile.roofs, row.flops, row.traffic, row.dtype, tape.workers)
 
 
 def _agreed(names: Sequence[str]) -> str:
