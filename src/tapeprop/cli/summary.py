@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from tapeprop.cli.feed import shape as shape_argument
 from tapeprop.cli.output import add_json, print_json
 from tapeprop.cli.source import add_graph, build, load
 
@@ -18,7 +19,9 @@ def add(commands: Any) -> None:
         "defines: a file (examples/resnet20.py), or something in it or in a module (file.py:name, module:name).",
     )
     add_graph(command)
-    command.add_argument("--input-shape", type=_shape, metavar="N,C,H,W", help="shape of the input, as 32,1,8,8")
+    command.add_argument(
+        "--input-shape", type=shape_argument, metavar="N,C,H,W", help="shape of the input, as 32,1,8,8"
+    )
     command.add_argument("--tape", action="store_true", help="list the instructions as well")
     add_json(command)
     command.set_defaults(run=run)
@@ -49,13 +52,3 @@ def run(args: argparse.Namespace) -> int:
         print()
         print(graph.tape)
     return 0
-
-
-def _shape(value: str) -> tuple[int, ...]:
-    try:
-        shape = tuple(int(size) for size in value.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected whole numbers with commas between, received {value!r}") from None
-    if min(shape) < 1:
-        raise argparse.ArgumentTypeError(f"expected sizes of at least 1, received {value!r}")
-    return shape
