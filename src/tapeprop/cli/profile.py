@@ -157,7 +157,7 @@ def measure(args: argparse.Namespace) -> Profile:
     print(f"graph: {source.name}", file=sys.stderr)
     graph.check()
     given = feed.feed(source, args.input_shape, args.batch_size, args.loss or "auto")
-    build(graph, dtype=args.dtype, workers=args.workers)
+    graph = build(graph, dtype=args.dtype, workers=args.workers)
     if args.optimizer is not None:
         for node in graph.labels:
             node.set_optimizer(None)

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import importlib
 import inspect
+import os
 import re
 import sys
 import sysconfig
@@ -63,11 +65,18 @@ def add_graph(command: argparse.ArgumentParser, **options: Any) -> None:
     command.add_argument("graph", help=HELP, **options)
 
 
-def build(graph: LayerGraph, input_shape: Any = None, **changes: Any) -> None:
-    """Builds a graph, with the options of its last build() except for what is given and not None; one that needs nothing is left."""
+def build(graph: LayerGraph, input_shape: Any = None, **changes: Any) -> LayerGraph:
+    """The graph, built with the options of its last build() except for what is given and not None; one that needs nothing is left.
+
+    It is a copy where its weights are stored in another dtype than the one asked for.
+    """
     changes = {name: value for name, value in {"input_shape": input_shape, **changes}.items() if value is not None}
+    options = graph.build_options() or {}
+    if options and changes.get("dtype", graph.dtype) != graph.dtype:
+        graph = copy.deepcopy(graph)
     if changes or not graph.built_:
-        graph.build(**{**(graph.build_options() or {}), **changes})
+        graph.build(**{**options, **changes})
+    return graph
 
 
 def load(text: str) -> Source:
@@ -96,7 +105,7 @@ def load(text: str) -> Source:
 
 
 def _saved(text: str) -> Source:
-    if Path(text).is_dir():
+    if text and Path(text).is_dir():
         raise IsADirectoryError(f"{text!r} is a folder; expected {HELP}")
     if not Path(text).is_file():
         raise FileNotFoundError(f'{text!r} is neither "digits" nor a file; expected {HELP}')
@@ -170,7 +179,10 @@ def _line(error: BaseException, path: str | None) -> str:
     else:
         installed = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
         others = ("<", str(Path(__file__).resolve().parents[1]), *installed)
-        lines = [f" ({f.filename}, line {f.lineno})" for f in frames if not f.filename.startswith(others)]
+        near = os.getcwd() + os.sep
+        lines = [
+            f" ({f.filename.removeprefix(near)}, line {f.lineno})" for f in frames if not f.filename.startswith(others)
+        ]
     return lines[-1] if lines else ""
 
 
@@ -205,9 +217,8 @@ def _remedy(module: types.ModuleType, where: str) -> str:
     ]
     if functions:
         return f"; if a function gives it, name that: {_listed(f'{where}:{name}' for name in functions)}"
-    return (
-        ": expected a LayerGraph at module level, or a function that needs no argument and is annotated -> LayerGraph"
-    )
+    inside = " (what main() makes stays inside it)" if inspect.isfunction(vars(module).get("main")) else ""
+    return f"{inside}; expected a LayerGraph at module level, or a function that needs no argument, annotated -> LayerGraph"
 
 
 def _public(module: types.ModuleType) -> Iterator[tuple[str, Any]]:

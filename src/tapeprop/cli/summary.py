@@ -42,13 +42,13 @@ def run(args: argparse.Namespace) -> int:
         if shape is not None:
             report |= {"input_shape": shape, "output_shape": graph.out_shape(shape)}
         if args.tape:
-            build(graph, shape)
+            graph = build(graph, shape)
             report["tape"] = list(graph.tape)
         print_json(report)
         return 0
     print(graph.summary(shape))
     if args.tape:
-        build(graph, shape)
+        graph = build(graph, shape)
         print()
         print(graph.tape)
     return 0
