@@ -215,8 +215,8 @@ def _filled(source: Source, known: Sequence[Open], where: str) -> list[Shape]:
         except (GraphError, UndecidedError) as error:
             refused = refused or error
             continue
-        assumed = " and sides" if open_sides else ""
-        _say(f"input: {', '.join(map(_shown, found))}, {where}; batch{assumed} are assumed, --input-shape gives others")
+        assumed = "batch and sides are" if open_sides else "the batch is"
+        _say(f"input: {', '.join(map(_shown, found))}, {where}; {assumed} assumed, --input-shape says otherwise")
         return found
     raise ValueError(
         f"{source.name}: the shape of the input is not known; give --input-shape, as 32,3,32,32 ({refused})"

@@ -20,6 +20,7 @@ from tapeprop.cli.source import HELP, build, load
 from tapeprop.profiler.text import share_text, size_text
 
 if TYPE_CHECKING:
+    from tapeprop import LayerGraph
     from tapeprop.profiler.compare import Comparison
     from tapeprop.profiler.profile import Profile, TapeInfo
 
@@ -162,10 +163,17 @@ def measure(args: argparse.Namespace) -> Profile:
         for node in graph.labels:
             node.set_optimizer(None)
         graph.set_optimizer({"sgd": optimizers.SGD, "adam": optimizers.Adam}[args.optimizer]())
-    elif given.loss is not None and not graph.optimizers:
+    elif given.loss is not None and _without_optimizer(graph):
         graph.set_optimizer(optimizers.SGD())
-        print("optimizer: SGD, since the graph has none", file=sys.stderr)
+        print("optimizer: SGD, where the graph has none", file=sys.stderr)
     return graph.profile(given.X, given.y, given.loss, repeats=args.repeats or REPEATS)
+
+
+def _without_optimizer(graph: LayerGraph) -> bool:
+    """Whether there are weights that no optimizer advances."""
+    graph.synchronise_optimizers()
+    advanced = {parameter for unit in graph.optimizer_units for parameter in unit.parameters}
+    return any(p.trainable and p not in advanced for _, p in graph.named_parameters())
 
 
 def check_outputs(args: argparse.Namespace) -> None:
