@@ -306,6 +306,15 @@ def test_machines_that_differ_are_told() -> None:
     assert "cpu differs: one and another" in compare(old, new).notes
 
 
+def test_tapes_that_differ_are_told() -> None:
+    old = profile_of(NAMES, noisy([1] * 4))
+    new = replace(old, tapes=[replace(old.tapes[0], workers=2, sizes=("float32 (8,2)",))])
+    assert compare(old, new).notes[1:] == [
+        "inputs of train_step differ: ; float32 (8,2)",
+        "workers of train_step differ: 1 and 2",
+    ]
+
+
 def test_slower_by() -> None:
     old = profile_of(NAMES, noisy([1] * 4, seed=1, noise=0.01))
     slower = compare(old, profile_of(NAMES, noisy([1.2] * 4, seed=2, noise=0.01)))

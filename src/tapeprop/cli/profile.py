@@ -306,7 +306,10 @@ def _verdict(found: Comparison, limit: float | None) -> int:
         print("tapeprop profile: error: too few steps, or none in common, to say whether it is slower", file=sys.stderr)
         return 1
     if found.slower_by(limit):
-        print(f"tapeprop profile: a step is slower by more than {limit:.3g}", file=sys.stderr)
+        print(
+            f"tapeprop profile: a step is slower by more than {100 * limit:.3g} %, and that is more than chance",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

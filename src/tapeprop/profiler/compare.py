@@ -191,7 +191,7 @@ def compare(a: Profile, b: Profile, by: str = "instruction", seed: int = 0) -> C
         rows,
         _counts(a.counters, b.counters),
         _counts(*memory),
-        list(_notes(a, b, walls, whole, rivals)),
+        [*_step_notes(walls, rivals), *_differences(*sides)],
     )
 
 
@@ -204,7 +204,6 @@ class _Side:
     def __init__(self, profile: Profile, tapes: list[str]):
         self.profile = profile
         self.tapes = tapes
-        self.several = len(profile.tapes) > 1
 
     def groups(self, by: str, keys: list[list[tuple[str, ...]]]) -> dict[tuple[str, ...], np.ndarray]:
         """{key: seconds of the group in each step}. keys: of each row of each tape."""
@@ -379,8 +378,12 @@ def _memory(side: _Side) -> dict[str, int]:
 # ---- words
 
 
-def _notes(a: Profile, b: Profile, walls: Sequence[dict[str, np.ndarray]], whole: Change, rivals: int) -> Iterator[str]:
-    few = min((len(side[key]) for side in walls for key in side if key in walls[0] and key in walls[1]), default=0)
+def _step_notes(walls: Sequence[dict[str, np.ndarray]], rivals: int) -> Iterator[str]:
+    """Whether the steps suffice. walls: of each side. rivals: the groups that are compared."""
+    common = [key for key in walls[0] if key in walls[1]]
+    if not common:
+        return
+    few = min(len(side[key]) for side in walls for key in common)
     needed = 1 + math.ceil(math.log2(max(rivals, 1) / LEVEL))
     if few < LEAST_STEPS:
         steps = "one step was measured" if few == 1 else f"{few} steps were measured"
@@ -389,16 +392,27 @@ def _notes(a: Profile, b: Profile, walls: Sequence[dict[str, np.ndarray]], whole
         yield f"{few} steps were measured: to judge {rivals} groups takes {needed}; profile with {max(needed, 20)} repeats"
     elif rivals > 1:
         yield f"slower, faster: more than chance among {rivals} groups, which takes more than a 95 % interval without 1"
-    for name, one, other in (("first", 0, 1), ("second", 1, 0)):
-        only = [key or "a tape of another name" for key in walls[one] if key not in walls[other]]
+
+
+def _differences(a: _Side, b: _Side) -> Iterator[str]:
+    """What else differs, so that readers do not look for it in the instructions."""
+    for name, one, other in (("first", a, b), ("second", b, a)):
+        only = [key or tape.name for key, tape in zip(one.tapes, one.profile.tapes) if key not in other.tapes]
         if only:
             yield f"only in the {name}: {', '.join(only)}"
+    for key, tape in zip(a.tapes, a.profile.tapes):
+        if key in b.tapes:
+            match = b.profile.tapes[b.tapes.index(key)]
+            if tape.sizes != match.sizes:
+                yield f"inputs of {tape.name} differ: {', '.join(tape.sizes)}; {', '.join(match.sizes)}"
+            if tape.workers != match.workers:
+                yield f"workers of {tape.name} differ: {tape.workers} and {match.workers}"
     for what in ("cpu", "vector_bits", "usable_cpus", "tapeprop", "numba", "llvmlite", "python"):
-        old, new = a.machine.get(what), b.machine.get(what)
+        old, new = a.profile.machine.get(what), b.profile.machine.get(what)
         if old != new:
             yield f"{what} differs: {old} and {new}"
-    if a.what != b.what:
-        yield f"different things were measured: {a.what} and {b.what}"
+    if a.profile.what != b.profile.what:
+        yield f"different things were measured: {a.profile.what} and {b.profile.what}"
 
 
 def _cells(row: Change) -> tuple[str, ...]:
