@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,20 @@ def chain(count):
 
 
 @pytest.fixture(autouse=True)
-def _process(monkeypatch: pytest.MonkeyPatch) -> None:
+def _process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What running a file changes in the process is undone."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "argv", list(sys.argv))
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    before = set(sys.modules)
+    yield
+    for name, module in list(sys.modules.items()):
+        if name not in before and not name.startswith("tapeprop") and _is_written_here(module):
+            del sys.modules[name]
+
+
+def _is_written_here(module: object) -> bool:
+    path = getattr(module, "__file__", None)
+    return isinstance(path, str) and (not Path(path).is_absolute() or "pytest-" in path or "examples" in path)
 
 
 @pytest.fixture

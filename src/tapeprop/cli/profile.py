@@ -152,11 +152,15 @@ def _misuse(args: argparse.Namespace) -> str:
 def measure(args: argparse.Namespace) -> Profile:
     """The profile that the arguments ask for."""
     from tapeprop import optimizers
+    from tapeprop.errors import GraphError
 
     source = load(args.graph)
     graph = source.graph
     print(f"graph: {source.name}", file=sys.stderr)
-    graph.check()
+    try:
+        graph.check()
+    except GraphError as error:
+        raise ValueError(f"{source.name}: {error}") from error
     given = feed.feed(source, args.input_shape, args.batch_size, args.loss or "auto")
     graph = build(graph, dtype=args.dtype, workers=args.workers)
     if args.optimizer is not None:
@@ -196,6 +200,8 @@ def check_outputs(args: argparse.Namespace) -> None:
 def check_writable(path: str) -> None:
     """OSError where a file cannot be written at `path`, which is done beside it and then renamed. What lies there stays as it is."""
     try:
+        if not os.path.basename(path):
+            raise OSError(errno.EINVAL, "No name of a file")
         if os.path.lexists(path) and not os.path.isfile(path):
             raise OSError(errno.EINVAL, "Is a directory" if os.path.isdir(path) else "Is no regular file")
         os.path.getsize(path)
