@@ -226,6 +226,10 @@ def one(*layers: Layer) -> Source:
     return Source("here", tp.LayerGraph({node: []}, root=node, term=node, seed=0))
 
 
+def inner(*layers: Layer) -> Layer:
+    return one(*layers).graph
+
+
 @pytest.mark.parametrize(
     ("layers", "shape"),
     [
@@ -240,6 +244,8 @@ def one(*layers: Layer) -> Source:
         ([Reshape(2, 3), Flatten(), Dense(6, 2)], (32, 6)),
         ([Flatten(), Reshape(-1, 2), Flatten(), Dense(6, 2)], None),
         ([Flatten()], None),
+        ([inner(Flatten(), Dense(6, 2))], (32, 6)),
+        ([inner(Conv2D(3, 2, 3))], (32, 3, 32, 32)),
         ([Conv2D(1, 2, 3), Flatten(), Dense(7, 5)], None),
     ],
 )
@@ -398,6 +404,7 @@ def test_wrong_usage_is_2(capsys, net, argv, expected) -> None:
         (["net.py", "--input-shape", "5,7"], "'first'"),
         (["net.py", "--input-shape", "5,4", "--batch-size", "6"], "--input-shape 5,4 and --batch-size 6 differ"),
         (["loop.py"], "cycle"),
+        (["own.py"], "own.py:graph (own.py, line 5) raised ZeroDivisionError: division by zero"),
         (["empty.py"], "empty.py:graph"),
         (["loose.py"], "loose.py:graph: the first layers do not tell the shape of the input; give --input-shape"),
         (["net.py", "--loss", "cross-entropy", "--input-shape", "5"], "first"),
@@ -405,6 +412,15 @@ def test_wrong_usage_is_2(capsys, net, argv, expected) -> None:
 )
 def test_what_cannot_be_measured(capsys, net, argv, expected) -> None:
     write("{}", "other.json")
+    layer = """
+        import tapeprop as tp
+        from tapeprop.layers import Dense, Lambda
+        def divide(x):
+            return x + 1 / 0
+        node = tp.SequentialNode(Dense(2, 2), Lambda(divide))
+        graph = tp.LayerGraph({node: []}, root=node, term=node)
+    """
+    write(layer.strip("\n"), "own.py")
     write("import tapeprop as tp\ngraph = tp.LayerGraph()", "empty.py")
     lines = [
         "import tapeprop as tp",

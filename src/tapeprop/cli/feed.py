@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tapeprop.cli.source import Source, user_code
+from tapeprop.cli.source import Source, guarded, user_code
 
 if TYPE_CHECKING:
     from tapeprop.layers import Layer
@@ -75,14 +75,13 @@ def feed(source: Source, shapes: Sequence[Shape] | None, batch: int | None, loss
         return _own(own, source, batch, loss)
     graph = source.graph
     found = _shapes(source, shapes, batch)
-    outputs = graph.out_shape(graph.present_inputs(found))
+    outputs = _output(source, found)
     rng = np.random.default_rng(seed)
     X = [rng.standard_normal(sizes, dtype=np.float32) for sizes in found]
     if loss == NONE:
         return Feed(graph.present_inputs(X), None, None, found)
-    listed = outputs if isinstance(graph.term, list) else [outputs]
-    made = [_loss(loss, sizes) for sizes in listed]
-    y = [_labels(each, sizes, rng) for each, sizes in zip(made, listed, strict=True)]
+    made = [_loss(loss, sizes) for sizes in outputs]
+    y = [_labels(each, sizes, rng) for each, sizes in zip(made, outputs, strict=True)]
     several = isinstance(graph.term, list)
     _say(f"labels: random, for {', '.join(sorted({type(each).__name__ for each in made}))}")
     return Feed(graph.present_inputs(X), y if several else y[0], made if several else made[0], found)
@@ -104,10 +103,8 @@ def _own(maker: Any, source: Source, batch: int | None, loss: str) -> Feed:
     if loss == NONE or y is None:
         return Feed(X, None, None, shapes)
     if loss != AUTO or own_loss is None:
-        outputs = source.graph.out_shape(source.graph.present_inputs(shapes))
-        several = isinstance(source.graph.term, list)
-        made = [_loss(loss, sizes) for sizes in (outputs if several else [outputs])]
-        own_loss = made if several else made[0]
+        made = [_loss(loss, sizes) for sizes in _output(source, shapes)]
+        own_loss = made if isinstance(source.graph.term, list) else made[0]
         _say(f"loss: {own_loss!r}")
     return Feed(X, y, own_loss, shapes)
 
@@ -165,8 +162,8 @@ def _known(source: Source) -> Iterator[tuple[list[Open], str]]:
         yield [source.input_shape], f"as {source.name} wants it"
     expected = graph.expected_inputs()
     if expected is None:
-        flat = [_flat(node.layer) for node in graph.roots]
-        expected = [(None, size) for size in flat] if None not in flat else None
+        first = [_first_size(node.layer) for node in graph.roots]
+        expected = [sizes for sizes in first if sizes is not None] if None not in first else None
     if expected is not None:
         yield expected, "as the first layers expect it"
 
@@ -177,42 +174,54 @@ def _listed(graph: Any, given: Any) -> list[Any]:
     return graph.arrange_inputs(given, "input shape")
 
 
-def _flat(layer: Layer) -> int | None:
-    """How many numbers a sample has, where a layer begins with Flatten or Reshape; None where that does not tell."""
-    from tapeprop.layers import Dense, Flatten, Reshape
+def _first_size(layer: Layer) -> Open | None:
+    """The shape of the input where a layer begins with Flatten or Reshape, or is a graph; None where that does not tell."""
+    from tapeprop.layers import Flatten, Reshape
 
     for leaf in _leaves(layer):
-        if isinstance(leaf, Dense):
-            return leaf.in_features
+        expected = leaf.expected_input()
+        if expected is not None:
+            return expected
         if isinstance(leaf, Reshape) and -1 not in leaf.shape:
-            return int(np.prod(leaf.shape))
+            return None, int(np.prod(leaf.shape))
         if not isinstance(leaf, Flatten) and not leaf.keeps_shape:
             return None
     return None
 
 
 def _leaves(layer: Layer) -> Iterator[Layer]:
+    """The layers inside, in the order in which an input meets them; of a graph inside only those of its root."""
+    from tapeprop.graph import GraphStructure
     from tapeprop.layers import Sequential
 
     if isinstance(layer, Sequential):
         for _, child in layer.children():
             yield from _leaves(child)
+    elif isinstance(layer, GraphStructure) and len(layer.roots) == 1:
+        yield from _leaves(layer.roots[0].layer)
     else:
         yield layer
+
+
+def _output(source: Source, shapes: Sequence[Shape]) -> list[Shape]:
+    """The shape of each output. GraphError where the inputs do not fit; ValueError for what a user's layer raises."""
+    graph = source.graph
+    with guarded(source.name):
+        found = graph.out_shape(graph.present_inputs(list(shapes)))
+    return found if isinstance(graph.term, list) else [found]
 
 
 def _filled(source: Source, known: Sequence[Open], where: str) -> list[Shape]:
     """The open sizes of `known` by the first side that the whole graph takes."""
     from tapeprop.errors import GraphError
-    from tapeprop.ir import UndecidedError
 
-    graph, refused = source.graph, None
+    refused = None
     open_sides = any(size is None for sizes in known for size in sizes[1:])
     for side in dict.fromkeys((*SIDES, *range(LARGEST_SIDE, 0, -1))) if open_sides else (0,):
         found = [tuple(size or (side if axis else BATCH) for axis, size in enumerate(sizes)) for sizes in known]
         try:
-            graph.out_shape(graph.present_inputs(found))
-        except (GraphError, UndecidedError) as error:
+            _output(source, found)
+        except GraphError as error:
             refused = refused or error
             continue
         assumed = "batch and sides are" if open_sides else "the batch is"

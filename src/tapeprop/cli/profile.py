@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tapeprop.cli import feed
 from tapeprop.cli.output import add_json, print_json
-from tapeprop.cli.source import HELP, build, load
+from tapeprop.cli.source import HELP, build, guarded, load
 from tapeprop.profiler.text import share_text, size_text
 
 if TYPE_CHECKING:
@@ -162,7 +162,8 @@ def measure(args: argparse.Namespace) -> Profile:
     except GraphError as error:
         raise ValueError(f"{source.name}: {error}") from error
     given = feed.feed(source, args.input_shape, args.batch_size, args.loss or "auto")
-    graph = build(graph, dtype=args.dtype, workers=args.workers)
+    with guarded(source.name):
+        graph = build(graph, dtype=args.dtype, workers=args.workers)
     if args.optimizer is not None:
         for node in graph.labels:
             node.set_optimizer(None)
@@ -170,7 +171,8 @@ def measure(args: argparse.Namespace) -> Profile:
     elif given.loss is not None and _without_optimizer(graph):
         graph.set_optimizer(optimizers.SGD())
         print("optimizer: SGD, where the graph has none", file=sys.stderr)
-    return graph.profile(given.X, given.y, given.loss, repeats=args.repeats or REPEATS)
+    with guarded(source.name):
+        return graph.profile(given.X, given.y, given.loss, repeats=args.repeats or REPEATS)
 
 
 def _without_optimizer(graph: LayerGraph) -> bool:

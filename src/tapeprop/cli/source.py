@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tapeprop import LayerGraph
 
-__all__ = ["HELP", "Source", "add_graph", "build", "load", "user_code"]
+__all__ = ["HELP", "Source", "add_graph", "build", "guarded", "load", "user_code"]
 
 HELP = '"digits", a graph saved with graph.save(), a Python file that defines a graph, or file.py:name or module:name'
 _GRAPH = re.compile(r"graph|model|net|network", re.IGNORECASE)
@@ -170,6 +170,22 @@ def user_code(what: str, path: str | None = None) -> Iterator[None]:
         kind = type(error).__name__
         place = _line(error, path)
         raise ValueError(f"{what}{place} raised {kind}{': ' if text else ''}{text}") from error
+
+
+@contextlib.contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """For calls of tapeprop that run a user's layers: as `user_code`, but GraphErrors, and errors that no line of the user's made, pass."""
+    from tapeprop.errors import GraphError
+
+    try:
+        yield
+    except GraphError:
+        raise
+    except Exception as error:
+        if not _line(error, None) and not isinstance(error, MemoryError):
+            raise
+        with user_code(what):
+            raise
 
 
 def _line(error: BaseException, path: str | None) -> str:
