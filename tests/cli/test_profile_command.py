@@ -404,7 +404,7 @@ def test_wrong_usage_is_2(capsys, net, argv, expected) -> None:
         (["net.py", "--input-shape", "5,7"], "'first'"),
         (["net.py", "--input-shape", "5,4", "--batch-size", "6"], "--input-shape 5,4 and --batch-size 6 differ"),
         (["loop.py"], "cycle"),
-        (["own.py"], "own.py:graph (own.py, line 5) raised ZeroDivisionError: division by zero"),
+        (["own.py"], "own.py:graph (own.py, line 4) raised ZeroDivisionError: division by zero"),
         (["empty.py"], "empty.py:graph"),
         (["loose.py"], "loose.py:graph: the first layers do not tell the shape of the input; give --input-shape"),
         (["net.py", "--loss", "cross-entropy", "--input-shape", "5"], "first"),
