@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -206,6 +207,18 @@ class Profile:
     def per_step(self) -> bool:
         """Whether figures are of one step: there is one tape. Else they are of everything that ran."""
         return len(self.tapes) == 1 and self.tapes[0].steps > 0
+
+    @property
+    def step_seconds(self) -> float:
+        """The median time of a step, waits included, where there is one tape; NaN else."""
+        if not self.per_step:
+            return math.nan
+        tape = self.tapes[0]
+        whole = [run for run in self.runs if len(run.rows) >= len(tape.rows)]
+        if not whole:  # row by row, or their spans were dropped
+            return tape.wall / tape.steps
+        spans = [np.nanmax(run.end, axis=(1, 2)) - np.nanmin(run.begin, axis=(1, 2)) for run in whole]
+        return float(np.median(np.concatenate(spans)))
 
     def figures(self, by: str = "instruction", sort: str = "time") -> list[Figures]:
         """Time, work and waits of each "instruction", "op", "node", "layer" or "phase"; see `tapeprop.profiler.tables.figures`."""

@@ -198,7 +198,8 @@ def title(profile: Profile) -> str:
     lines = []
     for tape in profile.tapes:
         sizes = ", ".join(tape.sizes)
-        each = f" of {seconds_text(tape.wall / tape.steps)}" if tape.steps else ""
+        step = profile.step_seconds if profile.per_step else tape.wall / max(tape.steps, 1)
+        each = f" of {seconds_text(step)}" if tape.steps else ""
         workers = "1 worker" if tape.workers == 1 else f"{tape.workers} workers"
         lines.append(f"{tape.name}({sizes}): {tape.steps:,} steps{each} on {workers}, {len(tape.rows)} instructions")
     return "\n".join(lines) or "nothing ran"
