@@ -91,9 +91,7 @@ def _dtype(profile: Profile) -> str:
     flops: dict[str, int] = {}
     for tape in profile.tapes:
         for row, calls in zip(tape.rows, tape.calls.tolist()):
-            first = next(iter((*row.results, *row.operands)), "").partition(" ")[0]
-            if first.startswith("float"):
-                flops[first] = flops.get(first, 0) + row.flops * calls
+            flops[row.dtype] = flops.get(row.dtype, 0) + row.flops * calls
     return max(flops, key=flops.__getitem__, default="float32")
 
 

@@ -23,7 +23,7 @@ _measured: dict[int, Roofs] = {}
 
 
 def machine_roofs(workers: int) -> Roofs:
-    """What this machine reaches with one worker and with `workers`; measured once per process, in about 0.2 s.
+    """What this machine reaches with one worker and with `workers`; measured once per process, in 0.2 to 0.5 s.
 
     What could not be measured is left out: where another thread keeps the team busy, all with several workers.
     ValueError for a number of workers that the team cannot have.
