@@ -13,11 +13,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from tapeprop.profiler.profile import Profile, RowInfo, RunSamples, TapeInfo
+from tapeprop.profiler.text import write_text
 from tapeprop.profiler.tracks import (
     Spans,
     groups,
@@ -30,7 +31,6 @@ from tapeprop.profiler.tracks import (
     whole_rows,
     worker_spans,
 )
-from tapeprop.profiler.writing import whole_file
 
 __all__ = ["CATEGORIES", "write"]
 
@@ -47,10 +47,7 @@ def write(profile: Profile, path: str | os.PathLike) -> Path:
     Events come in the order of time. Instructions have row, op, node, layer, phase, shapes, flops, traffic in bytes, and GFLOP/s where
     there are operations, of all workers over the time of the slowest. Spans that the profile has dropped are missing.
     """
-    writer = _Writer(profile)
-    with whole_file(path) as file:
-        writer.write(file)
-    return Path(path)
+    return write_text(path, _Writer(profile).parts())
 
 
 @dataclass(frozen=True)
@@ -120,17 +117,14 @@ class _Writer:
         self.process = {i: number for number, lane in enumerate(self.lanes, 1) for i in lane.runs}
         self.rows = [[_arguments(row) for row in tape.rows] for tape in profile.tapes]
 
-    def write(self, file: IO[str]) -> None:
+    def parts(self) -> Iterator[str]:
         """The whole file."""
-        file.write('{"displayTimeUnit":"ns","otherData":')
-        file.write(json.dumps(_other_data(self.profile)))
-        file.write(',"traceEvents":[')
+        yield f'{{"displayTimeUnit":"ns","otherData":{json.dumps(_other_data(self.profile))},"traceEvents":['
         separator = "\n"
         for line in self.lines():
-            file.write(separator)
-            file.write(line)
+            yield separator + line
             separator = ",\n"
-        file.write("\n]}\n")
+        yield "\n]}\n"
 
     def lines(self) -> Iterator[str]:
         """The events as JSON, names first."""

@@ -17,9 +17,8 @@ from pathlib import Path
 from tapeprop.profiler.colours import phase_colour
 from tapeprop.profiler.profile import Profile
 from tapeprop.profiler.tables import row_seconds
-from tapeprop.profiler.text import seconds_text, share_text
+from tapeprop.profiler.text import seconds_text, share_text, write_text
 from tapeprop.profiler.tracks import node_name
-from tapeprop.profiler.writing import whole_file
 
 __all__ = ["folded", "stacks", "write"]
 
@@ -72,10 +71,7 @@ def write(profile: Profile, path: str | os.PathLike) -> Path:
     What a frame is stands in a hint where the pointer rests. Where scripts run, a click makes a frame as wide as the picture, and a
     click on the lowest one shows all again.
     """
-    with whole_file(path) as file:
-        for part in _parts(profile):
-            file.write(part)
-    return Path(path)
+    return write_text(path, _parts(profile))
 
 
 @dataclass
@@ -153,11 +149,12 @@ def _frame(frame: _Frame, x: float, width: float, y: int, depth: int, title: str
     inside = _WIDTH - 2 * _MARGIN
     pixels = width * inside
     colour = phase_colour(frame.phase) if frame.phase else "#d8d8d8"
+    solid = 1.0 if any(inner.inner for inner in frame.inner.values()) else 0.8 if frame.inner else 0.6
     # A viewport of its own cuts what of the text is too long.
     return (
         f'<svg class="frame" x="{_MARGIN + x * inside:.2f}" y="{y}" width="{pixels:.2f}" height="{_HEIGHT - 1}" '
         f'data-x="{x:.7f}" data-w="{width:.7f}" data-d="{depth}" data-name="{_escape(frame.name)}">'
-        f'<title>{_escape(title)}</title><rect width="100%" height="100%" rx="1" fill="{colour}"/>'
+        f'<title>{_escape(title)}</title><rect width="100%" height="100%" fill="{colour}" fill-opacity="{solid}"/>'
         f'<text x="4" y="14">{_escape(_cut(frame.name, pixels))}</text></svg>\n'
     )
 

@@ -27,8 +27,8 @@ __all__ = ["FORMATS", "plot"]
 
 #: What the end of a file's name may be.
 FORMATS = ("png", "svg", "pdf")
-_NAMED = 12  # rows that get a label, if there is room
-_SIZE = (11.0, 7.0)  # inches
+_NAMED = 16  # rows that get a number and a line in the list beside the plot
+_SIZE = (13.0, 7.0)  # inches
 
 
 def plot(profile: Profile, path: str | os.PathLike) -> Path:
@@ -65,7 +65,7 @@ def _figure(profile: Profile) -> Any:
         raise ImportError("plot_roofline needs matplotlib; pip install 'tapeprop[viz]'") from error
     figure = Figure(figsize=_SIZE, dpi=120)
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.075, 0.13, 0.765, 0.78))
+    axes = figure.add_axes((0.06, 0.13, 0.66, 0.78))
     rows = figures(profile, "instruction")
     shown = [row for row in rows if row.flops > 0 and row.traffic > 0 and row.seconds > 0]
     dtype, workers = _dtype(profile), max((tape.workers for tape in profile.tapes), default=1)
@@ -81,7 +81,7 @@ def _figure(profile: Profile) -> Any:
     axes.set_axisbelow(True)
     title = f"{profile.what}: {len(rows)} rows, {workers} worker{'s' if workers > 1 else ''}"
     axes.set_title(title, loc="left", parse_math=False, usetex=False)
-    figure.text(0.075, 0.03, _note(profile, rows, shown), fontsize=8, color="#555", parse_math=False, usetex=False)
+    figure.text(0.06, 0.03, _note(profile, rows, shown), fontsize=8, color="#555", parse_math=False, usetex=False)
     _name_rows(figure, axes, shown)
     return figure
 
@@ -159,7 +159,7 @@ def _draw_rows(axes: Any, rows: list[Figures]) -> None:
             axes.scatter(
                 [row.flops / row.traffic for row in mine],
                 [row.gflops for row in mine],
-                s=[14 + 1500 * row.share for row in mine],
+                s=[_area(row) for row in mine],
                 color=phase_colour(phase),
                 edgecolors="white",
                 linewidths=0.6,
@@ -175,47 +175,58 @@ def _draw_rows(axes: Any, rows: list[Figures]) -> None:
 
 
 def _name_rows(figure: Any, axes: Any, rows: list[Figures]) -> None:
-    """Labels of the rows that take longest, wherever there is a free place beside them."""
+    """Numbers the rows that take longest, at a free place beside each, and lists them to the right: names would cover one another."""
+    from matplotlib.text import Text
+
     renderer = figure.canvas.get_renderer()
     frame = axes.get_window_extent(renderer)
     taken = [text.get_window_extent(renderer) for text in axes.texts]
-    for row in rows[:_NAMED]:
-        point = row.flops / row.traffic, row.gflops
-        radius = math.sqrt((14 + 1500 * row.share) / math.pi)
+    lines = []
+    for number, row in enumerate(rows[:_NAMED], 1):
+        lines.append(f"{number:2}  {seconds_text(row.seconds):>8} {share_text(row.share):>6}  {_label(row)}")
+        radius = math.sqrt(_area(row) / math.pi)
         for across, up in _PLACES:
-            offset = across * (radius + 4), up * (radius + 4)
             label = axes.annotate(
-                _label(row),
-                point,
-                offset,
+                str(number),
+                (row.flops / row.traffic, row.gflops),
+                (across * (radius + 3), up * (radius + 3)),
                 textcoords="offset points",
                 ha="left" if across > 0 else "right" if across < 0 else "center",
                 va="bottom" if up > 0 else "top" if up < 0 else "center",
                 fontsize=8,
-                parse_math=False,
-                usetex=False,
                 zorder=4,
-                arrowprops={"arrowstyle": "-", "color": "#999", "linewidth": 0.5, "shrinkB": 0},
+                arrowprops={"arrowstyle": "-", "color": "#999", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0},
             )
-            box = label.get_window_extent(renderer)
+            label.update_positions(renderer)
+            box = Text.get_window_extent(label, renderer)  # an Annotation's own has its arrow in it
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
             if inside and not any(box.overlaps(other) for other in taken):
                 taken.append(box)
                 break
             label.remove()
+    if lines:
+        head = " #      time  share  row"
+        text = "\n".join([head, *lines])
+        plain = {"family": "monospace", "fontsize": 6.5, "parse_math": False, "usetex": False}
+        axes.text(1.015, 0.0, text, transform=axes.transAxes, va="bottom", linespacing=1.35, **plain)
 
 
 # Beside the point, then farther and farther away.
 _PLACES = [
     (across * far, up * far)
-    for far in (1.0, 2.0, 3.5, 5.0)
-    for across, up in ((1, 0.4), (-1, 0.4), (1, -0.4), (-1, -0.4), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+    for far in (1.0, 1.8, 2.8, 4.0, 5.5)
+    for across, up in ((1, 0.3), (-1, 0.3), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
 ]
+
+
+def _area(row: Figures) -> float:
+    """Of a row's point, in square points."""
+    return 14 + 1500 * row.share
 
 
 def _label(row: Figures) -> str:
     name = " ".join(f"{row.layer or row.node} {row.op}".split())
-    return name if len(name) <= 36 else name[:33] + "..."
+    return name if len(name) <= 38 else ".." + name[-36:]
 
 
 def _note(profile: Profile, rows: list[Figures], shown: list[Figures]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tapeprop.profiler.profile import Profile, RowInfo
+from tapeprop.profiler.text import write_text
 from tapeprop.profiler.tracks import (
     Spans,
     groups,
@@ -25,7 +26,6 @@ from tapeprop.profiler.tracks import (
     whole_rows,
     worker_spans,
 )
-from tapeprop.profiler.writing import whole_file
 
 __all__ = ["SCHEMA", "write"]
 
@@ -38,10 +38,7 @@ def write(profile: Profile, path: str | os.PathLike) -> Path:
     One profile for each worker of each calling thread; the first is the one that is shown. A wait stands under the node of the row
     before it. Spans that the profile has dropped are missing.
     """
-    with whole_file(path) as file:
-        for part in _parts(profile):
-            file.write(part)
-    return Path(path)
+    return write_text(path, _parts(profile))
 
 
 def _parts(profile: Profile) -> Iterator[str]:
