@@ -37,8 +37,9 @@ __all__ = ["CATEGORIES", "write"]
 #: The categories of complete events.
 CATEGORIES = ("instruction", "wait", "phase", "node", "step")
 _INSTRUCTION, _WAIT, _PHASE, _NODE, _STEP, _COUNTER = range(6)
-_TRACKS = {_STEP: 1, _PHASE: 2, _NODE: 3}
-_FIRST_WORKER = 10
+# No number of a process: Perfetto would take that track for the main thread.
+_TRACKS = {_STEP: 1001, _PHASE: 1002, _NODE: 1003}
+_FIRST_WORKER = 1010
 
 
 def write(profile: Profile, path: str | os.PathLike) -> Path:

@@ -225,8 +225,11 @@ def _area(row: Figures) -> float:
 
 
 def _label(row: Figures) -> str:
-    name = " ".join(f"{row.layer or row.node} {row.op}".split())
-    return name if len(name) <= 38 else ".." + name[-36:]
+    """Layer and op in at most 38 characters; of the op nothing is cut where that can be."""
+    layer, op = (" ".join(name.split()) for name in (row.layer or row.node, row.op))
+    room = max(37 - len(op), 0)
+    kept = layer if len(layer) <= room else layer[: max(room - 2, 0)] + ".."
+    return f"{kept} {op}".strip()[:38]
 
 
 def _note(profile: Profile, rows: list[Figures], shown: list[Figures]) -> str:
