@@ -80,11 +80,10 @@ def _events(run: RunSamples, tape: TapeInfo) -> _Events:
         _columns(_NODE, _TRACKS[_NODE], groups(rows, run, lambda row: (info[row].phase, info[row].node))),
         _memory(run, tape, rows, last),
     ]
-    ends = int(rows.end[-1]) if len(rows.end) else 0
     for worker in range(run.begin.shape[1]):
         spans = worker_spans(run, worker)
         parts.append(_columns(_INSTRUCTION, _FIRST_WORKER + worker, spans))
-        parts.append(_columns(_WAIT, _FIRST_WORKER + worker, waits(spans, ends)))
+        parts.append(_columns(_WAIT, _FIRST_WORKER + worker, waits(spans, run)))
     return _Events(*(np.concatenate([getattr(part, name) for part in parts]) for name in _Events.__dataclass_fields__))
 
 

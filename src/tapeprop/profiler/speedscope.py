@@ -10,8 +10,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 from tapeprop.profiler.profile import Profile, RowInfo
 from tapeprop.profiler.text import write_text
 from tapeprop.profiler.tracks import (
@@ -23,7 +21,7 @@ from tapeprop.profiler.tracks import (
     run_bounds,
     runs_side_by_side,
     waits,
-    whole_rows,
+    with_waits,
     worker_spans,
 )
 
@@ -118,14 +116,13 @@ def _pieces_of(profile: Profile, index: int, worker: int, frames: _Frames) -> It
     if worker not in present(run):
         return
     rows = worker_spans(run, worker)
-    last = int(whole_rows(run).end[-1])
-    with_waits = Spans(rows.begin, np.append(rows.begin[1:], max(last, int(rows.end[-1]))), rows.place)
+    every = with_waits(rows, run)
     slots = run.rows.tolist()
     kinds: list[tuple[str, Spans, Callable[[RowInfo], str]]] = [
-        ("phase", groups(with_waits, run, lambda row: info[row].phase), lambda row: row.phase),
-        ("node", groups(with_waits, run, lambda row: (info[row].phase, info[row].node)), node_name),
+        ("phase", groups(every, run, lambda row: info[row].phase), lambda row: row.phase),
+        ("node", groups(every, run, lambda row: (info[row].phase, info[row].node)), node_name),
         ("op", rows, lambda row: row.op),
-        ("wait", waits(rows, last), lambda row: "wait"),
+        ("wait", waits(rows, run), lambda row: "wait"),
     ]
     for depth, (kind, spans, name) in enumerate(kinds):
         known = [frames.number(kind, name(info[row])) for row in slots] if len(spans.place) else []

@@ -25,6 +25,7 @@ __all__ = [
     "runs_side_by_side",
     "waits",
     "whole_rows",
+    "with_waits",
     "worker_spans",
 ]
 
@@ -76,11 +77,19 @@ def whole_rows(run: RunSamples) -> Spans:
     return _spans(np.fmin.reduce(run.begin, axis=1), np.fmax.reduce(run.end, axis=1))
 
 
-def waits(spans: Spans, last: int) -> Spans:
-    """The gaps between a worker's spans, each with the place of the row before it; the last ends at `last`, the run's end."""
-    following = np.append(spans.begin[1:], max(last, int(spans.end[-1]))) if len(spans.end) else spans.begin
-    some = following > spans.end
-    return Spans(spans.end[some], following[some], spans.place[some])
+def with_waits(spans: Spans, run: RunSamples) -> Spans:
+    """A worker's spans, each until the next one begins, the last until the last of all workers ends."""
+    if not len(spans.end):
+        return spans
+    last = int(_nanoseconds(np.fmax.reduce(run.end, axis=None)))
+    return Spans(spans.begin, np.append(spans.begin[1:], max(last, int(spans.end[-1]))), spans.place)
+
+
+def waits(spans: Spans, run: RunSamples) -> Spans:
+    """The gaps behind a worker's spans, each with the place of the row before it."""
+    until = with_waits(spans, run).end
+    some = until > spans.end
+    return Spans(spans.end[some], until[some], spans.place[some])
 
 
 def groups(spans: Spans, run: RunSamples, label: Callable[[int], object]) -> Spans:
