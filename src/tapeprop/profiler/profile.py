@@ -143,7 +143,9 @@ class RunSamples:
     @property
     def seconds(self) -> np.ndarray:
         """float64 (steps, slots): how long each row took; of several workers the slowest counts."""
-        return np.nan_to_num(np.nanmax(self.end - self.begin, axis=1)) if self.begin.size else np.zeros((0, 0))
+        if not self.begin.shape[1]:
+            return np.zeros((self.steps, len(self.rows)))
+        return np.nan_to_num(np.fmax.reduce(self.end - self.begin, axis=1))
 
 
 @dataclass(frozen=True)
