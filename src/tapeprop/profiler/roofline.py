@@ -52,7 +52,7 @@ def plot(profile: Profile, path: str | os.PathLike) -> Path:
     return Path(path)
 
 
-# Equal profiles give equal files.
+# The day of drawing is no part of the picture: equal profiles give equal files, but for the ids inside an SVG.
 _UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
