@@ -144,7 +144,9 @@ class RunSamples:
     @property
     def seconds(self) -> np.ndarray:
         """float64 (steps, slots): how long each row took; of several workers the slowest counts."""
-        return np.nan_to_num(np.nanmax(self.end - self.begin, axis=1)) if self.begin.size else np.zeros((0, 0))
+        if not self.begin.shape[1]:
+            return np.zeros((self.steps, len(self.rows)))
+        return np.nan_to_num(np.fmax.reduce(self.end - self.begin, axis=1))
 
 
 @dataclass(frozen=True)
@@ -244,6 +246,36 @@ class Profile:
         from tapeprop.profiler import files
 
         return files.read(path)
+
+    def to_chrome_trace(self, path: str | os.PathLike[str]) -> Path:
+        """Writes a trace for Perfetto or chrome://tracing, a track for each worker; the path. OSError."""
+        from tapeprop.profiler import chrome_trace
+
+        return chrome_trace.write(self, path)
+
+    def to_speedscope(self, path: str | os.PathLike[str]) -> Path:
+        """Writes a file for www.speedscope.app, a profile for each worker; the path. OSError."""
+        from tapeprop.profiler import speedscope
+
+        return speedscope.write(self, path)
+
+    def to_flame_graph(self, path: str | os.PathLike[str]) -> Path:
+        """Draws a flame graph by phase, node and op into an SVG file; the path. OSError."""
+        from tapeprop.profiler import flame
+
+        return flame.write(self, path)
+
+    def folded(self) -> str:
+        """The same as text, "forward;stem;conv2d 1234" a line, in nanoseconds; see `tapeprop.profiler.flame.folded`."""
+        from tapeprop.profiler import flame
+
+        return flame.folded(self)
+
+    def plot_roofline(self, path: str | os.PathLike[str]) -> Path:
+        """Draws the rows under the machine's roofs into a PNG, SVG or PDF file; the path. Needs matplotlib. ValueError, OSError."""
+        from tapeprop.profiler import roofline
+
+        return roofline.plot(self, path)
 
     def __str__(self) -> str:
         return str(self.table())

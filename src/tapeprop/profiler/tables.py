@@ -67,7 +67,8 @@ def row_seconds(profile: Profile) -> list[np.ndarray]:
     samples: list[list[list[np.ndarray]]] = [[[] for _ in tape.rows] for tape in profile.tapes]
     for run in profile.runs:
         for row, column in zip(run.rows.tolist(), run.seconds.T, strict=True):
-            samples[run.tape][row].append(column)
+            if column.size:
+                samples[run.tape][row].append(column)
     found = []
     for tape, rows in zip(profile.tapes, samples, strict=True):
         means = tape.busy.max(axis=1, initial=0.0) / np.maximum(tape.calls, 1)
