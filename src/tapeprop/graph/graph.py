@@ -115,7 +115,9 @@ class CompiledGraph(OptimizedGraph):
                 edited()  # whose parameters these are, and what they are called
             self._input_shape, self._auto_batch_norm = input_shape, bool(auto_batch_norm)
             self._options = options
-            self._network = Network(self.trace_all, options, self._random, self._frozen_parameters)
+            self._network = Network(
+                self.trace_all, options, self._random, self._frozen_parameters, names=self._parameter_names
+            )
             self._trainer = Trainer(self._network, self._optimizers)
             self._stopped = self.stopped
             self._built_version, self._built_key = self.version, self._key
@@ -158,6 +160,9 @@ class CompiledGraph(OptimizedGraph):
                     frozen.update(parameter for _, parameter in norm.named_parameters())
             self._frozen = now, frozenset(frozen)
         return self._frozen[1]
+
+    def _parameter_names(self) -> dict[Parameter, str]:
+        return {parameter: name for name, parameter in self.named_parameters()}
 
     # ---- running
 

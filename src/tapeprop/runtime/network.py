@@ -17,7 +17,7 @@ import numpy as np
 from tapeprop.compiler.gradient import FLOATS
 from tapeprop.compiler.interpret import array_type
 from tapeprop.compiler.layout import batch_lanes
-from tapeprop.errors import DTypeError, NumericsError, ShapeError, StateError
+from tapeprop.errors import DTypeError, ShapeError, StateError
 from tapeprop.ir import Dim, Parameter, Shape, Tensor
 from tapeprop.ir.dims import text
 from tapeprop.runtime.executable import Executable
@@ -25,6 +25,7 @@ from tapeprop.runtime.listing import Listing, list_program, list_tape
 from tapeprop.runtime.lowering import Forward, InputKind, Lowering, TraceFunction, ValueAndGradient
 from tapeprop.runtime.memory import Arena, aligned
 from tapeprop.runtime.state import cell
+from tapeprop.runtime.watchful import Names, run_watchfully
 
 PLANS_KEPT = 8
 
@@ -70,7 +71,7 @@ class Network:
 
     function: records the network (see `lowering.TraceFunction`). random: the RNG state, an int64 parameter of shape (2,), packed.
     frozen: tells which parameters get no gradient. kinds: of the inputs, where they are not all arrays of the network's dtype with a
-    batch on axis 0. The caller packs every parameter before it makes the network.
+    batch on axis 0. names: gives what errors call the parameters. The caller packs every parameter before it makes the network.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Network:
         random: Parameter | None,
         frozen: Callable[[], frozenset[Parameter]] = frozenset,
         kinds: Sequence[InputKind] = (),
+        names: Names = dict,
     ):
         from tapeprop.targets.cpu.machine import usable_cpus
 
@@ -89,6 +91,7 @@ class Network:
             function, options.dtype, random, not options.debug_nan, options.math_mode == "winograd", kinds
         )
         self.frozen = frozen
+        self.names = names
         self.lock = threading.RLock()
         self.retained_arena, self.backward_arena, self.tight_arena = Arena(), Arena(), Arena()
         self.plans: OrderedDict[Hashable, object] = OrderedDict()
@@ -155,7 +158,7 @@ class Network:
             for _ in range(steps):
                 with self.undone_on_failure(executable):
                     if self.options.debug_nan:
-                        _run_watchfully(executable, first, last)
+                        run_watchfully(executable, first, last, self.names)
                     else:
                         executable.run(first, last)
         finally:
@@ -427,26 +430,6 @@ def as_input(array: object, dtype: str, what: str) -> np.ndarray:
     if given.size == 0:
         raise ShapeError(f"{what}: expected at least one sample and no empty axis, got shape {given.shape}")
     return np.ascontiguousarray(given, dtype=dtype).reshape(given.shape)
-
-
-def _run_watchfully(executable: Executable, first: str | None, last: str | None) -> None:
-    """Row by row; NumericsError names the first instruction that made a NaN or an infinity, and its node."""
-    names = [span.name for span in executable.program.spans]
-    start, count = executable.rows_of(first or names[0], last or names[-1])
-    for first_row, rows in executable.parts(start, count):
-        for number in range(first_row, first_row + rows):
-            executable.run_rows(number, 1)
-            row = executable.tape.rows[number]
-            for result in row.step.instruction.results:
-                found = executable.view(result) if executable.is_input(result) is None else np.zeros(1)
-                if found.dtype.kind == "f" and not np.isfinite(found).all():
-                    bad = "a NaN" if np.isnan(found).any() else "an infinity"
-                    node = row.step.instruction.node
-                    where = f"node {node!r}: " if node else ""
-                    raise NumericsError(
-                        f"{where}row {number}, {row.step.instruction.op.name} ({row.step.span}), made {bad} "
-                        f"in a result of shape {found.shape}; look at its operands"
-                    )
 
 
 def pending_of(parameters: Iterable[Parameter]) -> list[Parameter]:
