@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tapeprop.compiler.encode import Tape
 from tapeprop.compiler.gradient import FLOATS
 from tapeprop.compiler.interpret import array_type
 from tapeprop.compiler.layout import batch_lanes
 from tapeprop.errors import DTypeError, ShapeError, StateError
-from tapeprop.ir import Dim, Parameter, Shape, Tensor
+from tapeprop.ir import Dim, Parameter, Program, Shape, Tensor
 from tapeprop.ir.dims import text
+from tapeprop.runtime.diagnosis import Diagnosis, Setting, diagnose_program, diagnose_tape
 from tapeprop.runtime.executable import Executable
 from tapeprop.runtime.listing import Listing, list_program, list_tape
 from tapeprop.runtime.lowering import Forward, InputKind, Lowering, TraceFunction, ValueAndGradient
@@ -379,17 +381,30 @@ class Network:
 
     def listing(self, shapes: Sequence[Shape] | None) -> Listing:
         """The tape of forward and backward in training: of the last forward's sizes, else of `shapes`, which may be open."""
+        title, _, found = self._training_tape(shapes)
+        return list_program(found, title) if isinstance(found, Program) else list_tape(found, title)
+
+    def diagnosis(self, shapes: Sequence[Shape] | None) -> Diagnosis:
+        """What makes that tape slow, as far as it can be told before it runs."""
+        title, batch, found = self._training_tape(shapes)
+        options = self.options
+        setting = Setting(options.dtype, batch, self.workers, options.workers, options.debug_nan)
+        tell = diagnose_program if isinstance(found, Program) else diagnose_tape
+        return tell(found, title, setting)  # type: ignore[arg-type]
+
+    def _training_tape(self, shapes: Sequence[Shape] | None) -> tuple[str, int | None, Program | Tape]:
+        """(title, batch where it is known, the tape; its program where sizes are open)."""
         if self._live is not None:
             shapes = [a.shape for a in self._live[0].inputs]
         if shapes is None:
             raise StateError("tape: no sizes are known yet; give build() an input_shape, or call forward() first")
         title = f"training tape, input {', '.join(map(text, shapes))}"
         first = shapes[0][0] if shapes and shapes[0] else None
-        batch = batch_lanes(self.options.dtype, first) if isinstance(first, int) else None
-        program = self.lowering.joint(shapes, batch)
+        batch = first if isinstance(first, int) else None
+        program = self.lowering.joint(shapes, None if batch is None else batch_lanes(self.options.dtype, batch))
         if any(isinstance(n, Dim) for shape in shapes for n in shape):
-            return list_program(program, title)
-        return list_tape(self.make_executable(program, {}, Arena()).tape, title)
+            return title, batch, program
+        return title, batch, self.make_executable(program, {}, Arena()).tape
 
     # ---- watching
 
