@@ -4,7 +4,7 @@ import pytest
 from runtime.tapes_for_tests import run_program
 
 from tapeprop.targets.cpu import machine
-from tapeprop.targets.cpu.machine import quota_cpus, usable_cpus
+from tapeprop.targets.cpu.machine import data_caches, quota_cpus, usable_cpus
 
 
 @pytest.fixture
@@ -82,3 +82,38 @@ def test_a_wide_machine_can_be_held_to_less(bits):
     """
     out, _ = run_program(program, TAPEPROP_VECTOR_BITS=bits)
     assert out.split() == [bits, "16", "False", str(bits == "256")]
+
+
+# ---- caches
+
+
+def write_cache(root, index, level, kind, size, shared):
+    folder = root / f"index{index}"
+    folder.mkdir()
+    for name, text in (("level", level), ("type", kind), ("size", size), ("shared_cpu_list", shared)):
+        (folder / name).write_text(f"{text}\n")
+
+
+def test_data_caches(tmp_path):
+    write_cache(tmp_path, 0, 1, "Data", "48K", "0,64")
+    write_cache(tmp_path, 1, 1, "Instruction", "32K", "0,64")
+    write_cache(tmp_path, 2, 2, "Unified", "2048K", "0")
+    write_cache(tmp_path, 3, 3, "Unified", "105M", "0-31,64-95")
+    assert data_caches(str(tmp_path)) == ((48 << 10, 2), (2 << 20, 1), (105 << 20, 64))
+
+
+def test_caches_that_the_system_does_not_tell(tmp_path):
+    assert data_caches(str(tmp_path / "absent")) == ((32 << 10, 1), (1 << 20, 1))
+    write_cache(tmp_path, 0, 1, "Data", "unknown", "0")
+    write_cache(tmp_path, 1, "two", "Unified", "1M", "0")
+    write_cache(tmp_path, 2, 3, "Unified", "0K", "0")
+    (tmp_path / "index9").mkdir()
+    assert data_caches(str(tmp_path)) == ((32 << 10, 1), (1 << 20, 1))
+    write_cache(tmp_path, 3, 2, "Unified", "1024", "")
+    assert data_caches(str(tmp_path)) == ((1024, 1),)
+
+
+def test_caches_of_this_machine_grow():
+    sizes = [size for size, _ in data_caches()]
+    assert sizes == sorted(sizes)
+    assert all(sharing >= 1 for _, sharing in data_caches())

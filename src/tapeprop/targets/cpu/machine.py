@@ -13,6 +13,7 @@ __all__ = [
     "cache_line",
     "cpu_features",
     "cpu_name",
+    "data_caches",
     "is_arm",
     "is_x86",
     "lanes",
@@ -93,6 +94,40 @@ def cache_line() -> int:
     except (OSError, ValueError):
         return 128 if platform.system() == "Darwin" and platform.machine() == "arm64" else 64
     return size if size > 0 else 64
+
+
+_CACHES = ((32 << 10, 1), (1 << 20, 1))
+
+
+def data_caches(root: str = "/sys/devices/system/cpu/cpu0/cache") -> tuple[tuple[int, int], ...]:
+    """(bytes, how many CPUs share it) of each cache for data of the first core, nearest first.
+
+    Where the system does not say: 32 KB and 1 MB that no other core shares.
+    """
+    found: dict[int, tuple[int, int]] = {}
+    for folder in sorted(Path(root).glob("index*")):
+        try:
+            kind, level, size, shared = (
+                (folder / name).read_text().strip() for name in ("type", "level", "size", "shared_cpu_list")
+            )
+            if kind in ("Data", "Unified"):
+                found[int(level)] = _bytes_of(size), _count_of(shared)
+        except (OSError, ValueError):
+            continue
+    sizes = tuple(found[level] for level in sorted(found) if found[level][0] > 0)
+    return sizes or _CACHES
+
+
+def _bytes_of(text: str) -> int:
+    """ "32K" as bytes."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    return int(text[:-1]) * units[text[-1]] if text[-1:] in units else int(text)
+
+
+def _count_of(text: str) -> int:
+    """How many CPUs a list such as "0-3,8" names; 1 for an empty one."""
+    ends = [part.split("-") for part in text.split(",") if part]
+    return max(1, sum(int(pair[-1]) - int(pair[0]) + 1 for pair in ends))
 
 
 def target_machine(level: int = 3) -> Any:
