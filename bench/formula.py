@@ -89,7 +89,7 @@ def main() -> None:
     tp.function(outputs=loss, inputs=parameters).value_and_grad(*numbers)
     again = time.perf_counter() - again
     calls = [_timed(lambda: f.value_and_grad(*numbers)) for _ in range(arguments.repeats)]
-    rows = f.profile_rows(*numbers, repeats=arguments.repeats)
+    rows = f.profile(*numbers, repeats=arguments.repeats).figures()
     found = {
         "nodes": len(reachable([loss])) + len(parameters) + SIDE * SIDE,
         "parameters": len(parameters),

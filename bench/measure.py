@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tapeprop.targets.cpu.machine import cpu_name, usable_cpus, vector_bits
+from tapeprop.targets.cpu.machine import cpu_model, cpu_name, usable_cpus, vector_bits
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("numpy", "numba", "llvmlite", "torch", "jax", "jaxlib")
@@ -89,7 +89,7 @@ def machine() -> dict[str, Any]:
     """The processor and the versions that figures belong to."""
     return {
         "date": date.today().isoformat(),
-        "cpu": _model_name(),
+        "cpu": cpu_model(),
         "llvm_cpu": cpu_name(),
         "vector_bits": vector_bits(),
         "usable_cpus": usable_cpus(),
@@ -110,16 +110,6 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _model_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def results_path(kind: str) -> Path:

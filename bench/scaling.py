@@ -30,6 +30,7 @@ from tapeprop.cli.output import seconds_text, table
 from tapeprop.losses import CrossEntropy
 from tapeprop.optimizers import SGD
 from tapeprop.runtime.executable import Executable
+from tapeprop.runtime.recorder import Recorder, recording_runs
 
 BATCHES = tuple(2**k for k in range(10))
 DEPTHS = (8, 16, 32, 64, 125, 250, 500, 1000)
@@ -114,9 +115,10 @@ def fitted(what: str, times: dict[int, float]) -> tuple[str, dict[str, Any]]:
 
 def shares(executable: Executable, steps: int) -> tuple[float, float]:
     """(serial share, how much faster all workers are than one if barriers cost nothing), from `steps` timed steps."""
-    timing = executable.timing(steps)
-    executable.run(steps=steps, timing=timing)
-    spent = np.median(timing[..., 1] - timing[..., 0], axis=0)  # (workers, rows), in cycles
+    with recording_runs(Recorder(only=executable)) as recorder:
+        executable.run(steps=steps)
+    ticks = np.concatenate([run.ticks for run in recorder.runs])
+    spent = np.median(ticks[..., 1] - ticks[..., 0], axis=0)  # (workers, rows), in ticks
     busiest, total = spent.max(axis=0), spent.sum(axis=0)
     serial = total - busiest < IDLE * busiest
     return float(busiest[serial].sum() / busiest.sum()), float(total.sum() / busiest.sum())

@@ -102,7 +102,8 @@ def slowest_rows(network: Network, threads: int, math_mode: str, count: int = 10
     graph = built(network, threads, math_mode)
     x, y = network.data()
     graph.train_step(x, y, CrossEntropy())
-    steps = [graph.profile_rows(x, y, CrossEntropy(), repeats=ROW_STEPS) for _ in range(ROW_RUNS)]
+    profiles = [graph.profile(x, y, CrossEntropy(), repeats=ROW_STEPS) for _ in range(ROW_RUNS)]
+    steps = [profile.figures(sort="row") for profile in profiles]
     times = np.array([[row.seconds for row in rows] for rows in steps])
     median, least = np.median(times, axis=0), times.min(axis=0).sum()
     total = median.sum()
@@ -115,11 +116,11 @@ def slowest_rows(network: Network, threads: int, math_mode: str, count: int = 10
     )
     closing += f"{peers.flops(peers.step_of(peers.copied(graph, network.name), x, y)) / least / 1e9:.0f} GFLOP/s"
     return closing + "\n" + table(
-        ("row", "span", "op", "node", "time", "share", "GFLOP/s", "GB/s"),
+        ("row", "phase", "op", "layer", "time", "share", "GFLOP/s", "GB/s"),
         [
             (
-                str(row.row), row.span, row.op, row.node, seconds_text(row.seconds), f"{row.share:.1%}",
-                f"{row.flops / row.seconds / 1e9:.1f}", f"{row.traffic / row.seconds / 1e9:.1f}",
+                str(row.rows[0][1]), row.phase, row.op, row.layer, seconds_text(row.seconds), f"{row.share:.1%}",
+                f"{row.gflops:.1f}", f"{row.gbytes:.1f}",
             )
             for row in rows
         ],

@@ -144,7 +144,7 @@ def test_the_rows_are_timed_and_nothing_is_changed():
     w = tp.variable([1.0, 2.0, 3.0], dtype="float64")
     f = tp.function(ops.sum(x * w), x)
     f.value_and_grad([1.0, 1.0, 1.0])
-    rows = f.profile_rows([5.0, 5.0, 5.0], repeats=3)
+    rows = f.profile([5.0, 5.0, 5.0], repeats=3).figures()
     assert sum(row.share for row in rows) == pytest.approx(1.0)
     np.testing.assert_array_equal(w.grad, [1.0, 1.0, 1.0])
     f.value_and_grad([1.0, 1.0, 1.0])

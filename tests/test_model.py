@@ -95,8 +95,8 @@ def test_timing_a_step_changes_nothing(trained):
     twin = copy.deepcopy(trained).build((None, 5))
     twin.load_optimizer_state_dict(trained.optimizer_state_dict())
     twin.nodes[-1].set_optimizer(twin.nodes[-1].optimizer)
-    rows = trained.profile_rows(X, Y, CrossEntropy(), repeats=3)
-    assert {row.span for row in rows} >= {"forward", "backward", "update"}
+    rows = trained.profile(X, Y, CrossEntropy(), repeats=3).figures()
+    assert {row.phase for row in rows} >= {"forward", "backward", "update"}
     assert sum(row.share for row in rows) == pytest.approx(1)
     assert steps(trained) == steps(twin)
 

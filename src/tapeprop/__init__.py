@@ -6,6 +6,8 @@ from tapeprop.formula import Function, Variable, constant, function, placeholder
 from tapeprop.graph.merge import MergeMode
 from tapeprop.graph.node import LayerNode, SequentialNode
 from tapeprop.model import LayerGraph, gradcheck, load
+from tapeprop.profiler.collect import profiling
+from tapeprop.profiler.profile import Profile
 
 __version__ = "0.1.0"
 
@@ -14,6 +16,7 @@ __all__ = [
     "LayerGraph",
     "LayerNode",
     "MergeMode",
+    "Profile",
     "SequentialNode",
     "Variable",
     "__version__",
@@ -31,6 +34,7 @@ __all__ = [
     "ops",
     "optimizers",
     "placeholder",
+    "profiling",
     "schedules",
     "variable",
 ]

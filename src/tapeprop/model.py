@@ -11,7 +11,8 @@ from tapeprop import interchange
 from tapeprop.errors import DTypeError
 from tapeprop.graph.graph import CompiledGraph, StepArguments
 from tapeprop.layers.edits import edits
-from tapeprop.runtime.timing import RowTime
+from tapeprop.profiler.collect import profile_trial
+from tapeprop.profiler.profile import Profile
 from tapeprop.schedules import Schedule
 from tapeprop.training import evaluate as evaluation
 from tapeprop.training import optimizer_state
@@ -51,13 +52,21 @@ class LayerGraph(CompiledGraph):
         self._compiled("train_step()")
         return self.native_step(self._step_arguments(X, y, loss, loss_weights))
 
-    def profile_rows(self, X: Any, y: Any, loss: Any, repeats: int = 20, loss_weights: Any = None) -> list[RowTime]:
-        """The time of each instruction of a training step, measured inside the executor over `repeats` steps.
+    def profile(self, X: Any, y: Any = None, loss: Any = None, repeats: int = 20, loss_weights: Any = None) -> Profile:
+        """Where the time and the memory of a training step go, instruction by instruction; without y and loss, of predict().
 
-        Weights, gradients, optimizer state and random state are as before afterwards.
+        X, y, loss, loss_weights: as of train_step(). repeats: steps that are measured, after one that is not. Without an optimizer
+        there is no update. Nothing is trained: weights, gradients, optimizer and random state are as before afterwards.
+        ValueError for y without loss, or the other way round.
         """
-        self._compiled("profile_rows()")
-        return self.native_row_times(self._step_arguments(X, y, loss, loss_weights), repeats)
+        self._compiled("profile()")
+        if y is None and loss is None:
+            return profile_trial(self.trial_predict(self._inputs(X)), repeats)
+        if y is None or loss is None:
+            raise ValueError(
+                "profile: expected y and loss for a training step, or neither for predict(); got one of them"
+            )
+        return profile_trial(self.trial_step(self._step_arguments(X, y, loss, loss_weights)), repeats)
 
     def _step_arguments(self, X: Any, y: Any, loss: Any, loss_weights: Any) -> StepArguments:
         arrays = self._inputs(X)

@@ -13,7 +13,7 @@ import pytest
 import tapeprop
 from tapeprop import cli
 from tapeprop.cli import doctor, output, train
-from tapeprop.runtime.timing import RowTime
+from tapeprop.profiler.tables import Figures
 
 COMMANDS = ["train", "summary", "bench", "doctor", "cache"]
 
@@ -227,7 +227,7 @@ REPORT = {
     "compile_seconds": 0.0,
     "train_seconds": 5.0,
     "images_per_second": 4314.0,
-    "slowest": [{"row": 7, "span": "forward", "op": "conv", "node": "wide", "seconds": 4.2e-5, "share": 0.25}],
+    "slowest": [{"row": 7, "phase": "forward", "op": "conv", "layer": "wide", "seconds": 4.2e-5, "share": 0.25}],
 }
 
 
@@ -241,7 +241,8 @@ def test_report() -> None:
 
 def test_slowest_rows_come_first() -> None:
     rows = [
-        RowTime(i, "forward", "op", "node", seconds, 0.1) for i, seconds in enumerate([1.0, 3.0, 2.0, 0.5, 0.1, 0.2])
+        Figures(str(i), ((0, i),), seconds, 0.1, 1, 0, 0, 0.0, 1.0, 1.0, "forward", "op", "node", "node")
+        for i, seconds in enumerate([1.0, 3.0, 2.0, 0.5, 0.1, 0.2])
     ]
     assert [row["row"] for row in train.slowest(rows)] == [1, 2, 0, 3, 5]
 

@@ -33,7 +33,8 @@ X, Y = RNG.standard_normal((16, 3, 7, 9)), RNG.standard_normal((16, 32))
 
 
 def rows(graph, op):
-    return [row.node for row in graph.profile_rows(X, Y, MSE(), repeats=1) if row.op == op]
+    (tape,) = graph.profile(X, Y, MSE(), repeats=1).tapes
+    return [row.layer for row in tape.rows if row.op == op]
 
 
 def test_only_large_convolutions_of_stride_1_change():

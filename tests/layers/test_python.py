@@ -591,7 +591,7 @@ def test_rows_are_timed_and_the_state_is_put_back():
     graph = ready(Dense(3, 4), Waves(4), Dense(4, 2))
     before = graph.state_dict()
     X, y = data(4)
-    rows = graph.profile_rows(X, y, tp.losses.CrossEntropy(), repeats=3)
+    rows = graph.profile(X, y, tp.losses.CrossEntropy(), repeats=3).figures()
     assert {"python", "python_grad"} <= {row.op for row in rows if row.seconds > 0}
     for name, value in graph.state_dict().items():
         np.testing.assert_array_equal(value, before[name])

@@ -303,7 +303,7 @@ def test_timing_a_step_leaves_no_trace():
         graph.forward(x, True)
         graph.backward()
     before = state(timed)
-    timings = timed.profile_rows(x, y, LOSS, repeats=3)
+    timings = timed.profile(x, y, LOSS, repeats=3).figures()
     assert len(timings) > 5
     assert_same_bits(state(timed), before)
     for graph in (plain, timed):

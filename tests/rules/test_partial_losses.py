@@ -30,8 +30,8 @@ def own_heads() -> LayerGraph:
 
 def rows_of(graph: LayerGraph, losses: dict, y: dict) -> Counter[tuple[str, str]]:
     """{(span, node): rows} of the tape of a training step; layers inside a node count as the node."""
-    timed = graph.profile_rows(rows(), y, losses, repeats=1)
-    return Counter((row.span, row.node.split(".")[0]) for row in timed)
+    (tape,) = graph.profile(rows(), y, losses, repeats=1).tapes
+    return Counter((row.phase, row.node) for row in tape.rows)
 
 
 def counts(graph: LayerGraph) -> dict[str, float]:

@@ -1,5 +1,6 @@
 import ctypes
 import gc
+import re
 import time
 
 import numpy as np
@@ -12,7 +13,7 @@ from tapeprop.runtime.executor import STEP, BoundTape, aligned_words, control_bl
 from tapeprop.runtime.linker import load_text
 from tapeprop.runtime.native_loop import loop_text
 from tapeprop.targets.cpu.kernel import run_body
-from tapeprop.targets.cpu.machine import is_x86
+from tapeprop.targets.cpu.machine import is_x86, target_machine
 
 SIZE, ROUNDS = 37, 40
 
@@ -152,16 +153,31 @@ def test_timed_runs(workers):
     np.testing.assert_array_equal(a, ring_expected(3))
 
 
-def test_the_untimed_loop_reads_no_clock():
-    bodies = {
-        part.split("(")[0]: part for part in loop_text().split("define internal void @") if part.startswith("walk")
-    }
-    assert {name: "readcyclecounter" in body.split("\n}\n")[0] for name, body in bodies.items()} == {
-        "walk_alone": False,
-        "walk_alone_timed": True,
-        "walk_together": False,
-        "walk_together_timed": True,
-    }
+@pytest.mark.parametrize(("system", "architecture"), [("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64")])
+def test_the_untimed_loops_read_no_clock_nor_call_what_does(system, architecture):
+    functions = dict(re.findall(r"define [^@\n]*@([\w.]+)\((.*?)\n}\n", loop_text(system, architecture), re.DOTALL))
+    reads = {name for name, body in functions.items() if re.search(r"readcyclecounter|@clock_gettime", body)}
+    assert reads == {"clock"}
+    for _ in functions:  # and so does whoever calls one that does
+        reads |= {name for name, body in functions.items() if reads & set(re.findall(r"call [^@\n]*@([\w.]+)\(", body))}
+    walks = {name for name in functions if name.startswith("walk")}
+    assert walks == {"walk_alone", "walk_alone_timed", "walk_together", "walk_together_timed"}
+    assert reads & walks == {"walk_alone_timed", "walk_together_timed"}
+    assert "barrier" not in reads
+
+
+@pytest.mark.skipif(not is_x86(), reason="looks for an instruction of x86")
+def test_the_machine_code_of_the_untimed_loops_reads_no_clock():
+    import llvmlite.binding as llvm
+
+    machine = target_machine()
+    module = llvm.parse_assembly(loop_text())
+    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
+    builder.getModulePassManager().run(module, builder)
+    code = re.split(r"^([\w.]+):", machine.emit_assembly(module), flags=re.MULTILINE)
+    reads = {name: body.count("rdtsc") for name, body in zip(code[1::2], code[2::2], strict=True) if "rdtsc" in body}
+    assert sum(reads.values()) == 4  # before and after the kernel, alone and together
+    assert not {"walk_alone", "walk_together", "barrier", "await_change"} & set(reads)
 
 
 # ---- arithmetic

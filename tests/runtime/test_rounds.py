@@ -54,10 +54,10 @@ def test_a_failure_ends_the_run_in_the_front_and_in_the_rest(workers, place):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_timed_run_holds_the_last_round(workers):
+def test_a_timed_run_holds_every_round(workers):
     counts = np.zeros((3, 2), np.int64)
     tape, control = make_tape([(kernel("count_up"), (x,), ()) for x in counts])
-    buffer = times(2, workers, 3)
+    buffer = times(2, workers, 2 * 4 + 1)
     assert run(tape, control, steps=2, workers=workers, timing=buffer, rounds=Rounds(2, 4)) is None
     assert counts[:, 0].tolist() == [8, 8, 2]
     assert (buffer > 0).all()

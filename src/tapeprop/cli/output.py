@@ -8,6 +8,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from tapeprop.profiler.text import seconds_text, size_text
+
+__all__ = ["add_json", "print_json", "seconds_text", "size_text", "table"]
+
 
 def add_json(command: argparse.ArgumentParser) -> None:
     """Adds --json to a command that prints figures."""
@@ -40,21 +44,3 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[i
         ).rstrip()
         for line in lines
     )
-
-
-def size_text(count: int) -> str:
-    """Bytes as a reader wants them: 512 B, 3.4 MiB."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024 or unit == "GiB":
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    raise AssertionError("unreachable")
-
-
-def seconds_text(seconds: float) -> str:
-    """A duration with three digits: 1.23 s, 45.6 ms, 789 us."""
-    for factor, unit in ((1.0, "s"), (1e3, "ms"), (1e6, "us")):
-        if seconds * factor >= 1:
-            return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"

@@ -6,13 +6,12 @@ import argparse
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tapeprop.cli.output import add_json, print_json, seconds_text, table
 
 if TYPE_CHECKING:
-    from tapeprop.runtime.timing import RowTime
+    from tapeprop.profiler.tables import Figures
 
 SLOWEST = 5
 
@@ -89,7 +88,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     )
     seconds, compiled = sum(history.seconds), compile_seconds() - compiled_before
     result = graph.evaluate(X_test, y_test, loss=loss)
-    rows = graph.profile_rows(X_train[: args.batch_size], y_train[: args.batch_size], loss, repeats=20)
+    profile = graph.profile(X_train[: args.batch_size], y_train[: args.batch_size], loss, repeats=20)
     report = {
         "data": args.data,
         "train_samples": len(X_train),
@@ -104,16 +103,18 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         "compile_seconds": compiled,
         "train_seconds": seconds,
         "images_per_second": len(X_train) * args.epochs / seconds,
-        "slowest": slowest(rows),
+        "slowest": slowest(profile.figures()),
     }
     if args.save:
         report["saved"] = _save(graph, args.save)
     return report
 
 
-def slowest(rows: Iterable[RowTime], count: int = SLOWEST) -> list[dict[str, Any]]:
+def slowest(rows: Iterable[Figures], count: int = SLOWEST) -> list[dict[str, Any]]:
     """The `count` instructions that took the longest, longest first."""
-    return [asdict(row) for row in sorted(rows, key=lambda row: -row.seconds)[:count]]
+    names = ("phase", "op", "layer", "seconds", "share")
+    first = sorted(rows, key=lambda row: -row.seconds)[:count]
+    return [{"row": row.rows[0][1]} | {name: getattr(row, name) for name in names} for row in first]
 
 
 def text(report: dict[str, Any]) -> str:
@@ -128,9 +129,9 @@ def text(report: dict[str, Any]) -> str:
         "",
         f"the {len(report['slowest'])} instructions that took the longest in a step of {report['batch_size']} images:",
         table(
-            ("row", "span", "op", "node", "time", "share"),
+            ("row", "phase", "op", "layer", "time", "share"),
             [
-                (str(r["row"]), r["span"], r["op"], r["node"], seconds_text(r["seconds"]), f"{r['share']:.1%}")
+                (str(r["row"]), r["phase"], r["op"], r["layer"], seconds_text(r["seconds"]), f"{r['share']:.1%}")
                 for r in report["slowest"]
             ],
             left=(1, 2, 3),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,13 @@ from tapeprop.ir import Constant, Parameter, Placeholder, Size, Tensor, current,
 from tapeprop.ir.dims import Dim, text
 from tapeprop.layers import arguments
 from tapeprop.ops import as_tensor
+from tapeprop.profiler.collect import profile_trial
+from tapeprop.profiler.profile import Profile
 from tapeprop.runtime.listing import Listing
 from tapeprop.runtime.lowering import InputKind
-from tapeprop.runtime.network import CacheInfo, Network, Options, as_input
+from tapeprop.runtime.network import CacheInfo, Network, Options, Trial, as_input
+from tapeprop.runtime.snapshot import restored
 from tapeprop.runtime.state import pack
-from tapeprop.runtime.timing import RowTime, Snapshot, time_rows
 from tapeprop.runtime.training import Trainer, zero_gradients
 from tapeprop.runtime.update import OptimizerState, require_optimizer, set_lr
 
@@ -327,21 +330,22 @@ class Function:
         shapes: list[Any] = [(len(self._together),)] * bool(self._together)
         return self._network.listing([*shapes, *(t.shape for t in self._alone)])
 
-    def profile_rows(self, *feed: Any, repeats: int = 20) -> list[RowTime]:
-        """The time of each instruction of value_and_grad(), measured inside the executor over `repeats` runs.
+    def profile(self, *feed: Any, repeats: int = 20) -> Profile:
+        """The time of each instruction of value_and_grad(), and its memory; see `tapeprop.profiler.profile.Profile`.
 
-        Gradients of variables are as before afterwards.
+        repeats: runs that are measured, after one that is not. Gradients of variables are as before afterwards.
         """
-        arrays, network = self._fed(feed), self._network
+        return profile_trial(self._trial(self._fed(feed)), repeats)
+
+    @contextmanager
+    def _trial(self, arrays: Sequence[np.ndarray]) -> Iterator[Trial]:
+        network = self._network
         with network.lock:
             found, executable = network.value_and_gradient_plan(arrays, False)
             for tensor, array in zip(found.inputs, arrays, strict=True):
                 executable.bind(tensor, array)
-            snapshot = Snapshot(found.reached, self._optimizers)
-            try:
-                return time_rows(executable, repeats)
-            finally:
-                snapshot.restore()
+            with restored(found.reached, self._optimizers):
+                yield Trial(network, executable)
 
     def cache_info(self) -> CacheInfo:
         """How often forward() found its plan (hits), had to make one (misses), and how many plans are kept (size)."""

@@ -221,6 +221,14 @@ class GraphStructure(EditableGraph):
             raise ShapeError(f"expected the sizes of {in_shape} that decide {question}, got None; give them") from None
         return self.present_outputs([plain_shape(output.shape) for output in outputs])
 
+    def outline(self) -> tuple[Any, ...]:
+        """(nodes, edges, roots, terms) as plain text: nodes are (name, layer, merge), edges pairs of names."""
+        named = self.labels
+        merges = {node: "" if node.merge_mode.value == "sum" else node.merge_mode.name for node in self._edges}
+        nodes = tuple((named[node], repr(node.layer), merges[node]) for node in self._edges)
+        edges = tuple((named[node], named[target]) for node, following in self._edges.items() for target in following)
+        return nodes, edges, tuple(named[node] for node in self.roots), tuple(named[node] for node in self.terms)
+
     # ---- several inputs and outputs
 
     def arrange_inputs(self, values: Any, what: str = "input") -> list[Any]:

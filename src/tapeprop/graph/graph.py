@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,8 @@ from tapeprop.layers.edits import edited, edits
 from tapeprop.layers.sizes import open_shape
 from tapeprop.runtime.diagnosis import Diagnosis
 from tapeprop.runtime.listing import Listing
-from tapeprop.runtime.network import CacheInfo, Network, Options, as_input
+from tapeprop.runtime.network import CacheInfo, Network, Options, Trial, as_input
 from tapeprop.runtime.state import pack
-from tapeprop.runtime.timing import RowTime
 from tapeprop.runtime.training import FitSession, Trainer, zero_gradients
 
 DTYPES = ("float32", "float64")
@@ -117,7 +117,12 @@ class CompiledGraph(OptimizedGraph):
             self._input_shape, self._auto_batch_norm = input_shape, bool(auto_batch_norm)
             self._options = options
             self._network = Network(
-                self.trace_all, options, self._random, self._frozen_parameters, names=self._parameter_names
+                self.trace_all,
+                options,
+                self._random,
+                self._frozen_parameters,
+                names=self._parameter_names,
+                outline=self.outline,
             )
             self._trainer = Trainer(self._network, self._optimizers)
             self._stopped = self.stopped
@@ -288,12 +293,24 @@ class CompiledGraph(OptimizedGraph):
             self.synchronise_optimizers()
             return trainer.train_step(*step)
 
-    def native_row_times(self, step: StepArguments, repeats: int) -> list[RowTime]:
-        """The time of each row of a training step on checked arrays; the state is put back afterwards."""
-        _, trainer = self._compiled("profile_rows()")
-        with self._exclusive("profile_rows()"):
+    @contextmanager
+    def trial_step(self, step: StepArguments) -> Iterator[Trial]:
+        """A training step on checked arrays, to be run inside; the state is put back afterwards."""
+        _, trainer = self._compiled("profile()")
+        with self._exclusive("profile()"):
             self.synchronise_optimizers()
-            return trainer.time_rows(*step, repeats)
+            with trainer.trial(*step) as trial:
+                yield trial
+
+    @contextmanager
+    def trial_predict(self, arrays: Sequence[np.ndarray]) -> Iterator[Trial]:
+        """What predict() runs on checked arrays, to be run inside."""
+        network, _ = self._compiled("profile()")
+        with self._exclusive("profile()"), network.lock:
+            found, executable = network.predict_plan(tuple(a.shape for a in arrays))
+            for tensor, array in zip(found.inputs, arrays, strict=True):
+                executable.bind(tensor, array)
+            yield Trial(network, executable)
 
     def output_shapes(self, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """The shape of each output for inputs of these shapes. ShapeError."""

@@ -35,6 +35,8 @@ IDLE = 0.1
 OUTSIDE = 0.1
 #: Compiling happens once for each machine, and is then in the cache; what is shorter nobody waits for.
 COMPILE_SECONDS = 1.0
+#: What it costs a program to have one native call noted, which is no fault of its own.
+NOTING_SECONDS = 1e-4
 #: Below it memory is no concern on any machine that trains.
 MEMORY = 256 << 20
 #: Rows that a text names.
@@ -43,7 +45,6 @@ NAMED = 4
 WIDTH = 100
 
 CONVERSIONS = ("to_lanes", "from_lanes")
-KINDS = ("python", "layout", "roof", "serial", "balance", "alone", "dispatch", "outside", "planning", "compile", "memory")
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ class _Look:
             if not row.kernel or row.op in CONVERSIONS or self.each[t][row.row] < TINY_SECONDS:
                 continue
             workers = 1 if _alone(tape, row.row) else int(_taking_part(tape).sum())
-            roof = row_roof(roofs, row.flops, row.traffic, _dtype(row), max(workers, 1))
+            roof = row_roof(roofs, row.flops, row.traffic, row.dtype, max(workers, 1))
             least = roof.seconds * float(tape.calls[row.row])
             if least > 0 and seconds >= FAR * least:
                 groups[row.op, roof.bound].append((t, row.row, seconds, least, roof))
@@ -225,50 +226,45 @@ class _Look:
     # ---- workers
 
     def sharing(self) -> Iterator[Finding]:
-        """Rows that one worker does while the others wait, and rows of which one does more than the others."""
+        """Rows that one worker does while the others wait, rows of which one does more than the others, and workers that never came."""
         serial: list[tuple[int, int, float]] = []
         uneven: list[tuple[int, int, float]] = []
         for t, tape, row, _ in self.rows():
             taking = _taking_part(tape)
-            count = int(taking.sum())
-            if count < 2 or not row.kernel:
+            if int(taking.sum()) < 2 or not row.kernel:
                 continue
             busy = tape.busy[row.row][taking]
-            lost = float(busy.max() - busy.mean())  # of what the busiest does, were it shared evenly
-            (serial if _alone(tape, row.row) else uneven).append((t, row.row, lost))
-        yield from self._shared(serial, uneven)
-        for t, tape in self.tapes:
-            if tape.workers > 1 and tape.steps and int(_taking_part(tape).sum()) == 1 and self.worth(tape.wall):
+            saved = float(busy.max() - busy.mean())  # if it were shared evenly
+            (serial if _alone(tape, row.row) else uneven).append((t, row.row, saved))
+        yield from self._shared(
+            serial,
+            "serial",
+            "one worker alone does {rows} and the others wait; shared evenly, that would save {share} of the time",
+            "Give it more parts to share: more results to a reduction, more channels to a norm; a kernel of your own takes worker and "
+            "workers and does its share",
+        )
+        yield from self._shared(
+            uneven,
+            "balance",
+            "workers do unequal parts of {rows}, and wait for the busiest; equal parts would save {share} of the time",
+            "Few large parts cannot be dealt out evenly: take a batch or channels that the number of workers divides; where other work "
+            "keeps a core busy, take one worker less",
+        )
+        for _, tape in self.tapes:
+            if tape.workers > 1 and int(_taking_part(tape).sum()) == 1 and self.worth(tape.wall):
                 yield self.finding(
                     "alone",
-                    f"{tape.name} was planned for {tape.workers} workers and ran on one: another thread's run held the team",
+                    f"{tape.name} was planned for {tape.workers} workers and ran on one: a run of another thread held the team",
                     [],
                     tape.wall * (1 - 1 / tape.workers),
                     "Let one thread run graphs at a time, or build() them with workers=1",
                 )
-            _ = t
 
-    def _shared(
-        self, serial: Sequence[tuple[int, int, float]], uneven: Sequence[tuple[int, int, float]]
-    ) -> Iterator[Finding]:
-        for kind, members in (("serial", serial), ("balance", uneven)):
-            total = sum(lost for *_, lost in members)
-            if not self.worth(total):
-                continue
-            rows = [row for row in _longest(members) if dict(((t, r), x) for t, r, x in members)[row] >= 0.01 * total]
-            if kind == "serial":
-                text = f"one worker alone does {self.named(rows)}; the others wait: {self.share(total)} of the time"
-                remedy = (
-                    "Give it more parts to share: more results to a reduction, more channels to a norm; your own kernel takes worker "
-                    "and workers and does its share"
-                )
-            else:
-                text = f"workers do unequal parts of {self.named(rows)}: they wait for the busiest in {self.share(total)} of the time"
-                remedy = (
-                    "Few large parts cannot be dealt out evenly: take a batch or channels that the workers divide; or other work on the "
-                    "machine slows one of them down, then use fewer workers"
-                )
-            yield self.finding(kind, text, rows, total, remedy)
+    def _shared(self, members: list[tuple[int, int, float]], kind: str, text: str, remedy: str) -> Iterator[Finding]:
+        total = sum(saved for *_, saved in members)
+        if self.worth(total):
+            rows = _longest([member for member in members if member[2] >= total / 100])
+            yield self.finding(kind, text.format(rows=self.named(rows), share=self.share(total)), rows, total, remedy)
 
     def dispatch(self) -> Iterator[Finding]:
         """Tapes of rows so short that what passes between them counts."""
@@ -290,45 +286,47 @@ class _Look:
                 f"calls{' and barriers' if several else ''}, takes {share_text(between / tape.wall)} of its time",
                 [],
                 between,
-                "Take a larger batch: an instruction then does more" + (", or workers=1, which needs no barriers" * several),
+                "Take a larger batch: an instruction then does more"
+                + (", or workers=1, which needs no barriers" * several),
             )
 
     # ---- around the tapes
 
     def outside(self) -> Iterator[Finding]:
         """Time that no tape ran, where the profile is of a program and not of a tape alone."""
-        profile = self.profile
-        if profile.compile_seconds >= COMPILE_SECONDS:
+        profile, seconds = self.profile, self.profile.seconds
+        if profile.what != "profiling" or seconds <= 0:
+            return
+        if profile.compile_seconds >= max(COMPILE_SECONDS, OUTSIDE * seconds):
             yield self.finding(
                 "compile",
-                f"compiling kernels took {seconds_text(profile.compile_seconds)}, once",
+                f"compiling kernels took {seconds_text(profile.compile_seconds)}, "
+                f"{share_text(profile.compile_seconds / seconds)} of the time",
                 [],
-                profile.compile_seconds if profile.what == "profiling" else 0.0,
-                "The next process finds them in the cache on disk; open batch sizes share kernels",
+                profile.compile_seconds,
+                "That is once for each machine: the next process finds them in the cache on disk",
             )
-        if profile.what != "profiling":
-            return
-        seconds = max(profile.seconds, 1e-12)
-        plans = profile.counters.get("plans", 0)
         if profile.lowering_seconds >= OUTSIDE * seconds:
+            plans = profile.counters.get("plans", 0)
             yield self.finding(
                 "planning",
-                f"tracing and planning took {seconds_text(profile.lowering_seconds)}, {share_text(profile.lowering_seconds / seconds)} "
-                f"of the time: {plans:,} plans were made",
+                f"tracing and planning took {seconds_text(profile.lowering_seconds)}, "
+                f"{share_text(profile.lowering_seconds / seconds)} of the time: {plans:,} plans were made",
                 [],
                 profile.lowering_seconds,
                 "A graph plans once for each batch size and keeps eight plans: use few sizes, and build() it once",
             )
         python = seconds - self.wall - profile.compile_seconds - profile.lowering_seconds
+        python -= NOTING_SECONDS * len(profile.runs)
         if python >= OUTSIDE * seconds:
             calls = sum(tape.steps for tape in profile.tapes)
             yield self.finding(
                 "outside",
-                f"no tape runs in {share_text(python / seconds)} of the time: Python between the calls, "
+                f"no tape runs in {share_text(python / seconds)} of the time: Python around them, "
                 f"{seconds_text(python / max(calls, 1))} for each of {calls:,} steps",
                 [],
                 python,
-                "fit() runs many steps in one native call; in a loop of your own prepare data beforehand and call train_step() with "
+                "fit() runs many steps in one native call; in a loop of your own prepare data beforehand, and call train_step() with "
                 "arrays of the graph's dtype",
             )
 
@@ -367,12 +365,6 @@ def _alone(tape: TapeInfo, row: int) -> bool:
     busy = tape.busy[row]
     most = float(busy.max(initial=0.0))
     return len(busy) > 1 and float(busy.sum()) - most < IDLE * most
-
-
-def _dtype(row: RowInfo) -> str:
-    """The dtype that a row computes in."""
-    kinds = [kind.partition(" ")[0] for kind in (*row.results, *row.operands)]
-    return next((kind for kind in kinds if kind.startswith("float")), "float32")
 
 
 def _roof_remedy(op: str, bound: str) -> str:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from tapeprop.profiler.findings import Report
+    from tapeprop.profiler.tables import Figures
+    from tapeprop.profiler.text import Table
 
 
 @dataclass(frozen=True)
@@ -17,8 +24,7 @@ class RowInfo:
     "add+relu". node: the graph's node it belongs to, "" for none (the update, say). layer: the layer inside that node, as "stem.0";
     the node itself where it holds one layer. operands, results: "float32 (64,3,32,32)" each. kernel: "module:function" of the machine
     code, "" where Python computes the row. flops: floating point operations. traffic: bytes that it must at least read and write.
-    barrier: whether workers wait for each other behind it. partition: whether workers share the work (else the first does it alone).
-    after: the rows of this tape whose results it reads.
+    barrier: whether workers wait for each other behind it. after: the rows of this tape whose results it reads.
     """
 
     row: int
@@ -33,6 +39,12 @@ class RowInfo:
     traffic: int = 0
     barrier: bool = False
     after: tuple[int, ...] = ()
+
+    @property
+    def dtype(self) -> str:
+        """The floating dtype it computes in, "float32" where it has none."""
+        kinds = (kind.partition(" ")[0] for kind in (*self.results, *self.operands))
+        return next((kind for kind in kinds if kind in ("float32", "float64")), "float32")
 
 
 @dataclass(frozen=True)
@@ -167,14 +179,15 @@ class Roofs:
     bandwidth: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(repr=False)
 class Profile:
     """What ran, where the time and the memory went. Made by `graph.profile()`, `function.profile()` and `tapeprop.profiling()`.
 
     what: "train_step", "predict" or "profiling". created: ISO date and time. machine: {"cpu": ..., "python": ..., ...}. runs: in the
     order in which they began; `dropped` spans of earlier ones were dropped, as only so many are kept (the totals of `tapes` have
     them). seconds: of wall time from begin to end. compile_seconds: of them spent on compiling kernels; lowering_seconds: on tracing,
-    planning and binding. counters: exact figures that are equal in each run of the same program.
+    planning and binding. counters: exact figures that are equal in each run of the same program: steps; instructions, barriers, flops and
+    bytes (of one step in graph.profile(), else of all that ran); arena_bytes, scratch_bytes; lowerings, plans, plan_hits.
     """
 
     what: str
@@ -189,3 +202,48 @@ class Profile:
     counters: dict[str, int] = field(default_factory=dict)
     outlines: Sequence[Outline] = ()
     roofs: Roofs | None = None
+
+    @property
+    def per_step(self) -> bool:
+        """Whether figures are of one step: there is one tape. Else they are of everything that ran."""
+        return len(self.tapes) == 1 and self.tapes[0].steps > 0
+
+    def figures(self, by: str = "instruction", sort: str = "time") -> list[Figures]:
+        """Time, work and waits of each "instruction", "op", "node", "layer" or "phase"; see `tapeprop.profiler.tables.figures`."""
+        from tapeprop.profiler import tables
+
+        return tables.figures(self, by, sort)
+
+    def table(self, by: str = "instruction", sort: str = "time", top: int | None = 20) -> Table:
+        """The same to print: the `top` first (None: all), sorted by "time", "row", "calls", "flops", "bytes", "wait" or "name"."""
+        from tapeprop.profiler import tables
+
+        return tables.table(self, by, sort, top)
+
+    def to_json(self, path: str | os.PathLike[str]) -> Path:
+        """Writes all of it to a JSON file, from which `Profile.load` makes it again; the path. OSError."""
+        from tapeprop.profiler import files
+
+        return files.write(self, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Profile:
+        """The profile in a file that to_json() wrote. ValueError for another file, OSError for none."""
+        from tapeprop.profiler import files
+
+        return files.read(path)
+
+    def diagnose(self) -> Report:
+        """Where time is lost, how much of a step, and what to do, in words; see `tapeprop.profiler.findings`. Print it."""
+        from tapeprop.profiler import findings
+
+        return findings.diagnose(self)
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def __repr__(self) -> str:
+        return f"<Profile of {self.what}: {len(self.tapes)} tapes, {sum(tape.steps for tape in self.tapes)} steps>"
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,11 @@ from tapeprop.compiler.verify import verify
 from tapeprop.errors import CompileError, GraphError, LabelError, NumericsError
 from tapeprop.ir import Constant, Gradient, Input, Parameter, Program, Region, Tensor
 from tapeprop.ops.op import ArrayType, failure_text
-from tapeprop.runtime.executor import BoundTape, Rounds, times
+from tapeprop.runtime import ledger
+from tapeprop.runtime.executor import BoundTape, Rounds
+from tapeprop.runtime.linker import load
 from tapeprop.runtime.memory import Arena, Buffer, address_of, aligned, memory_at
+from tapeprop.runtime.recorder import listeners, run_recorded
 from tapeprop.runtime.state import cell
 from tapeprop.runtime.stretches import run_in_stretches
 from tapeprop.runtime.team import run_bound
@@ -27,6 +31,7 @@ CONTROL_WORDS = 64
 class Executable:
     """One tape over one set of sizes.
 
+    name: what it does, as "train_step". outline: gives what a drawing of the graph needs, for profiles.
     program: its inputs are leaves with an `Input` source, whose arrays `bind` gives. lender, borrowed: the executable of a
     forward tape and {tensor as this program knows it: tensor as the lender does}, for a backward tape that reads what the
     forward tape left.
@@ -43,11 +48,17 @@ class Executable:
         borrowed: Mapping[Tensor, Tensor] | None = None,
         share: bool = True,
         workers: int = 1,
+        name: str = "",
+        outline: Callable[[], Any] = lambda: None,
     ):
+        self.name = name
+        self.sizes = dict(sizes)
+        self.outline = outline
         self.program = program
         self.arena = arena
         self.arenas: dict[str, Arena] = {**(lender.arenas if lender else {}), arena_name: arena}
         self._fixed: dict[str, np.ndarray] = {}  # buffers that never move: storage and constants
+        self.roles: dict[str, str] = {}  # of these buffers: see `Buffer.role`
         self._lender = lender
         self._borrowed = dict(borrowed or {})
         self.plan = plan(program, sizes, self._locate, arena=arena_name, share=share)
@@ -78,6 +89,7 @@ class Executable:
             place = self._lender.plan.places[self._borrowed[tensor]]
             if place.buffer in self._lender._fixed:
                 self._fixed[place.buffer] = self._lender._fixed[place.buffer]
+                self.roles[place.buffer] = self._lender.roles[place.buffer]
             return place
         source = tensor.source
         if isinstance(source, Input):
@@ -98,6 +110,7 @@ class Executable:
 
     def _storage(self, buffer: Buffer, offset: int) -> Place:
         self._fixed[buffer.name] = buffer.array
+        self.roles[buffer.name] = buffer.role
         return Place(buffer.name, offset)
 
     def _check_buffers(self, sizes: Mapping[str, int]) -> None:
@@ -114,8 +127,6 @@ class Executable:
 
     def _bind_rows(self) -> None:
         """Writes the rows with addresses as they are now; inputs are patched in by `bind`."""
-        from tapeprop.runtime.linker import load
-
         kernels = load(self.tape.kernels)
         self._generations = tuple(arena.generation for arena in self.arenas.values())
         address = {name: arena.address for name, arena in self.arenas.items()}
@@ -161,7 +172,9 @@ class Executable:
         if not self.tape.rows:
             return  # aliases only
         if self._bound is None or self._generations != tuple(arena.generation for arena in self.arenas.values()):
-            self._bind_rows()
+            load(self.tape.kernels)  # compiles what has to be, which is told apart from binding
+            with ledger.lowering():
+                self._bind_rows()
 
     def bind(self, tensor: Tensor, array: np.ndarray) -> None:
         """Lets an input read `array` (C-contiguous, of the input's dtype and shape). The caller keeps it alive during runs."""
@@ -194,38 +207,39 @@ class Executable:
         front = self.rounds.rows
         return [(0, front)] * self.rounds.repeats + [(front, count - front)] * (front < count)
 
-    def run(
-        self,
-        first: str | None = None,
-        last: str | None = None,
-        steps: int = 1,
-        timing: np.ndarray | None = None,
-    ) -> None:
+    def run(self, first: str | None = None, last: str | None = None, steps: int = 1) -> None:
         """Runs the spans from `first` to `last` (all by default) `steps` times in one native call.
 
-        timing: a buffer from `timing(steps)`, for all spans. LabelError, GraphError: what a kernel reported, with the node's name; the
-        rows after it did not run.
+        LabelError, GraphError: what a kernel reported, with the node's name; the rows after it did not run.
         """
         if first is None and last is None:
-            self.run_rows(0, len(self.tape.rows), steps, timing)
+            self.run_rows(0, len(self.tape.rows), steps)
             return
         names = [span.name for span in self.program.spans]
         start, count = self.rows_of(first or names[0], last or names[-1])
-        self.run_rows(start, count, steps, timing)
+        self.run_rows(start, count, steps)
 
-    def run_rows(self, start: int, count: int, steps: int = 1, timing: np.ndarray | None = None) -> None:
+    def run_rows(self, start: int, count: int, steps: int = 1) -> None:
         """Runs rows start to start + count; see `run`."""
         if count == 0:
             return
         self.prepare()
         self._count_writes()
         try:
-            if self.python_rows:
-                run_in_stretches(self, self.python_rows, start, count, steps, timing)
+            recorders = listeners()
+            if recorders:
+                run_recorded(self, start, count, steps, recorders)
             else:
-                self.run_native(start, count, steps, timing, self.rounds if count == len(self.tape.rows) else None)
+                self.walk(start, count, steps)
         finally:
             self._count_writes()  # once more: another thread may have looked in between
+
+    def walk(self, start: int, count: int, steps: int, timing: np.ndarray | None = None) -> None:
+        """`run_rows` of a prepared tape. timing: a buffer from `times(steps, self.workers, slots)`."""
+        if self.python_rows:
+            run_in_stretches(self, self.python_rows, start, count, steps, timing)
+        else:
+            self.run_native(start, count, steps, timing, self.rounds if count == len(self.tape.rows) else None)
 
     def run_native(
         self, start: int, count: int, steps: int = 1, timing: np.ndarray | None = None, rounds: Rounds | None = None
@@ -252,10 +266,6 @@ class Executable:
     def _count_writes(self) -> None:
         for buffer in self._written:
             buffer.writes += 1
-
-    def timing(self, steps: int) -> np.ndarray:
-        """A buffer for a timed run of all rows: cycle counts, int64 (steps, workers, rows, 2)."""
-        return times(steps, self.workers, len(self.tape.rows))
 
     def raise_failure(self, number: int, code: int) -> None:
         """Turns what a kernel reported into the error that the user sees."""
@@ -297,8 +307,6 @@ def values_of(leaf: Tensor) -> Buffer | None:
 
 def link_together(executables: Sequence[Executable]) -> None:
     """Links and binds several tapes, their kernels compiled side by side where they are not there yet."""
-    from tapeprop.runtime.linker import load
-
     load(kernel for executable in executables for kernel in executable.tape.kernels)
     for executable in executables:
         executable.prepare()

@@ -11,6 +11,8 @@ counted from 0, which kernels may read; 8 to 31 belong to the barrier, 33 to 39 
 from __future__ import annotations
 
 import ctypes
+import platform
+import sys
 import weakref
 from collections.abc import Callable
 from functools import cache
@@ -19,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tapeprop.runtime.native_loop import CONTROL, ENTRIES, RECORD, RECORD_WORDS, loop_text
+from tapeprop.runtime.native_machine import clock_text
 
 __all__ = [
     "CONTROL_WORDS",
@@ -28,8 +31,8 @@ __all__ = [
     "Rounds",
     "aligned_words",
     "bound_tape",
+    "clock",
     "control_block",
-    "cycle_counter",
     "run",
     "times",
 ]
@@ -69,18 +72,20 @@ def native_loops() -> NativeLoops:
 
 
 @cache
-def cycle_counter() -> Callable[[], int]:
-    """What gives the count that timed runs note, for what runs between them."""
+def clock() -> Callable[[], int]:
+    """What gives the ticks that timed runs note, for what runs between them."""
     from tapeprop.runtime.linker import load_text
 
-    text = """
-declare i64 @llvm.readcyclecounter()
-define i64 @cycles() {
-  %now = call i64 @llvm.readcyclecounter()
+    text = (
+        clock_text(sys.platform, platform.machine())
+        + """
+define i64 @ticks() {
+  %now = call i64 @clock()
   ret i64 %now
 }
 """
-    return ctypes.CFUNCTYPE(ctypes.c_int64)(load_text(text, ["cycles"], "the cycle counter")["cycles"])
+    )
+    return ctypes.CFUNCTYPE(ctypes.c_int64)(load_text(text, ["ticks"], "the clock")["ticks"])
 
 
 def aligned_words(count: int) -> np.ndarray:
@@ -95,9 +100,12 @@ def control_block() -> np.ndarray:
     return aligned_words(CONTROL_WORDS)
 
 
-def times(steps: int, workers: int, rows: int) -> np.ndarray:
-    """A buffer for a timed run: int64 (steps, workers, rows, 2), the cycle counter before and after each kernel."""
-    return np.zeros((steps, workers, rows, 2), np.int64)
+def times(steps: int, workers: int, slots: int) -> np.ndarray:
+    """A buffer for a timed run: int64 (steps, workers, slots, 2), the clock's ticks before and after each kernel.
+
+    slots: of a step, one for each row each time that it runs.
+    """
+    return np.zeros((steps, workers, slots, 2), np.int64)
 
 
 class Rounds(NamedTuple):
@@ -167,9 +175,9 @@ class BoundTape:
         front, times_each = rounds or (rows, 1)
         if rounds is not None and not (1 <= front <= rows and times_each >= 1):
             raise ValueError(f"rounds: expected 1 to {rows} rows, at least once, got {front} rows {times_each} times")
-        where = 0
+        where, slots = 0, front * times_each + rows - front
         if timing is not None:
-            wanted = (steps, workers, rows, 2)
+            wanted = (steps, workers, slots, 2)
             if timing.dtype != np.int64 or timing.shape != wanted or not timing.flags.c_contiguous:
                 raise ValueError(
                     f"timing: expected int64 of shape {wanted}, got {timing.dtype} of shape {timing.shape}"
@@ -183,6 +191,7 @@ class BoundTape:
         record[RECORD["times"]] = where
         record[RECORD["front"]] = front
         record[RECORD["rounds"]] = times_each
+        record[RECORD["slots"]] = slots
         self._key = key if timing is None else None
 
     def run(
@@ -196,8 +205,8 @@ class BoundTape:
         """Runs rows first to first + count (None: to the end) `steps` times with one worker, on this thread.
 
         Stops after the first row that reports a failure and gives it, else None. control[STEP] is then the number of
-        whole steps. timing: a buffer from `times(steps, 1, count)`; of several rounds it holds the last. rounds: None is one
-        of all rows.
+        whole steps. timing: a buffer from `times(steps, 1, slots)`, where slots is `count`, or what the rounds
+        make of it. rounds: None is one of all rows.
         """
         if timing is not None or (first, count, steps, 0, rounds) != self._key:
             self.prepare(first, count, steps, 0, timing, 1, rounds)

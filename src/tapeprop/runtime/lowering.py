@@ -40,6 +40,7 @@ from tapeprop.ir import (
 from tapeprop.ir.dims import product
 from tapeprop.ops.op import constant_tensor
 from tapeprop.ops.shape import expand
+from tapeprop.runtime import ledger
 from tapeprop.runtime.folding import Folding
 from tapeprop.runtime.memory import Buffer
 from tapeprop.runtime.state import cell
@@ -164,6 +165,7 @@ class Lowering:
         for found, known in ((exact, {}), (opened, sizes)):
             if (kind, found, lanes) in self._programs:
                 return self._programs[kind, found, lanes], known
+        ledger.count("lowerings")
         try:
             found, known = opened, sizes
             made = make(opened, None if lanes is None else BatchLanes(opened[first][0], lanes))

@@ -45,11 +45,13 @@ class Lent:
 class Buffer:
     """A named, aligned, zeroed 1-D array that never moves or grows: a place for parameters, gradients or counters.
 
+    role: "parameters", "gradients", "optimizer" or "other", for whoever asks where memory goes.
     writes: counts up when it may have been written, so that what is derived from it need not be made again as long as `version` stays.
     """
 
-    def __init__(self, label: str, count: int, dtype: str | np.dtype):
+    def __init__(self, label: str, count: int, dtype: str | np.dtype, role: str = "other"):
         self.name = f"{label}{next(_number)}"
+        self.role = role
         self.array = aligned(count, dtype)
         self.writes = 0
         self._lent: weakref.WeakSet[Lent] = weakref.WeakSet()

@@ -36,9 +36,12 @@ __all__ = ["CONTROL", "ENTRIES", "MAILBOX", "RECORD", "RECORD_WORDS", "TEAM", "l
 ENTRIES = ("run_alone", "run_together", "serve", "dismiss")
 
 #: Words of a record: address of the first row, number of rows, bytes per row, address of the control block, steps,
-#: pauses before a waiting worker yields, address of the time buffer (0: none; else int64 (steps, workers, rows, 2)), and
-#: the number of rows at the front that each step runs `rounds` times before it goes on to the rest.
-RECORD = {"tape": 0, "rows": 1, "width": 2, "control": 3, "steps": 4, "spins": 5, "times": 6, "front": 7, "rounds": 8}
+#: pauses before a waiting worker yields, address of the time buffer (0: none; else int64 (steps, workers, slots, 2)), the
+#: number of rows at the front that each step runs `rounds` times before it goes on to the rest, and the slots of a step:
+#: one for each row each time that it runs.
+RECORD = {
+    "tape": 0, "rows": 1, "width": 2, "control": 3, "steps": 4, "spins": 5, "times": 6, "front": 7, "rounds": 8, "slots": 9,
+}  # fmt: skip
 RECORD_WORDS = 16
 #: Words of a control block, each group on a cache line of its own. phase: 2 * barriers passed + whether to stop.
 CONTROL = {"status": 0, "arrivals": 8, "phase": 16, "sleepers": 17, "step": 32}
@@ -63,7 +66,6 @@ def _place(name: str, base: str, word: int) -> str:
 
 _WAIT = f"""
 declare i32 @sched_yield()
-declare i64 @llvm.readcyclecounter()
 
 ; waits until the word differs from %old; gives what it holds then
 define internal i64 @await_change(ptr %word, i64 %old, ptr %sleepers, i64 %spins) noinline {{
@@ -158,25 +160,20 @@ def _walk_text(together: bool, timed: bool) -> str:
         _place(f"{field}.place", "%record", word) + f"  %{field} = load i64, ptr %{field}.place\n"
         for field, word in RECORD.items()
     )
-    before = "  %start = call i64 @llvm.readcyclecounter()\n" if timed else ""
+    before = "  %start = call i64 @clock()\n" if timed else ""
     after = slot = slot_step = slot_round = ""
     if timed:
         slot_step = """
   %block = mul i64 %step, %workers
   %mine = add i64 %block, %worker
-  %pairs = mul i64 %mine, %rows
+  %pairs = mul i64 %mine, %slots
   %bytes = mul i64 %pairs, 16
   %slot.step = add i64 %times, %bytes
 """
-        slot_round = """
-  %row.offset = sub i64 %row.first, %tape
-  %row.number = udiv i64 %row.offset, %width
-  %slot.offset = mul i64 %row.number, 16
-  %slot.first = add i64 %slot.step, %slot.offset
-"""
+        slot_round = "  %slot.first = phi i64 [%slot.step, %step.begins], [%slot.next, %round.over]\n"
         slot = "  %slot = phi i64 [%slot.first, %round.begins], [%slot.next, %following]\n"
         after = """
-  %stop.time = call i64 @llvm.readcyclecounter()
+  %stop.time = call i64 @clock()
   %slot.start = inttoptr i64 %slot to ptr
   %slot.stop = getelementptr i64, ptr %slot.start, i64 1
   store i64 %start, ptr %slot.start
@@ -231,13 +228,12 @@ step.begins:
 round.begins:
   %round = phi i64 [0, %step.begins], [%round.next, %round.over]
   %phase.round = phi i64 [%phase.step, %step.begins], [%phase.next, %round.over]
-  %round.next = add i64 %round, 1
+{slot_round}  %round.next = add i64 %round, 1
   %at.front = icmp slt i64 %round, %rounds
   %row.first = select i1 %at.front, i64 %tape, i64 %front.end
   %row.end = select i1 %at.front, i64 %front.end, i64 %end
   %last = sub i64 %row.end, %width
   %last.round = icmp eq i64 %round.next, %rounds.all
-{slot_round}
   br label %row.begins
 row.begins:
   %row = phi i64 [%row.first, %round.begins], [%row.next, %following]

@@ -4,13 +4,14 @@ pause()                                what a spin loop does
 sleep_while(word, value), wake(word)   sleeps while the word holds the value, or returns for no reason; wakes all
 default_arithmetic() -> mode           sets the floating-point unit to its default mode, gives the one before
 restore_arithmetic(mode)
+clock() -> ticks                       what timed runs note: of a rate that does not change, the same on all cores
 """
 
 from __future__ import annotations
 
 import sys
 
-__all__ = ["machine_text"]
+__all__ = ["clock_text", "machine_text"]
 
 # The number of the futex system call on Linux.
 _FUTEX = {"x86_64": 202, "amd64": 202, "aarch64": 98, "riscv64": 98, "ppc64le": 221, "s390x": 238}
@@ -19,7 +20,35 @@ _FUTEX = {"x86_64": 202, "amd64": 202, "aarch64": 98, "riscv64": 98, "ppc64le": 
 def machine_text(system: str, machine: str) -> str:
     """IR that defines these functions, for `sys.platform` and a machine as `platform.machine()` names it."""
     machine = machine.lower()
-    return "\n".join((_pause_text(machine), _sleep_text(system, machine), _arithmetic_text(machine)))
+    parts = (_pause_text(machine), _sleep_text(system, machine), _arithmetic_text(machine), clock_text(system, machine))
+    return "\n".join(parts)
+
+
+def clock_text(system: str, machine: str) -> str:
+    """IR that defines clock()."""
+    if machine.lower() in ("x86_64", "amd64"):  # the time stamp counter: 25 cycles, of one rate on all cores
+        return """
+declare i64 @llvm.readcyclecounter()
+define internal i64 @clock() alwaysinline {
+  %now = call i64 @llvm.readcyclecounter()
+  ret i64 %now
+}
+"""
+    # Elsewhere the cycle counter may be forbidden to programs (ARM). CLOCK_MONOTONIC has number 6 on macOS, 1 on Linux.
+    number = 6 if system == "darwin" else 1
+    return f"""
+declare i32 @clock_gettime(i32, ptr)
+define internal i64 @clock() noinline {{
+  %place = alloca [2 x i64]
+  %result = call i32 @clock_gettime(i32 {number}, ptr %place)
+  %seconds = load i64, ptr %place
+  %second = getelementptr i64, ptr %place, i64 1
+  %rest = load i64, ptr %second
+  %whole = mul i64 %seconds, 1000000000
+  %now = add i64 %whole, %rest
+  ret i64 %now
+}}
+"""
 
 
 def _pause_text(machine: str) -> str:

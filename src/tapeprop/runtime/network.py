@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from tapeprop.compiler.layout import batch_lanes
 from tapeprop.errors import DTypeError, ShapeError, StateError
 from tapeprop.ir import Dim, Parameter, Program, Shape, Tensor
 from tapeprop.ir.dims import text
+from tapeprop.runtime import ledger
 from tapeprop.runtime.diagnosis import Diagnosis, Setting, diagnose_program, diagnose_tape
 from tapeprop.runtime.executable import Executable
 from tapeprop.runtime.listing import Listing, list_program, list_tape
@@ -73,7 +75,8 @@ class Network:
 
     function: records the network (see `lowering.TraceFunction`). random: the RNG state, an int64 parameter of shape (2,), packed.
     frozen: tells which parameters get no gradient. kinds: of the inputs, where they are not all arrays of the network's dtype with a
-    batch on axis 0. names: gives what errors call the parameters. The caller packs every parameter before it makes the network.
+    batch on axis 0. names: gives what errors call the parameters. outline: gives what a drawing of the graph needs, for profiles.
+    The caller packs every parameter before it makes the network.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Network:
         frozen: Callable[[], frozenset[Parameter]] = frozenset,
         kinds: Sequence[InputKind] = (),
         names: Names = dict,
+        outline: Callable[[], Any] = lambda: None,
     ):
         from tapeprop.targets.cpu.machine import usable_cpus
 
@@ -94,6 +98,7 @@ class Network:
         )
         self.frozen = frozen
         self.names = names
+        self.outline = outline
         self.lock = threading.RLock()
         self.retained_arena, self.backward_arena, self.tight_arena = Arena(), Arena(), Arena()
         self.plans: OrderedDict[Hashable, object] = OrderedDict()
@@ -115,10 +120,12 @@ class Network:
         """
         self._expect_idle()
         found = self.plans.get(key)
+        ledger.count("plans" if found is None else "plan_hits")
         if count:
             self.hits, self.misses = self.hits + (found is not None), self.misses + (found is None)
         if found is None:
-            found = self.plans[key] = make()
+            with ledger.lowering():
+                found = self.plans[key] = make()
             while len(self.plans) > PLANS_KEPT:
                 self.plans.popitem(last=False)
         self.plans.move_to_end(key)
@@ -141,9 +148,18 @@ class Network:
             self.watching = tuple(keys)
             self._live = self._gradients = None
 
-    def make_executable(self, program, sizes: Mapping[str, int], arena: Arena, **more) -> Executable:
+    def make_executable(self, name: str, program, sizes: Mapping[str, int], arena: Arena, **more) -> Executable:
         """An executable with this network's options."""
-        return Executable(program, sizes, arena, share=self.options.share_memory, workers=self.workers, **more)
+        return Executable(
+            program,
+            sizes,
+            arena,
+            name=name,
+            outline=self.outline,
+            share=self.options.share_memory,
+            workers=self.workers,
+            **more,
+        )
 
     def execute(
         self, executable: Executable, first: str | None = None, last: str | None = None, steps: int = 1
@@ -205,7 +221,7 @@ class Network:
                 opened, batch, training, differentiable=True, keep=self.watching
             ),
         )
-        executable = self.make_executable(found.program, sizes, self.retained_arena, arena_name="retained")
+        executable = self.make_executable("forward", found.program, sizes, self.retained_arena, arena_name="retained")
         inputs = []
         for tensor, shape in zip(found.inputs, shapes, strict=True):
             inputs.append(aligned(int(np.prod(shape, dtype=np.int64)), tensor.dtype).reshape(shape))
@@ -222,11 +238,16 @@ class Network:
         """Fresh arrays of the outputs in evaluation mode. Nothing is kept; a forward that waits for its backward is not disturbed."""
         with self.lock:
             shapes = tuple(a.shape for a in arrays)
-            found, executable = self.plan(("predict", shapes), lambda: self._make_predict(shapes))
+            found, executable = self.predict_plan(shapes)
+            assert found.folding is not None
             versions = found.folding.versions()
             self._run_on(executable, found.inputs, arrays, "forward" if found.folding.stands(versions) else None)
             found.folding.made_of = versions
             return [_result(executable, found.places[tensor], arrays) for tensor in found.outputs]
+
+    def predict_plan(self, shapes: tuple[tuple[int, ...], ...]) -> tuple[Forward, Executable]:
+        """What predict() runs on arrays of these shapes."""
+        return self.plan(("predict", shapes), lambda: self._make_predict(shapes))
 
     def _run_on(
         self,
@@ -275,13 +296,13 @@ class Network:
                 opened, batch, training, lambda p: p.trainable and p not in frozen
             ),
         )
-        return found, self.make_executable(found.program, sizes, self.tight_arena)
+        return found, self.make_executable("value_and_gradient", found.program, sizes, self.tight_arena)
 
     def _make_predict(self, shapes: tuple[tuple[int, ...], ...]) -> tuple[Forward, Executable]:
         found, sizes = self.lowering.once(
             "predict", shapes, lambda opened, batch: self.lowering.forward(opened, batch, False, differentiable=False)
         )
-        return found, self.make_executable(found.program, sizes, self.tight_arena)
+        return found, self.make_executable("predict", found.program, sizes, self.tight_arena)
 
     # ---- backward
 
@@ -317,8 +338,11 @@ class Network:
             subset = tuple(i for i, g in enumerate(gradients) if g is not None)
             frozen = self.frozen()
             key = (subset, frozen)
+            ledger.count("plan_hits" if key in plan.backward else "plans")
             if key not in plan.backward:
-                plan.backward[key] = self._make_backward(plan, subset, frozen)
+                ledger.count("lowerings")
+                with ledger.lowering():
+                    plan.backward[key] = self._make_backward(plan, subset, frozen)
             executable, results, reached = plan.backward[key]
             seeds = [np.ascontiguousarray(gradients[i], plan.forward.outputs[i].dtype) for i in subset]
             wanted = dict(enumerate(executable.program.inputs[len(plan.inputs) :]))
@@ -353,6 +377,7 @@ class Network:
         watched = [found.watched[key] for key in self.watching if found.watched[key].dtype in FLOATS]
         program, results, reached = self.lowering.backward(found, subset, parameters, watched)
         executable = self.make_executable(
+            "backward",
             program,
             plan.sizes,
             self.backward_arena,
@@ -404,7 +429,7 @@ class Network:
         program = self.lowering.joint(shapes, None if batch is None else batch_lanes(self.options.dtype, batch))
         if any(isinstance(n, Dim) for shape in shapes for n in shape):
             return title, batch, program
-        return title, batch, self.make_executable(program, {}, Arena()).tape
+        return title, batch, self.make_executable("training", program, {}, Arena()).tape
 
     # ---- watching
 
@@ -421,6 +446,18 @@ class Network:
             raise StateError("gradient() needs a backward() before it; call backward() first")
         found = self._gradients.get(key)
         return np.zeros_like(self.value(key)) if found is None else found.copy()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An executable that is bound and may be run, by the network's rules, as often as one likes."""
+
+    network: Network
+    executable: Executable
+
+    def run(self, steps: int) -> None:
+        """Runs the whole tape so often."""
+        self.network.execute(self.executable, steps=steps)
 
 
 def _result(executable: Executable, tensor: Tensor, arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -33,8 +33,8 @@ class Segment:
             total += -(-parameter.size // step) * step
         self.size = total
         kind = "parameters" if trained else "state"
-        self.values = Buffer(f"{kind}.", total, dtype)
-        self.gradients = Buffer("gradients.", total if trained else 0, dtype)
+        self.values = Buffer(f"{kind}.", total, dtype, "parameters")
+        self.gradients = Buffer("gradients.", total if trained else 0, dtype, "gradients")
         self.pending = Buffer("pending.", len(self.parameters) if trained else 0, dtype)
         self.slots: dict[str, Buffer] = {}
         for i, parameter in enumerate(self.parameters):
@@ -45,7 +45,7 @@ class Segment:
     def slot(self, name: str, initial: float) -> Buffer:
         """The flat array of an optimizer's per-element state; made on first use, filled with `initial`."""
         if name not in self.slots:
-            self.slots[name] = Buffer(f"{name}.", self.size, self.dtype)
+            self.slots[name] = Buffer(f"{name}.", self.size, self.dtype, "optimizer")
             if initial:
                 self.slots[name].array.fill(initial)
         return self.slots[name]

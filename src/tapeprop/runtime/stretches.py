@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tapeprop.runtime.executor import cycle_counter, times
+from tapeprop.runtime.executor import clock, times
 
 if TYPE_CHECKING:
     from tapeprop.runtime.executable import Executable
@@ -27,32 +27,43 @@ def run_in_stretches(
     python_rows: the numbers of those that Python computes, sorted. An exception raised there ends the run and reaches the caller.
     """
     for step in range(steps):
+        slot = 0
         for first, rows in executable.parts(start, count):
             end = first + rows
             stops = python_rows[bisect.bisect_left(python_rows, first) : bisect.bisect_left(python_rows, end)]
             for stop in [*stops, end]:
-                if first < stop:
-                    _native(executable, first, stop - first, step, start, timing)
+                own = None if timing is None else timing[step, :, slot : slot + stop - first + (stop < end)]
+                _native(executable, first, stop - first, own)
                 if stop < end:
-                    _python(executable, stop, step, start, timing)
+                    _python(executable, stop, own)
+                slot += stop + 1 - first
                 first = stop + 1
+            slot -= 1  # there is no row behind the last
 
 
-def _native(executable: Executable, first: int, count: int, step: int, start: int, timing: np.ndarray | None) -> None:
+def _native(executable: Executable, first: int, count: int, timing: np.ndarray | None) -> None:
+    """timing: a view (workers, at least `count`, 2) to be filled."""
+    if count == 0:
+        return
     if timing is None:
         executable.run_native(first, count)
         return
-    own = times(1, timing.shape[1], count)
-    executable.run_native(first, count, 1, own)
-    timing[step, :, first - start : first - start + count] = own[0]
+    own = times(1, timing.shape[0], count)
+    try:
+        executable.run_native(first, count, 1, own)
+    finally:
+        timing[:, :count] = own[0]
 
 
-def _python(executable: Executable, number: int, step: int, start: int, timing: np.ndarray | None) -> None:
-    clock = cycle_counter() if timing is not None else None
-    begin = clock() if clock else 0
+def _python(executable: Executable, number: int, timing: np.ndarray | None) -> None:
+    """timing: a view (workers, slots, 2), whose last slot is the row's."""
+    if timing is None:
+        _call(executable, number)
+        return
+    now = clock()
+    begin = now()
     _call(executable, number)
-    if timing is not None and clock:
-        timing[step, 0, number - start] = begin, clock()
+    timing[0, -1] = begin, now()
 
 
 def _call(executable: Executable, number: int) -> None:

@@ -8,7 +8,8 @@ spans up to `backward` run once for each of them, and then `update`, all in the 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,12 +38,13 @@ from tapeprop.ir import (
 )
 from tapeprop.ops.elementwise import add, add_if_pending, compute
 from tapeprop.ops.gather import accumulate, advance, count_correct, take_rows
+from tapeprop.runtime import ledger
 from tapeprop.runtime.executable import Executable, link_together
 from tapeprop.runtime.lowering import buckets
 from tapeprop.runtime.memory import Buffer
-from tapeprop.runtime.network import Network, pending_of
+from tapeprop.runtime.network import Network, Trial, pending_of
+from tapeprop.runtime.snapshot import restored
 from tapeprop.runtime.state import cell
-from tapeprop.runtime.timing import RowTime, Snapshot, time_rows
 from tapeprop.runtime.update import OptimizerState, Unit, mark_consumed, record_update, require_optimizer
 
 
@@ -255,7 +257,7 @@ class Trainer:
 
         def make() -> tuple[StepProgram, Executable]:
             step, sizes = network.lowering.once(key, shapes, lower)
-            return step, network.make_executable(step.program, sizes, network.tight_arena)
+            return step, network.make_executable("train_step", step.program, sizes, network.tight_arena)
 
         return network.plan((key, shapes), make)
 
@@ -292,21 +294,26 @@ class Trainer:
         for parameter in step.left:
             cell(parameter).pending = True
 
-    def time_rows(self, arrays, labels, losses, weights, repeats: int) -> list[RowTime]:
-        """The time of each row of a training step, over `repeats` steps; weights, gradients and counters are put back."""
+    @contextmanager
+    def trial(
+        self,
+        arrays: Sequence[np.ndarray],
+        labels: Sequence[np.ndarray],
+        losses: Sequence[LossRule | None],
+        weights: Sequence[float],
+    ) -> Iterator[Trial]:
+        """A training step bound to these arrays, to be run inside; all that it changes is put back afterwards.
+
+        Works without an optimizer: there is no update then.
+        """
         network = self.network
         with network.lock:
-            require_optimizer(self.optimizers)
             step, executable = self.step_plan(arrays, labels, losses, weights)
             for tensor, array in zip(step.program.inputs, (*arrays, *labels), strict=True):
                 executable.bind(tensor, array)
             state = [t.source for t in step.program_leaves() if isinstance(t.source, Parameter)]
-            snapshot = Snapshot([*state, *self.optimizers.total()], self.optimizers)
-            network.forget()
-            try:
-                return time_rows(executable, repeats)
-            finally:
-                snapshot.restore()
+            with restored([*state, *self.optimizers.total()], self.optimizers):
+                yield Trial(network, executable)
 
     # ---- update alone
 
@@ -327,13 +334,14 @@ class Trainer:
             network.forget()
 
     def _make_update(self, units: Sequence[Unit]) -> Executable:
+        ledger.count("lowerings")
         trace = Trace(self.network.options.dtype, True)
         record_update(trace, self.optimizers, units, self.network.options.clip_norm)
         from tapeprop.ir import reachable
 
         span = Span("update", reachable([store.value for store in trace.stores]), trace.stores)
         program = optimize(Program([span], [], []))
-        return self.network.make_executable(program, {}, self.network.tight_arena)
+        return self.network.make_executable("update", program, {}, self.network.tight_arena)
 
     # ---- many steps
 
@@ -467,6 +475,7 @@ class FitSession:
 
     def _make(self, batch: int, group: int) -> tuple[StepProgram, Executable]:
         trainer, network = self.trainer, self.trainer.network
+        ledger.count("lowerings")
         source = BatchSource(self.cursor, self.totals_buffer, batch, self.accuracy, group, self.waiting)
         step = record_step(
             network,
@@ -479,7 +488,7 @@ class FitSession:
             lanes=batch_lanes(network.options.dtype, batch),
             order_length=self.samples,
         )
-        executable = network.make_executable(step.program, {}, network.tight_arena)
+        executable = network.make_executable("fit", step.program, {}, network.tight_arena)
         if batch == self.batch_size or group == 1:
             executable.repeat("backward", group)
         for tensor in step.program.inputs:

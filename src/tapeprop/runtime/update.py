@@ -30,7 +30,7 @@ class Unit:
         self.parameters = list(parameters)
         initial = rule.hyper()
         self.names = tuple(initial)
-        self.scalars = Buffer("hyper.", len(initial), "float64")
+        self.scalars = Buffer("hyper.", len(initial), "float64", "optimizer")
         self.scalars.array[:] = list(initial.values()) if scalars is None else scalars
 
     def scalar(self, name: str) -> float:
@@ -106,7 +106,7 @@ class OptimizerState:
     def buffer(self, segment: Segment, name: str, rule: UpdateRule) -> Buffer:
         """The flat slot array beside a segment; made on first use."""
         if (segment, name) not in self._slots:
-            made = self._slots[segment, name] = Buffer(f"{name}.", segment.size, segment.dtype)
+            made = self._slots[segment, name] = Buffer(f"{name}.", segment.size, segment.dtype, "optimizer")
             made.array.fill(rule.slot_initial(name))
         return self._slots[segment, name]
 

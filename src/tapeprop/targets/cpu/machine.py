@@ -12,6 +12,7 @@ from typing import Any
 __all__ = [
     "cache_line",
     "cpu_features",
+    "cpu_model",
     "cpu_name",
     "data_caches",
     "is_arm",
@@ -35,6 +36,18 @@ def cpu_name() -> str:
     import llvmlite.binding as llvm
 
     return llvm.get_host_cpu_name()
+
+
+@cache
+def cpu_model() -> str:
+    """The vendor's name of the processor, as the system knows it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
 @cache

@@ -1,0 +1,130 @@
+"""Figures as readers want them, and tables of them."""
+
+from __future__ import annotations
+
+import html
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+__all__ = ["Table", "count_text", "seconds_text", "share_text", "size_text", "write_text"]
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration with three digits: 1.23 s, 45.6 ms, 789 us, 12 ns."""
+    if not math.isfinite(seconds):
+        return "-"
+    for factor, unit in ((1.0, "s"), (1e3, "ms"), (1e6, "us")):
+        if abs(seconds) * factor >= 1:
+            return (
+                f"{seconds * factor:.3g} {unit}" if abs(seconds) * factor < 1000 else f"{seconds * factor:,.0f} {unit}"
+            )
+    return f"{seconds * 1e9:.3g} ns"
+
+
+def size_text(count: float) -> str:
+    """Bytes: 512 B, 3.4 MiB."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024 or unit == "GiB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError("unreachable")
+
+
+def count_text(count: float) -> str:
+    """A number with three digits and a letter for thousands: 512, 3.4 k, 1.2 M, 5.67 G."""
+    value = float(count)
+    for unit in ("", " k", " M", " G"):
+        if abs(value) < 1000 or unit == " G":
+            return f"{value:.3g}{unit}" if abs(value) < 1000 else f"{value:,.0f}{unit}"
+        value /= 1000
+    raise AssertionError("unreachable")
+
+
+def share_text(share: float) -> str:
+    """A part of the whole in per cent; "-" where there is none to tell."""
+    return f"{share:.1%}" if math.isfinite(share) else "-"
+
+
+class Table:
+    """Something to print: str() gives the table, len() the rows, iteration the rows as dicts.
+
+    left: the headings of the columns that stand to the left; the others are numbers. footer: what stands below.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        headings: Sequence[str],
+        rows: Iterable[Sequence[str]],
+        left: Iterable[str] = (),
+        footer: str = "",
+        width: int = 44,
+    ):
+        self.title = title
+        self.headings = tuple(headings)
+        self.rows = [tuple(row) for row in rows]
+        self.left = frozenset(left)
+        self.footer = footer
+        self.width = width
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        return (dict(zip(self.headings, row, strict=True)) for row in self.rows)
+
+    def __str__(self) -> str:
+        lines = [self.headings, *([self._cut(cell) for cell in row] for row in self.rows)]
+        used = [i for i in range(len(self.headings)) if not self.rows or any(row[i] for row in self.rows)]
+        widths = {i: max(len(line[i]) for line in lines) for i in used}
+        shown = [
+            "  ".join(
+                line[i].ljust(widths[i]) if self.headings[i] in self.left else line[i].rjust(widths[i]) for i in used
+            ).rstrip()
+            for line in lines
+        ]
+        return "\n".join(filter(None, [self.title, *shown, self.footer]))
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{html.escape(heading)}</th>" for heading in self.headings)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
+        caption, footer = html.escape(self.title), html.escape(self.footer)
+        return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{footer}</p>"
+
+    def _cut(self, cell: str) -> str:
+        line = " ".join(cell.split())
+        return line if len(line) <= self.width else line[: self.width - 3] + "..."
+
+
+def write_text(path: str | os.PathLike[str], parts: Iterable[str]) -> Path:
+    """Writes parts one after another to a file, whole or not at all; its path. OSError, which names the path, where that fails."""
+    target = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:40]}", suffix=".part", dir=target.parent)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, os.fspath(path)) from None
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.writelines(parts)
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, target)
+    except OSError as error:
+        Path(name).unlink(missing_ok=True)
+        raise type(error)(error.errno, error.strerror, os.fspath(path)) from None
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return target
+
+
+def _umask() -> int:
+    """What the process takes away from the mode of new files; it can only be read by setting it."""
+    before = os.umask(0o077)
+    os.umask(before)
+    return before
