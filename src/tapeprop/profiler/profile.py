@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from tapeprop.profiler.findings import Report
     from tapeprop.profiler.tables import Figures
     from tapeprop.profiler.text import Table
 
@@ -276,6 +277,12 @@ class Profile:
         from tapeprop.profiler import roofline
 
         return roofline.plot(self, path)
+
+    def diagnose(self) -> Report:
+        """Where time is lost, how much of a step, and what to do, in words; see `tapeprop.profiler.findings`. Print it."""
+        from tapeprop.profiler import findings
+
+        return findings.diagnose(self)
 
     def __str__(self) -> str:
         return str(self.table())
