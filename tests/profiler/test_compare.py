@@ -203,6 +203,25 @@ def test_of_several_workers_the_slowest_counts() -> None:
         assert [row.ratio for row in compare(profile, replace(profile, runs=[other])).rows] == [1, 1]
 
 
+def test_a_step_in_several_calls_is_put_together() -> None:
+    """forward() and backward() are two calls on one tape, and Python may take its time between them."""
+    whole = profile_of(NAMES, noisy([1, 2, 3, 4]))
+    parts = []
+    for i, step in enumerate(noisy([1, 2, 3, 4], seed=1)):
+        for first in (0, 2):
+            part = run_of(step[None, first : first + 2])
+            shift = 100.0 * i + 50 * first
+            part = replace(part, rows=np.arange(first, first + 2), begin=part.begin + shift, end=part.end + shift)
+            parts.append(replace(part, start=part.start + shift, stop=part.stop + shift))
+    called = replace(whole, runs=parts)
+    found = compare(whole, called)
+    assert found.whole.steps == (20, 20)
+    assert found.whole.ratio == pytest.approx(1, abs=0.05)
+    assert {row.steps for row in found.rows} == {(20, 20)}
+    dense = next(row for row in compare(whole, called, "op").rows if row.key[1] == "dense")  # rows of both calls
+    assert dense.ratio == pytest.approx(1, abs=0.05)
+
+
 def test_tapes_are_matched_by_name() -> None:
     def several(*named: tuple[str, float]) -> Profile:
         tapes = [tape_of(rows_of(NAMES[:1]), name) for name, _ in named]

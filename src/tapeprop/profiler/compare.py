@@ -204,33 +204,68 @@ class _Side:
     def __init__(self, profile: Profile, tapes: list[str]):
         self.profile = profile
         self.tapes = tapes
+        self.steps = _steps_of(profile)
 
     def groups(self, by: str, keys: list[list[tuple[str, ...]]]) -> dict[tuple[str, ...], np.ndarray]:
         """{key: seconds of the group in each step}. keys: of each row of each tape."""
         found: dict[tuple[str, ...], list[np.ndarray]] = {}
-        for run in self.profile.runs:
-            tape = self.profile.tapes[run.tape]
+        for steps in self.steps:
             columns: dict[tuple[str, ...], list[int]] = {}
-            for slot, row in enumerate(run.rows.tolist()):
-                key = keys[run.tape][row]
+            for slot, row in enumerate(steps.rows.tolist()):
+                key = keys[steps.tape][row]
                 if by != "instruction":
-                    info = tape.rows[row]
+                    info = self.profile.tapes[steps.tape].rows[row]
                     key = (key[0], getattr(info, by) or "(none)")
                 columns.setdefault(key, []).append(slot)
-            seconds = _row_seconds(run)
             for key, slots in columns.items():
-                found.setdefault(key, []).append(seconds[:, slots].sum(axis=1))
+                found.setdefault(key, []).append(steps.seconds[:, slots].sum(axis=1))
         return {key: _finite(np.concatenate(parts)) for key, parts in found.items()}
 
     def walls(self) -> dict[str, np.ndarray]:
-        """{tape: seconds of each of its steps from begin to begin, the last to the end of the call}."""
+        """{tape: seconds of each of its steps}."""
         found: dict[str, list[np.ndarray]] = {}
-        for run in self.profile.runs:
-            begins = np.fmin.reduce(run.begin.reshape(run.steps, -1), axis=1) if run.begin.size else np.zeros(0)
-            inner = begins[1:]
-            if run.steps:
-                found.setdefault(self.tapes[run.tape], []).append(np.diff([run.start, *inner, run.stop]))
+        for steps in self.steps:
+            found.setdefault(self.tapes[steps.tape], []).append(steps.walls)
         return {key: _finite(np.concatenate(parts)) for key, parts in found.items()}
+
+
+@dataclass
+class _Steps:
+    """Steps of a tape. rows: of each slot; seconds: float64 (steps, slots); walls: float64 (steps,)."""
+
+    tape: int
+    rows: np.ndarray
+    seconds: np.ndarray
+    walls: np.ndarray
+
+
+def _steps_of(profile: Profile) -> list[_Steps]:
+    """All steps that are kept; one that was run by several calls (forward, then backward) is put together again."""
+    found: list[_Steps] = []
+    begun: dict[int, _Steps] = {}
+    for run in profile.runs:
+        if not run.steps or not len(run.rows):
+            continue
+        part = _Steps(run.tape, run.rows, _row_seconds(run), _walls(run))
+        before = begun.get(run.tape)
+        whole = len(run.rows) >= len(profile.tapes[run.tape].rows) or run.steps > 1
+        if not whole and before is not None and before.rows[-1] < run.rows[0]:
+            before.rows = np.concatenate([before.rows, part.rows])
+            before.seconds = np.concatenate([before.seconds, part.seconds], axis=1)
+            before.walls = before.walls + part.walls
+            continue
+        found.append(part)
+        if whole:
+            begun.pop(run.tape, None)
+        else:
+            begun[run.tape] = part
+    return found
+
+
+def _walls(run: RunSamples) -> np.ndarray:
+    """float64 (steps,): from begin to begin, the first from the call on, the last to its end."""
+    begins = np.fmin.reduce(run.begin.reshape(run.steps, -1), axis=1)
+    return np.diff([run.start, *begins[1:], run.stop])
 
 
 def _pair_tapes(a: Sequence[TapeInfo], b: Sequence[TapeInfo]) -> tuple[list[str], list[str]]:
@@ -296,8 +331,6 @@ def _numbers(a: Sequence[Hashable], b: Sequence[Hashable]) -> tuple[list[int], l
 
 def _row_seconds(run: RunSamples) -> np.ndarray:
     """float64 (steps, slots): of the slowest worker; NaN where no worker took part."""
-    if not run.begin.size:
-        return np.zeros((run.steps, len(run.rows)))
     return np.fmax.reduce(run.end - run.begin, axis=1)
 
 
