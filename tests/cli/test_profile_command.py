@@ -203,6 +203,24 @@ def test_saved_profiles(capsys, net) -> None:
     assert Path("q.json").read_text(encoding="utf-8") == Path("p.json").read_text(encoding="utf-8")
 
 
+def test_profiles_of_several_tapes(capsys, net) -> None:
+    graph = load(net).graph.build((None, 4), workers=1)
+    graph.set_optimizer(tp.optimizers.SGD())
+    X = np.ones((6, 4))
+    with tp.profiling() as found:
+        for _ in range(8):
+            graph.train_step(X, np.zeros(6, int), tp.losses.CrossEntropy())
+            graph.predict(X)
+    found.to_json("p.json")
+    code, out, _ = run(capsys, "p.json", "--top", "3")
+    assert code == 0
+    assert out.count("peak of train_step: ") == out.count("peak") == 1
+    code, out, _ = run(capsys, "--compare", "p.json", "p.json")
+    assert code == 0
+    assert ", equal" in out.splitlines()[0]
+    assert out.splitlines()[1].split()[0] == "tape"
+
+
 @pytest.mark.parametrize("name", profile.WRITERS)
 def test_files(capsys, net, name) -> None:
     if name == "roofline":

@@ -236,6 +236,9 @@ def test_tapes_are_matched_by_name() -> None:
     ]  # fmt: skip
     assert found.whole.before == pytest.approx(3, rel=0.1)  # forward and update, which both have
     assert found.whole.after == pytest.approx(5, rel=0.1)
+    assert {count.name.split()[0] for count in found.memory} == {"forward", "update"}
+    assert found.whole.key == ("forward", "update")
+    assert str(found).startswith("a step of each of 2 tapes: 3.")
     assert "only in the first: fit" in found.notes
     assert "only in the second: predict" in found.notes
 
@@ -263,6 +266,16 @@ def test_few_steps_cannot_judge(steps: int) -> None:
     assert ("one step was measured" if steps == 1 else f"{steps} steps were measured") in str(found)
     assert "profile with 20 repeats" in str(found)
     assert "cannot be told" in str(found)
+
+
+def test_few_steps_of_one_tape_are_told_of_that_one() -> None:
+    counts = {"fit": 20, "predict": 1, "update": 1}
+    tapes = [tape_of(rows_of(NAMES[:1]), name) for name in counts]
+    runs = [run_of(noisy([1.0], steps), i) for i, steps in enumerate(counts.values())]
+    profile = Profile("profiling", "", {}, tapes, runs, 1.0)
+    assert [note for note in compare(profile, profile).notes if "measured" in note] == [
+        "of predict, update one step was measured: that cannot tell a change from chance; profile with 20 repeats"
+    ]
 
 
 def test_many_groups_take_more_steps() -> None:

@@ -232,17 +232,18 @@ def _read(path: str) -> Profile:
 
 def text(profile: Profile, by: str = "instruction", sort: str = "time", top: int | None = TOP) -> str:
     """Table, memory and findings, for people."""
-    memory = [line for tape in profile.tapes for line in memory_lines(tape, len(profile.tapes) > 1)]
-    return "\n".join([str(profile.table(by, sort, top)), *memory, "", str(profile.diagnose())])
+    return "\n".join([str(profile.table(by, sort, top)), *memory_lines(profile), "", str(profile.diagnose())])
 
 
-def memory_lines(tape: TapeInfo, named: bool) -> Iterator[str]:
-    """The peak of a tape's values and who holds it. named: tells the tape as well."""
-    memory, row = tape.memory, tape.memory.peak_row
-    if not memory.live or not memory.live[row]:
+def memory_lines(profile: Profile) -> Iterator[str]:
+    """The peak of the values in the arena and who holds it; of several tapes that with the highest."""
+    tape = max(profile.tapes, key=lambda tape: max(tape.memory.live, default=0), default=None)
+    if tape is None or not any(tape.memory.live):
         return
+    memory, row = tape.memory, tape.memory.peak_row
+    of = f" of {tape.name}" if len(profile.tapes) > 1 else ""
     at = f"{tape.rows[row].phase} {tape.rows[row].op}"
-    yield f"peak{f' of {tape.name}' if named else ''}: {size_text(memory.live[row])} in row {row} ({at}), held by"
+    yield f"peak{of}: {size_text(memory.live[row])} in row {row} ({at}), held by"
     holders = memory.holders
     for block in holders[:HOLDERS]:
         yield f"  {size_text(block.nbytes)} ({share_text(block.nbytes / memory.live[row])})  {block.label}"

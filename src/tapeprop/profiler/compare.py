@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import textwrap
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import SequenceMatcher
@@ -31,6 +32,7 @@ from tapeprop.profiler.text import Table, seconds_text, size_text, write_text
 
 __all__ = ["Change", "Comparison", "Count", "compare"]
 
+WIDTH = 120
 LEVEL = 0.05
 DRAWS = 10_000
 MOST_DRAWS = 100_000
@@ -90,7 +92,7 @@ class Count:
 class Comparison:
     """What `compare` found; print it.
 
-    whole: a step, with the sum of a step of each tape where both profiles have several. rows: all groups, the largest change in seconds
+    whole: a step; where both profiles have several tapes, the sum of a step of each, whose names are its key. rows: all groups, the largest change in seconds
     first. counters, memory: the exact figures that both or one have, equal ones included. notes: what limits the comparison.
     """
 
@@ -144,9 +146,10 @@ class Comparison:
 
     def _head(self) -> str:
         whole = self.whole
+        step = "a step" if len(whole.key) < 2 else f"a step of each of {len(whole.key)} tapes"
         if math.isnan(whole.ratio):
-            return "a step: nothing to compare"
-        text = f"a step: {seconds_text(whole.before)} -> {seconds_text(whole.after)}"
+            return f"{step}: nothing to compare"
+        text = f"{step}: {seconds_text(whole.before)} -> {seconds_text(whole.after)}"
         if math.isnan(whole.low):
             return f"{text}, {_percent(whole.ratio)}; whether that is chance cannot be told"
         interval = f"95 % interval {_signed(whole.low)} to {_signed(whole.high)}"
@@ -159,7 +162,9 @@ class Comparison:
             differing = [c for c in counts if c.before != c.after]
             if differing:
                 shown = (f"{c.name} {text(c.before)} -> {text(c.after)}" for c in differing)
-                yield f"{title}: {', '.join(shown)}"
+                yield textwrap.fill(
+                    f"{title}: {', '.join(shown)}", WIDTH, subsequent_indent="  ", break_on_hyphens=False
+                )
             elif counts:
                 yield f"{title}: equal"
         yield from self.notes
@@ -183,8 +188,8 @@ def compare(a: Profile, b: Profile, by: str = "instruction", seed: int = 0) -> C
     rows.sort(key=lambda row: (-abs(row.change), row.key))
     walls = [side.walls() for side in sides]
     common = [key for key in walls[0] if key in walls[1]]
-    whole = _changed((), [[side[key] for key in common] for side in walls], draws)
-    memory = [_memory(side) for side in sides]
+    whole = _changed(tuple(common), [[side[key] for key in common] for side in walls], draws)
+    memory = _memory(*sides), _memory(*sides[::-1])
     return Comparison(
         by,
         whole,
@@ -400,11 +405,13 @@ def _counts(a: dict[str, int], b: dict[str, int]) -> list[Count]:
     return [Count(name, a.get(name), b.get(name)) for name in dict.fromkeys((*a, *b))]
 
 
-def _memory(side: _Side) -> dict[str, int]:
+def _memory(side: _Side, other: _Side) -> dict[str, int]:
+    """Bytes of the tapes that both sides have."""
     found = {}
     for name, tape in zip(side.tapes, side.profile.tapes, strict=True):
-        figures = {"peak": max(tape.memory.live, default=0), **{part: getattr(tape.memory, part) for part in MEMORY}}
-        found.update({f"{name} {part}".strip(): value for part, value in figures.items()})
+        if name in other.tapes:
+            parts = {"peak": max(tape.memory.live, default=0), **{part: getattr(tape.memory, part) for part in MEMORY}}
+            found.update({f"{name} {part}".strip(): value for part, value in parts.items()})
     return found
 
 
@@ -414,16 +421,17 @@ def _memory(side: _Side) -> dict[str, int]:
 def _step_notes(walls: Sequence[dict[str, np.ndarray]], rivals: int) -> Iterator[str]:
     """Whether the steps suffice. walls: of each side. rivals: the groups that are compared."""
     common = [key for key in walls[0] if key in walls[1]]
-    if not common:
-        return
-    few = min(len(side[key]) for side in walls for key in common)
+    steps = {key: min(len(side[key]) for side in walls) for key in common}
     needed = 1 + math.ceil(math.log2(max(rivals, 1) / LEVEL))
-    if few < LEAST_STEPS:
-        steps = "one step was measured" if few == 1 else f"{few} steps were measured"
-        yield f"{steps}: that cannot tell a change from chance; profile with {max(needed, 20)} repeats"
-    elif few < needed:
-        yield f"{few} steps were measured: to judge {rivals} groups takes {needed}; profile with {max(needed, 20)} repeats"
-    elif rivals > 1:
+    for few in dict.fromkeys(steps.values()):
+        named = ", ".join(key for key, count in steps.items() if key and count == few)
+        of = f"of {named} " if named else ""
+        measured = "one step was measured" if few == 1 else f"{few} steps were measured"
+        if few < LEAST_STEPS:
+            yield f"{of}{measured}: that cannot tell a change from chance; profile with {max(needed, 20)} repeats"
+        elif few < needed:
+            yield f"{of}{measured}: to judge {rivals} groups takes {needed}; profile with {max(needed, 20)} repeats"
+    if rivals > 1 and max(steps.values(), default=0) >= needed:
         yield f"slower, faster: more than chance among {rivals} groups, which takes more than a 95 % interval without 1"
 
 
