@@ -20,13 +20,13 @@ import os
 import textwrap
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tapeprop.profiler.profile import Profile, RowInfo, RunSamples, TapeInfo
+from tapeprop.profiler.alignment import Side, pair_rows, pair_tapes
+from tapeprop.profiler.profile import Profile
 from tapeprop.profiler.tables import BY
 from tapeprop.profiler.text import Table, seconds_text, size_text, write_text
 
@@ -45,11 +45,10 @@ LEAST_STEPS = 6
 class Change:
     """One group in both profiles, or in one of them.
 
-    key: (tape, phase, op, layer, "#2" for the second of these, ...) of an instruction, (tape, its name) of another group; "" for
-    the only tape. before, after: median seconds
-    of a step in the first and the second profile, NaN where the group is not there. ratio: after / before. low, high: ends of its 95 %
-    interval. All three are NaN where there is nothing to tell. significant: more than chance, see the module. steps: how many were
-    measured in each.
+    key: (tape, phase, op, layer, "#2" for the second of these, ...) of an instruction, (tape, its name) of another group; "" for the only
+    tape. before, after: median seconds of a step in the first and the second profile, NaN where the group is not there. ratio: after /
+    before. low, high: ends of its 95 % interval. All three are NaN where there is nothing to tell. significant: more than chance, see
+    the module. steps: how many were measured in each.
     """
 
     key: tuple[str, ...]
@@ -92,8 +91,9 @@ class Count:
 class Comparison:
     """What `compare` found; print it.
 
-    whole: a step; where both profiles have several tapes, the sum of a step of each, whose names are its key. rows: all groups, the largest change in seconds
-    first. counters, memory: the exact figures that both or one have, equal ones included. notes: what limits the comparison.
+    whole: a step; where both profiles have several tapes, the sum of a step of each, whose names are its key. rows: all groups, the
+    largest change in seconds first. counters, memory: the exact figures that both or one have, equal ones included. notes: what limits
+    the comparison.
     """
 
     by: str
@@ -179,9 +179,9 @@ def compare(a: Profile, b: Profile, by: str = "instruction", seed: int = 0) -> C
     """
     if by not in BY:
         raise ValueError(f"compare: expected by={' or '.join(map(repr, BY))}, got {by!r}")
-    sides = [_Side(profile, tapes) for profile, tapes in zip((a, b), _pair_tapes(a.tapes, b.tapes), strict=True)]
+    sides = [Side(profile, tapes) for profile, tapes in zip((a, b), pair_tapes(a.tapes, b.tapes), strict=True)]
     draws = _Draws(seed)
-    groups = [side.groups(by, keys) for side, keys in zip(sides, _pair_rows(*sides), strict=True)]
+    groups = [side.groups(by, keys) for side, keys in zip(sides, pair_rows(*sides), strict=True)]
     keys = list(dict.fromkeys((*groups[0], *groups[1])))
     rivals = sum(key in groups[0] and key in groups[1] for key in keys)
     rows = [_changed(key, [[side[key]] if key in side else [] for side in groups], draws, rivals) for key in keys]
@@ -200,147 +200,7 @@ def compare(a: Profile, b: Profile, by: str = "instruction", seed: int = 0) -> C
     )
 
 
-# ---- what is matched with what
-
-
-class _Side:
-    """One of the two profiles. tapes: the name under which each of its tapes is compared."""
-
-    def __init__(self, profile: Profile, tapes: list[str]):
-        self.profile = profile
-        self.tapes = tapes
-        self.steps = _steps_of(profile)
-
-    def groups(self, by: str, keys: list[list[tuple[str, ...]]]) -> dict[tuple[str, ...], np.ndarray]:
-        """{key: seconds of the group in each step}. keys: of each row of each tape."""
-        found: dict[tuple[str, ...], list[np.ndarray]] = {}
-        for steps in self.steps:
-            columns: dict[tuple[str, ...], list[int]] = {}
-            for slot, row in enumerate(steps.rows.tolist()):
-                key = keys[steps.tape][row]
-                if by != "instruction":
-                    info = self.profile.tapes[steps.tape].rows[row]
-                    key = (key[0], getattr(info, by) or "(none)")
-                columns.setdefault(key, []).append(slot)
-            for key, slots in columns.items():
-                found.setdefault(key, []).append(steps.seconds[:, slots].sum(axis=1))
-        return {key: _finite(np.concatenate(parts)) for key, parts in found.items()}
-
-    def walls(self) -> dict[str, np.ndarray]:
-        """{tape: seconds of each of its steps}."""
-        found: dict[str, list[np.ndarray]] = {}
-        for steps in self.steps:
-            found.setdefault(self.tapes[steps.tape], []).append(steps.walls)
-        return {key: _finite(np.concatenate(parts)) for key, parts in found.items()}
-
-
-@dataclass
-class _Steps:
-    """Steps of a tape. rows: of each slot; seconds: float64 (steps, slots); walls: float64 (steps,)."""
-
-    tape: int
-    rows: np.ndarray
-    seconds: np.ndarray
-    walls: np.ndarray
-
-
-def _steps_of(profile: Profile) -> list[_Steps]:
-    """All steps that are kept; one that was run by several calls (forward, then backward) is put together again."""
-    found: list[_Steps] = []
-    begun: dict[int, _Steps] = {}
-    for run in profile.runs:
-        if not run.steps or not len(run.rows):
-            continue
-        part = _Steps(run.tape, run.rows, _row_seconds(run), _walls(run))
-        before = begun.get(run.tape)
-        whole = len(run.rows) >= len(profile.tapes[run.tape].rows) or run.steps > 1
-        if not whole and before is not None and before.rows[-1] < run.rows[0]:
-            before.rows = np.concatenate([before.rows, part.rows])
-            before.seconds = np.concatenate([before.seconds, part.seconds], axis=1)
-            before.walls = before.walls + part.walls
-            continue
-        found.append(part)
-        if whole:
-            begun.pop(run.tape, None)
-        else:
-            begun[run.tape] = part
-    return found
-
-
-def _walls(run: RunSamples) -> np.ndarray:
-    """float64 (steps,): from begin to begin, the first from the call on, the last to its end."""
-    begins = np.fmin.reduce(run.begin.reshape(run.steps, -1), axis=1)
-    return np.diff([run.start, *begins[1:], run.stop])
-
-
-def _pair_tapes(a: Sequence[TapeInfo], b: Sequence[TapeInfo]) -> tuple[list[str], list[str]]:
-    """A name for each tape; those that belong together have the same one, which is "" where there is one on both sides."""
-    if len(a) == len(b) == 1 and a[0].name == b[0].name:
-        return [""], [""]
-    names = _paired([(t.name, t.sizes) for t in a], [(t.name, t.sizes) for t in b])
-    return tuple([" ".join(filter(None, name)) for name in side] for side in names)  # type: ignore[return-value]
-
-
-def _pair_rows(a: _Side, b: _Side) -> tuple[list[list[tuple[str, ...]]], list[list[tuple[str, ...]]]]:
-    """The key of each row of each tape: (tape, phase, op, layer, number among those that are alike)."""
-    found: tuple[list[Any], list[Any]] = ([()] * len(a.tapes), [()] * len(b.tapes))
-    for name in dict.fromkeys((*a.tapes, *b.tapes)):
-        places = [side.tapes.index(name) if name in side.tapes else None for side in (a, b)]
-        rows = [[] if i is None else side.profile.tapes[i].rows for side, i in zip((a, b), places, strict=True)]
-        paired = _paired(*([(_identity(row), (row.operands, row.results)) for row in side] for side in rows))
-        for keys, place, names in zip(found, places, paired, strict=True):
-            if place is not None:
-                keys[place] = [(name, *identity, number) for identity, number in names]
-    return found
-
-
-def _identity(row: RowInfo) -> tuple[str, str, str]:
-    return row.phase, row.op, row.layer or row.node
-
-
-def _paired(
-    a: Sequence[tuple[Any, Hashable]], b: Sequence[tuple[Any, Hashable]]
-) -> tuple[list[tuple[Any, str]], list[tuple[Any, str]]]:
-    """For each (identity, details) of both sides (identity, number); what belongs together has equal ones.
-
-    The number is "" for the first of an identity, then "#2" and so on.
-    """
-    found: tuple[list[Any], list[Any]] = ([None] * len(a), [None] * len(b))
-    places: dict[Any, tuple[list[int], list[int]]] = {}
-    for side, items in enumerate((a, b)):
-        for i, (identity, _) in enumerate(items):
-            places.setdefault(identity, ([], []))[side].append(i)
-    for identity, (left, right) in places.items():
-        numbers = _numbers([a[i][1] for i in left], [b[i][1] for i in right])
-        for side, own in enumerate((left, right)):
-            for i, number in zip(own, numbers[side], strict=True):
-                found[side][i] = identity, f"#{number + 1}" if number else ""
-    return found
-
-
-def _numbers(a: Sequence[Hashable], b: Sequence[Hashable]) -> tuple[list[int], list[int]]:
-    """A number for each entry: in the order of `a`, equal for entries that belong together, other ones for those without a partner."""
-    left = list(range(len(a)))
-    if len(a) == len(b):
-        return left, left
-    blocks = SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
-    partner = {block.b + i: block.a + i for block in blocks for i in range(block.size)}
-    if not partner:  # other sizes throughout: another batch, say
-        partner = dict(zip(range(len(b)), left))
-    spare = iter(range(len(a), len(a) + len(b)))
-    return left, [partner[i] if i in partner else next(spare) for i in range(len(b))]
-
-
 # ---- figures
-
-
-def _row_seconds(run: RunSamples) -> np.ndarray:
-    """float64 (steps, slots): of the slowest worker; NaN where no worker took part."""
-    return np.fmax.reduce(run.end - run.begin, axis=1)
-
-
-def _finite(values: np.ndarray) -> np.ndarray:
-    return values[np.isfinite(values)]
 
 
 class _Draws:
@@ -405,7 +265,7 @@ def _counts(a: dict[str, int], b: dict[str, int]) -> list[Count]:
     return [Count(name, a.get(name), b.get(name)) for name in dict.fromkeys((*a, *b))]
 
 
-def _memory(side: _Side, other: _Side) -> dict[str, int]:
+def _memory(side: Side, other: Side) -> dict[str, int]:
     """Bytes of the tapes that both sides have."""
     found = {}
     for name, tape in zip(side.tapes, side.profile.tapes, strict=True):
@@ -435,7 +295,7 @@ def _step_notes(walls: Sequence[dict[str, np.ndarray]], rivals: int) -> Iterator
         yield f"slower, faster: more than chance among {rivals} groups, which takes more than a 95 % interval without 1"
 
 
-def _differences(a: _Side, b: _Side) -> Iterator[str]:
+def _differences(a: Side, b: Side) -> Iterator[str]:
     """What else differs, so that readers do not look for it in the instructions."""
     for name, one, other in (("first", a, b), ("second", b, a)):
         only = [key or tape.name for key, tape in zip(one.tapes, one.profile.tapes) if key not in other.tapes]
