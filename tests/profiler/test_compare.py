@@ -75,6 +75,11 @@ def test_a_row_that_became_slower_is_found_and_comes_first() -> None:
     assert found.whole.ratio == pytest.approx(4.6 / 3.6, rel=0.05)
 
 
+def test_the_method_of_a_profile() -> None:
+    a, b = profile_of(NAMES, noisy([1, 1, 1, 1], seed=1)), profile_of(NAMES, noisy([1, 1, 1, 0.5], seed=2))
+    assert a.compare(b, "op", seed=5).to_dict() == compare(a, b, "op", seed=5).to_dict()
+
+
 def test_faster_is_the_reverse() -> None:
     a, b = profile_of(NAMES, noisy([1, 1, 1, 1], seed=1)), profile_of(NAMES, noisy([1, 1, 1, 0.5], seed=2))
     there, back = compare(a, b), compare(b, a)

@@ -299,10 +299,8 @@ def _tape(tape: TapeInfo) -> dict[str, Any]:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from tapeprop.profiler.compare import compare
-
     before, after = map(_read, args.compare)
-    found = compare(before, after, args.by)
+    found = before.compare(after, args.by)
     print_json(found.to_dict()) if args.json else print(found.table(args.top or None))
     return _verdict(found, args.fail_above)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from tapeprop.profiler.compare import Comparison
     from tapeprop.profiler.findings import Report
     from tapeprop.profiler.tables import Figures
     from tapeprop.profiler.text import Table
@@ -234,6 +235,12 @@ class Profile:
         from tapeprop.profiler import tables
 
         return tables.table(self, by, sort, top)
+
+    def compare(self, after: Profile, by: str = "instruction", seed: int = 0) -> Comparison:
+        """How a later profile differs from this one: what became slower or faster, and how surely; see `tapeprop.profiler.compare`."""
+        from tapeprop.profiler import compare
+
+        return compare.compare(self, after, by, seed)
 
     def to_json(self, path: str | os.PathLike[str]) -> Path:
         """Writes all of it to a JSON file, from which `Profile.load` makes it again; the path. OSError."""
