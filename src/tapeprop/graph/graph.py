@@ -10,6 +10,7 @@ import numpy as np
 
 from tapeprop.errors import DeviceError, GraphError, NotBuiltError, ShapeError, StateError
 from tapeprop.graph.auto_norm import norms_for
+from tapeprop.graph.drawing.picture import Picture, tape_picture
 from tapeprop.graph.node import LayerNode
 from tapeprop.graph.optimized import OptimizedGraph
 from tapeprop.graph.weights import check_keys
@@ -372,6 +373,15 @@ class CompiledGraph(OptimizedGraph):
             shapes = None if expected is None else [open_shape(shape, i) for i, shape in enumerate(expected)]
         with self._exclusive("tape"):
             return network.listing(shapes)
+
+    def _picture(self, what: str, input_shape: Any) -> Picture:
+        if what != "tape":
+            return super()._picture(what, input_shape)
+        if input_shape is not None:
+            raise GraphError(
+                "plot: the tape is drawn for the sizes of the last forward() or build(), not for input_shape"
+            )
+        return tape_picture(self.tape)
 
     def diagnose(self) -> Listing:
         """The instructions that leave native code, and why: print it. Empty where everything runs natively.
