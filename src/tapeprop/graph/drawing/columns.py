@@ -64,7 +64,7 @@ def heights(picture: Picture, columns: Sequence[Column]) -> tuple[list[float], f
         shift = min(ys[i] for i in columns[1].rows) - min(ys[i] for i in columns[2].rows)
         for i in columns[2].rows:
             ys[i] += shift
-    return ys, max(ys, default=0.0) + STEP / 2 + HEAD
+    return ys, max(ys, default=0.0) + STEP / 2 + GAP
 
 
 def _side_by_side(picture: Picture, down: Column, up: Column, ys: list[float]) -> None:

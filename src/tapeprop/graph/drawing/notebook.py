@@ -6,7 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from tapeprop.graph import tables
-from tapeprop.graph.drawing.picture import graph_picture
+from tapeprop.graph.drawing.picture import clean, graph_picture
 from tapeprop.graph.drawing.svg import svg
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ def notebook_page(graph: GraphStructure) -> str:
     """HTML with nothing outside of it: the drawing of a graph of at most DRAWN nodes, and its table. Never raises."""
     try:
         results = graph._known_results()
-        table = tables.html_table(tables.rows(graph.graph, graph.labels, results, graph._norms), str(graph))
+        rows = tables.rows(graph.graph, graph.labels, results, graph._norms)
+        table = clean(tables.html_table(rows, str(graph)))
         if len(graph) > DRAWN:
             return f"<p>{len(graph):,} nodes are too many to draw here; plot('graph.svg') draws them.</p>{table}"
         drawing = svg(graph_picture(graph, results))

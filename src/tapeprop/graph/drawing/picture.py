@@ -43,11 +43,10 @@ class Box:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """All of it as lines of text: name, merge and layers, shape, tags."""
+        """All of it as lines of text: name, merge, layers, shape, tags; of a row number and op, node, shape."""
         if self.kind == "row":
             return tuple(filter(None, (f"{self.key}  {self.layers[0]}", self.node, self.shape)))
-        what = ", ".join(filter(None, (self.merge, " ".join(self.layers))))
-        return tuple(filter(None, (self.key, what, self.shape, ", ".join(self.tags))))
+        return tuple(filter(None, (self.key, self.merge, *self.layers, self.shape, ", ".join(self.tags))))
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,8 @@ def graph_picture(graph: GraphStructure, results: Mapping[Hashable, Tensor]) -> 
         if own is not None:
             last[node] = len(boxes)
             inner.append(Line(first[node], last[node]))
-            boxes.append(Box(clean(f"{named[node]}.{BEHIND}"), (clean(repr(own)),), kind="norm"))
+            key, shape = f"{named[node]}.{BEHIND}", boxes[-1].shape  # a norm keeps the shape
+            boxes.append(Box(clean(key), (clean(repr(own)),), shape, kind="norm"))
     places = dict.fromkeys(edges, 0)
     lines = []
     for node, following in edges.items():

@@ -126,7 +126,8 @@ def _line(line: Line, path: Sequence[Point]) -> str:
     if label:
         pairs = list(itertools.pairwise(path))
         a, b = next((pair for pair in reversed(pairs) if pair[0][0] != pair[1][0]), pairs[-1])
-        parts.append(words((a[0] + b[0]) / 2 + 5, (a[1] + b[1]) / 2, label, "label"))
+        x, y, upright = (a[0] + b[0]) / 2, (a[1] + b[1]) / 2, abs(a[0] - b[0]) < 2 * ARROW
+        parts.append(words(x + 6, y, label, "label") if upright else words(x, y - 9, label, "label", "middle"))
     return "".join(parts)
 
 
