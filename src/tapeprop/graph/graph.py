@@ -10,6 +10,7 @@ import numpy as np
 
 from tapeprop.errors import DeviceError, GraphError, NotBuiltError, ShapeError, StateError
 from tapeprop.graph.auto_norm import norms_for
+from tapeprop.graph.drawing.picture import Picture, tape_picture
 from tapeprop.graph.node import LayerNode
 from tapeprop.graph.optimized import OptimizedGraph
 from tapeprop.graph.weights import check_keys
@@ -376,6 +377,15 @@ class CompiledGraph(OptimizedGraph):
         network, _ = self._compiled("tape")
         with self._exclusive("tape"):
             return network.listing(self._shapes_to_show())
+
+    def _picture(self, what: str, input_shape: Any) -> Picture:
+        if what != "tape":
+            return super()._picture(what, input_shape)
+        if input_shape is not None:
+            raise GraphError(
+                "plot: the tape is drawn for the sizes of the last forward() or build(), not for input_shape"
+            )
+        return tape_picture(self.tape)
 
     def diagnose(self) -> Diagnosis:
         """What makes the tape slow, in words, as far as it can be told before it runs; print it. Empty where everything is fine.
