@@ -283,6 +283,16 @@ def test_what_is_not_there(write, text: str, kind: type, expected: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("command", ["summary", "plot"])
+def test_commands_take_what_python_defines(write, capsys, command: str) -> None:
+    write("graph = chain(2)\nother = chain(3)")
+    for text, last in (("nets.py", "n1"), ("nets.py:other", "n2"), ("nets:other", "n2")):
+        assert cli.main([command, text]) == 0
+        captured = capsys.readouterr()
+        assert last in captured.out
+        assert captured.err == ""
+
+
 def test_one_line_and_exit_code_1(write, capsys) -> None:
     write("raise ValueError('one\\ntwo')")
     assert cli.main(["summary", "nets.py"]) == 1
