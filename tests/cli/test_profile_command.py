@@ -518,14 +518,16 @@ def test_in_a_process_of_its_own(net) -> None:
 
 @pytest.fixture
 def saved(capsys, net) -> tuple[str, str]:
-    """Two profiles; in the second all takes twice as long."""
+    """Two profiles; in the second all takes twice as long. Their times are made, so that no other work on the machine is in them."""
     assert run(capsys, net, "--workers", "1", "--save", "a.json")[0] == 0
-    slower = Profile.load("a.json")
-    for samples in slower.runs:
-        for times in (samples.begin, samples.end):
-            times *= 2
-        samples.start, samples.stop = 2 * samples.start, 2 * samples.stop
-    slower.to_json("b.json")
+    made = Profile.load("a.json")
+    for name, microseconds in (("a.json", 10), ("b.json", 20)):
+        for samples in made.runs:
+            steps, workers, slots = samples.begin.shape
+            number = np.broadcast_to(np.arange(steps * slots).reshape(steps, 1, slots), (steps, workers, slots))
+            samples.begin, samples.end = number * microseconds * 1e-6, (number + 0.9) * microseconds * 1e-6
+            samples.start, samples.stop = 0.0, steps * slots * microseconds * 1e-6
+        made.to_json(name)
     return "a.json", "b.json"
 
 
