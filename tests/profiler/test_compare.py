@@ -107,6 +107,18 @@ def test_equal_profiles_show_a_change_in_at_most_one_comparison_of_twenty(steps:
     assert groups <= 5
 
 
+@pytest.mark.parametrize("steps", [10, 20])
+def test_the_interval_holds_the_true_ratio_about_as_often_as_it_says(steps: int) -> None:
+    """In at least 92 of 100 trials: percentiles of so few steps fall short of 95 by one or two (Efron and Tibshirani 1993, ch. 13)."""
+    names = [("forward", "op", "node")]
+    held = 0
+    for seed in range(100):
+        a, b = (profile_of(names, noisy([side], steps, 2 * seed + (side > 1))) for side in (1.0, 1.2))
+        row = compare(a, b, seed=seed).rows[0]
+        held += row.low <= 1.2 <= row.high
+    assert held >= 92
+
+
 def test_a_profile_equals_itself() -> None:
     a = profile_of(NAMES, noisy([1, 2, 3, 4]), counters={"instructions": 4})
     found = compare(a, a)
