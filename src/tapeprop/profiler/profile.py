@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from tapeprop.profiler.compare import Comparison
     from tapeprop.profiler.findings import Report
     from tapeprop.profiler.tables import Figures
     from tapeprop.profiler.text import Table
@@ -283,6 +284,15 @@ class Profile:
         from tapeprop.profiler import findings
 
         return findings.diagnose(self)
+
+    def compare(self, other: Profile, by: str = "instruction", seed: int = 0) -> Comparison:
+        """What became slower or faster in `other`, the later one, and what of it is more than chance; print it.
+
+        See `tapeprop.profiler.compare.compare`.
+        """
+        from tapeprop.profiler import compare
+
+        return compare.compare(self, other, by, seed)
 
     def __str__(self) -> str:
         return str(self.table())
