@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tapeprop.errors import DeviceError, GraphError, NotBuiltError, ShapeError, StateError
 from tapeprop.graph.auto_norm import norms_for
-from tapeprop.graph.drawing.picture import Picture, tape_picture
 from tapeprop.graph.node import LayerNode
 from tapeprop.graph.optimized import OptimizedGraph
 from tapeprop.graph.weights import check_keys
 from tapeprop.ir import Parameter, Shape
 from tapeprop.layers.edits import edited, edits
 from tapeprop.layers.sizes import open_shape
-from tapeprop.runtime.listing import Listing, list_departures
+from tapeprop.runtime.diagnosis import Diagnosis
+from tapeprop.runtime.listing import Listing
 from tapeprop.runtime.network import CacheInfo, Network, Options, Trial, as_input
 from tapeprop.runtime.state import pack
 from tapeprop.runtime.training import FitSession, Trainer, zero_gradients
+
+if TYPE_CHECKING:
+    from tapeprop.graph.drawing.picture import Picture
 
 DTYPES = ("float32", "float64")
 MATH_MODES = ("fp32", "winograd")
@@ -117,7 +120,12 @@ class CompiledGraph(OptimizedGraph):
             self._input_shape, self._auto_batch_norm = input_shape, bool(auto_batch_norm)
             self._options = options
             self._network = Network(
-                self.trace_all, options, self._random, self._frozen_parameters, outline=self.outline
+                self.trace_all,
+                options,
+                self._random,
+                self._frozen_parameters,
+                names=self._parameter_names,
+                outline=self.outline,
             )
             self._trainer = Trainer(self._network, self._optimizers)
             self._stopped = self.stopped
@@ -161,6 +169,9 @@ class CompiledGraph(OptimizedGraph):
                     frozen.update(parameter for _, parameter in norm.named_parameters())
             self._frozen = now, frozenset(frozen)
         return self._frozen[1]
+
+    def _parameter_names(self) -> dict[Parameter, str]:
+        return {parameter: name for name, parameter in self.named_parameters()}
 
     # ---- running
 
@@ -366,15 +377,12 @@ class CompiledGraph(OptimizedGraph):
         ones are shown as N, H, W.
         """
         network, _ = self._compiled("tape")
-        if self._input_shape is not None:
-            shapes: list[Shape] | None = self.open_shapes(self._input_shape)
-        else:
-            expected = self.expected_inputs()
-            shapes = None if expected is None else [open_shape(shape, i) for i, shape in enumerate(expected)]
         with self._exclusive("tape"):
-            return network.listing(shapes)
+            return network.listing(self._shapes_to_show())
 
     def _picture(self, what: str, input_shape: Any) -> Picture:
+        from tapeprop.graph.drawing.picture import tape_picture
+
         if what != "tape":
             return super()._picture(what, input_shape)
         if input_shape is not None:
@@ -383,12 +391,23 @@ class CompiledGraph(OptimizedGraph):
             )
         return tape_picture(self.tape)
 
-    def diagnose(self) -> Listing:
-        """The instructions that leave native code, and why: print it. Empty where everything runs natively.
+    def diagnose(self) -> Diagnosis:
+        """What makes the tape slow, in words, as far as it can be told before it runs; print it. Empty where everything is fine.
 
-        Of forward and backward in training, for the sizes of `tape`; each is a dict with row, span, op, node and why.
+        Of forward and backward in training, for the sizes of `tape`: layers that Python computes, a batch that does not fill vector
+        lanes or is too small for the workers asked for, changes of layout and rows that few workers can share where they cost
+        much, debug_nan. Each is a dict with row, span, op, node ("" for the whole tape), why and remedy. What a run spends its
+        time on is told by `profile(...).diagnose()`.
         """
-        return list_departures(self.tape)
+        network, _ = self._compiled("diagnose()")
+        with self._exclusive("diagnose()"):
+            return network.diagnosis(self._shapes_to_show())
+
+    def _shapes_to_show(self) -> list[Shape] | None:
+        if self._input_shape is not None:
+            return self.open_shapes(self._input_shape)
+        expected = self.expected_inputs()
+        return None if expected is None else [open_shape(shape, i) for i, shape in enumerate(expected)]
 
     def cache_info(self) -> CacheInfo:
         """How often forward() found its plan (hits), had to make one (misses), and how many plans are kept (size)."""

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tapeprop.compiler.encode import Extent, Tape
-from tapeprop.compiler.plan import Place
 from tapeprop.ir import Instruction, Program, Tensor
 from tapeprop.ir.dims import text
 
@@ -62,14 +61,6 @@ class Listing:
 def op_label(instruction: Instruction) -> str:
     """The op's name, or for an elementwise instruction what it computes."""
     return str(instruction.attributes.get("label", instruction.op.name))
-
-
-def list_departures(tape: Listing) -> Listing:
-    """The rows of a tape's listing that leave native code, each with the reason under "why"."""
-    found = [row for row in tape.rows if row["why"]]
-    count = f"{len(found)} of {len(tape)} instructions leave native code; the others run without Python between them"
-    footer = count if found else f"all {len(tape)} instructions run natively"
-    return Listing(tape.title, found, footer, ("row", "span", "op", "node", "why"))
 
 
 def list_tape(tape: Tape, title: str) -> Listing:
@@ -142,8 +133,8 @@ def list_program(program: Program, title: str) -> Listing:
 class _Producers:
     """Which row makes what another reads.
 
-    Aliases have no row: what they stand for is looked up in their stead. A leaf that an earlier span has stored to is found by its
-    place, for the row that wrote there last.
+    Aliases have no row: what they stand for is looked up in their stead. What an earlier row has stored to a leaf, or to a part of it,
+    is found by its place.
     """
 
     def __init__(self, tape: Tape):
@@ -154,22 +145,25 @@ class _Producers:
             if step.instruction.op.alias
         }
         self._maker: dict[Tensor, int] = {}
-        self._writer: dict[Place, int] = {}
+        self._writers: dict[str, dict[Extent, int]] = {}  # by buffer
 
     def read_in(self, number: int) -> list[int]:
         """The rows whose results row `number` reads; to be asked for one row after another."""
         row = self._tape.rows[number]
-        found = set()
+        found: set[int] = set()
         for tensor, extent in zip(row.step.instruction.operands, row.reads, strict=True):
             while tensor in self._stands_for:
                 tensor = self._stands_for[tensor]
-            made = self._maker.get(tensor) if tensor.producer is not None else self._writer.get(extent.place)
-            if made is not None and made != number:
-                found.add(made)
+            if tensor.producer is not None:
+                found.update({self._maker[tensor]} if tensor in self._maker else ())
+            else:
+                written = self._writers.get(extent.place.buffer, {})
+                found.update(made for other, made in written.items() if other.meets(extent))
         if number and self._tape.rows[number - 1].step is row.step:  # one instruction in several rows
             found.add(number - 1)
         self._maker.update((tensor, number) for tensor in row.step.instruction.results)
-        self._writer.update((extent.place, number) for extent in row.writes)
+        for extent in row.writes:
+            self._writers.setdefault(extent.place.buffer, {})[extent] = number
         return sorted(found)
 
 
