@@ -261,7 +261,7 @@ class Profile:
         return speedscope.write(self, path)
 
     def to_flame_graph(self, path: str | os.PathLike[str]) -> Path:
-        """Draws a flame graph by phase, node and op into an SVG file; the path. OSError."""
+        """Draws a flame graph by phase, node and op into an SVG file; the path. ValueError for another ending, OSError."""
         from tapeprop.profiler import flame
 
         return flame.write(self, path)
