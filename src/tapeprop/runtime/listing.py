@@ -45,13 +45,14 @@ class Listing:
 
     def _repr_html_(self) -> str:
         """The table as HTML, for notebooks."""
-        headings = self._used() if self.rows else []
+        title, footer = html.escape(self.title), f"<p>{html.escape(self.footer)}</p>"
+        if not self.rows:
+            return f"<p>{title}</p>{footer}"
+        headings = self._used()
         head = "".join(f"<th>{html.escape(h)}</th>" for h in headings)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(row.get(h, ''))}</td>" for h in headings) + "</tr>" for row in self.rows
-        )
-        table = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>" if self.rows else ""
-        return f"<table><caption>{html.escape(self.title)}</caption>{table}</table><p>{html.escape(self.footer)}</p>"
+        cells = ["".join(f"<td>{html.escape(row.get(h, ''))}</td>" for h in headings) for row in self.rows]
+        body = "".join(f"<tr>{row}</tr>" for row in cells)
+        return f"<table><caption>{title}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{footer}"
 
     def _used(self) -> list[str]:
         """The headings under which something stands."""
