@@ -6,7 +6,8 @@ import argparse
 import sys
 from typing import Any
 
-from tapeprop.cli.summary import _load, _shape
+from tapeprop.cli.feed import shape as shape_argument
+from tapeprop.cli.source import add_graph, build, load
 
 WHAT = ("graph", "tape")
 
@@ -16,11 +17,14 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "plot",
         help="draw a network or its instruction tape",
-        description="Draws the demo's network, or a graph saved with graph.save(): to a file in the language of its ending "
+        description="Draws the demo's network, a graph saved with graph.save(), or one that Python code defines: to a file in the "
+        "language of its ending "
         "(.svg; .mmd and .md, Mermaid; .dot and .gv, Graphviz), or as Mermaid to stdout.",
     )
-    command.add_argument("graph", help='"digits", or the path of a saved graph')
-    command.add_argument("--input-shape", type=_shape, metavar="N,C,H,W", help="shape of the input, as 32,1,8,8")
+    add_graph(command)
+    command.add_argument(
+        "--input-shape", type=shape_argument, metavar="N,C,H,W", help="shape of the input, as 32,1,8,8"
+    )
     command.add_argument("--what", choices=WHAT, default="graph", help="the nodes or the instructions (default: graph)")
     command.add_argument("-o", "--output", metavar="PATH", help="the file to write")
     command.set_defaults(run=run)
@@ -32,13 +36,12 @@ def run(args: argparse.Namespace) -> int:
 
     if args.output is not None:
         check_ending(args.output)  # before anything is built
-    graph, shape = _load(args.graph, args.input_shape)
+    source = load(args.graph)
+    graph, shape = source.graph, args.input_shape or source.input_shape
     if args.what == "graph":
         drawing = graph.plot(args.output, input_shape=shape)
     else:
-        if shape is not None or not graph.built_:
-            graph.build(shape)
-        drawing = graph.plot(args.output, "tape")
+        drawing = build(graph, shape).plot(args.output, "tape")
     if args.output is None:
         print(drawing, end="")
     else:
