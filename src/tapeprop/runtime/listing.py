@@ -67,7 +67,7 @@ def op_label(instruction: Instruction) -> str:
 def list_tape(tape: Tape, title: str) -> Listing:
     """The rows of a planned tape: places are buffer+offset in bytes."""
     rows: list[dict[str, Any]] = []
-    made_by = _Producers(tape)
+    made_by = Producers(tape)
     for number, row in enumerate(tape.rows):
         call = row.step.call
         rows.append(
@@ -131,7 +131,7 @@ def list_program(program: Program, title: str) -> Listing:
     return Listing(title, rows, f"{len(rows)} instructions; sizes are open until data comes")
 
 
-class _Producers:
+class Producers:
     """Which row makes what another reads.
 
     Aliases have no row: what they stand for is looked up in their stead. What an earlier row has stored to a leaf, or to a part of it,
