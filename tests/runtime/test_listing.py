@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
+import numpy as np
+import pytest
+
 import tapeprop as tp
 from tapeprop.layers import Activation, Conv2D, Dense, Flatten
-from tapeprop.runtime.listing import Listing
+from tapeprop.runtime.listing import Listing, list_tape
 
 
 def network() -> tp.LayerGraph:
@@ -70,7 +73,30 @@ def test_html() -> None:
     rows = ET.fromstring(f"<div>{page}</div>").findall(".//tbody/tr")
     assert len(rows) == len(tape)
     assert next(cell.text for cell in rows[0]) == "0"
-    empty = network().build((5, 1, 4, 4)).diagnose()
-    assert len(empty) == 0
-    assert ET.fromstring(f"<div>{empty._repr_html_()}</div>").find(".//tr") is None
-    assert "run natively" in empty._repr_html_()
+    empty = Listing("a <title>", [], "a footer")._repr_html_()
+    assert ET.fromstring(f"<div>{empty}</div>").find(".//tr") is None
+    assert "a &lt;title&gt;" in empty
+    assert "a footer" in empty
+
+
+def test_a_diagnosis_as_html() -> None:
+    found = network().build((5, 1, 4, 4)).diagnose()
+    page = ET.fromstring(f"<div>{found._repr_html_()}</div>")
+    heads = [cell.text for cell in page.iter("th")]
+    assert heads[-2:] == ["why", "remedy"]
+    cells = [[cell.text or "" for cell in row] for row in page.findall(".//tbody/tr")]
+    assert [row[heads.index("why")] for row in cells] == [finding["why"] for finding in found]
+
+
+@pytest.mark.parametrize("batch", [5, 16])
+def test_updates_come_after_the_gradients(batch: int) -> None:
+    """One row advances neighbours together; it reads what several rows have stored to parts of its gradient."""
+    graph = network().build((batch, 1, 4, 4))
+    graph.set_optimizer(tp.optimizers.Adam(lr=0.1))
+    arguments = (np.zeros((batch, 1, 4, 4)), np.zeros((batch, 3)), tp.losses.MSE(), None)
+    with graph.trial_step(graph._step_arguments(*arguments)) as trial:
+        tape = list_tape(trial.executable.tape, "step")
+    stored = {found["shape"]: int(found["row"]) for found in tape if found["span"] == "backward"}
+    gradients = {stored[shape] for shape in ("(2, 1, 3, 3)", "(2,)", "(3, 32)", "(3,)")}
+    update = [found for found in tape if found["span"] == "update"]
+    assert gradients <= {made for found in update for made in found["after"]}

@@ -17,9 +17,8 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "plot",
         help="draw a network or its instruction tape",
-        description="Draws the demo's network, a graph saved with graph.save(), or one that Python code defines: to a file in the "
-        "language of its ending "
-        "(.svg; .mmd and .md, Mermaid; .dot and .gv, Graphviz), or as Mermaid to stdout.",
+        description="Draws the demo's network, a graph saved with graph.save(), or one that Python code defines: to a file in "
+        "the language of its ending (.svg; .mmd and .md, Mermaid; .dot and .gv, Graphviz), or as Mermaid to stdout.",
     )
     add_graph(command)
     command.add_argument(

@@ -9,16 +9,13 @@ import contextlib
 import contextvars
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tapeprop import ops
 from tapeprop.errors import CycleError, GraphError, ShapeError
 from tapeprop.graph import auto_norm, structure, tables, weights
-from tapeprop.graph.drawing.files import check_ending, written
-from tapeprop.graph.drawing.notebook import notebook_page
-from tapeprop.graph.drawing.picture import Picture, graph_picture
 from tapeprop.graph.editing import EditableGraph, Ends
 from tapeprop.graph.merge import merge
 from tapeprop.graph.names import check_names
@@ -30,6 +27,9 @@ from tapeprop.layers.edits import edits
 from tapeprop.layers.layer import Member, traced, tracing, variables_dtype
 from tapeprop.layers.sizes import open_shape, plain_shape
 from tapeprop.ops.shape import alias
+
+if TYPE_CHECKING:
+    from tapeprop.graph.drawing.picture import Picture
 
 #: The trace being recorded by a graph and what can be watched in it: graphs inside add theirs.
 _watchable: contextvars.ContextVar[tuple[Trace, dict[Hashable, Tensor]] | None] = contextvars.ContextVar(
@@ -325,16 +325,22 @@ class GraphStructure(EditableGraph):
         takes the one that build() was given. A graph that is not valid yet is drawn as it is. GraphError for another ending or `what`,
         NotBuiltError, OSError where the file cannot be written.
         """
+        from tapeprop.graph.drawing.files import check_ending, written
+
         if path is not None:
             check_ending(path)
         return written(self._picture(what, input_shape), path)
 
     def _picture(self, what: str, input_shape: Any) -> Picture:
+        from tapeprop.graph.drawing.picture import graph_picture
+
         if what != "graph":
             raise GraphError(f"plot: expected what to be 'graph' or 'tape', got {what!r}")
         return graph_picture(self, self._known_results() if input_shape is None else self.trace_open(input_shape)[1])
 
     def _repr_html_(self) -> str:
+        from tapeprop.graph.drawing.notebook import notebook_page
+
         return notebook_page(self)
 
     def _known_results(self) -> Mapping[Hashable, Tensor]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tapeprop.errors import DeviceError, GraphError, NotBuiltError, ShapeError, StateError
 from tapeprop.graph.auto_norm import norms_for
-from tapeprop.graph.drawing.picture import Picture, tape_picture
 from tapeprop.graph.node import LayerNode
 from tapeprop.graph.optimized import OptimizedGraph
 from tapeprop.graph.weights import check_keys
@@ -22,6 +21,9 @@ from tapeprop.runtime.listing import Listing
 from tapeprop.runtime.network import CacheInfo, Network, Options, Trial, as_input
 from tapeprop.runtime.state import pack
 from tapeprop.runtime.training import FitSession, Trainer, zero_gradients
+
+if TYPE_CHECKING:
+    from tapeprop.graph.drawing.picture import Picture
 
 DTYPES = ("float32", "float64")
 MATH_MODES = ("fp32", "winograd")
@@ -379,6 +381,8 @@ class CompiledGraph(OptimizedGraph):
             return network.listing(self._shapes_to_show())
 
     def _picture(self, what: str, input_shape: Any) -> Picture:
+        from tapeprop.graph.drawing.picture import tape_picture
+
         if what != "tape":
             return super()._picture(what, input_shape)
         if input_shape is not None:

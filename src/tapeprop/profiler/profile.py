@@ -291,6 +291,15 @@ class Profile:
 
         return findings.diagnose(self)
 
+    def compare(self, other: Profile, by: str = "instruction", seed: int = 0) -> Comparison:
+        """What became slower or faster in `other`, the later one, and what of it is more than chance; print it.
+
+        See `tapeprop.profiler.compare.compare`.
+        """
+        from tapeprop.profiler import compare
+
+        return compare.compare(self, other, by, seed)
+
     def __str__(self) -> str:
         return str(self.table())
 

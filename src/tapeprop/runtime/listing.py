@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tapeprop.compiler.encode import Extent, Tape
-from tapeprop.compiler.plan import Place
 from tapeprop.ir import Instruction, Program, Tensor
 from tapeprop.ir.dims import text
 
@@ -46,13 +45,14 @@ class Listing:
 
     def _repr_html_(self) -> str:
         """The table as HTML, for notebooks."""
-        headings = self._used() if self.rows else []
+        title, footer = html.escape(self.title), f"<p>{html.escape(self.footer)}</p>"
+        if not self.rows:
+            return f"<p>{title}</p>{footer}"
+        headings = self._used()
         head = "".join(f"<th>{html.escape(h)}</th>" for h in headings)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(row.get(h, ''))}</td>" for h in headings) + "</tr>" for row in self.rows
-        )
-        table = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>" if self.rows else ""
-        return f"<table><caption>{html.escape(self.title)}</caption>{table}</table><p>{html.escape(self.footer)}</p>"
+        cells = ["".join(f"<td>{html.escape(row.get(h, ''))}</td>" for h in headings) for row in self.rows]
+        body = "".join(f"<tr>{row}</tr>" for row in cells)
+        return f"<table><caption>{title}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{footer}"
 
     def _used(self) -> list[str]:
         """The headings under which something stands."""
@@ -67,7 +67,7 @@ def op_label(instruction: Instruction) -> str:
 def list_tape(tape: Tape, title: str) -> Listing:
     """The rows of a planned tape: places are buffer+offset in bytes."""
     rows: list[dict[str, Any]] = []
-    made_by = _Producers(tape)
+    made_by = Producers(tape)
     for number, row in enumerate(tape.rows):
         call = row.step.call
         rows.append(
@@ -131,11 +131,11 @@ def list_program(program: Program, title: str) -> Listing:
     return Listing(title, rows, f"{len(rows)} instructions; sizes are open until data comes")
 
 
-class _Producers:
+class Producers:
     """Which row makes what another reads.
 
-    Aliases have no row: what they stand for is looked up in their stead. A leaf that an earlier span has stored to is found by its
-    place, for the row that wrote there last.
+    Aliases have no row: what they stand for is looked up in their stead. What an earlier row has stored to a leaf, or to a part of it,
+    is found by its place.
     """
 
     def __init__(self, tape: Tape):
@@ -146,22 +146,25 @@ class _Producers:
             if step.instruction.op.alias
         }
         self._maker: dict[Tensor, int] = {}
-        self._writer: dict[Place, int] = {}
+        self._writers: dict[str, dict[Extent, int]] = {}  # by buffer
 
     def read_in(self, number: int) -> list[int]:
         """The rows whose results row `number` reads; to be asked for one row after another."""
         row = self._tape.rows[number]
-        found = set()
+        found: set[int] = set()
         for tensor, extent in zip(row.step.instruction.operands, row.reads, strict=True):
             while tensor in self._stands_for:
                 tensor = self._stands_for[tensor]
-            made = self._maker.get(tensor) if tensor.producer is not None else self._writer.get(extent.place)
-            if made is not None and made != number:
-                found.add(made)
+            if tensor.producer is not None:
+                found.update({self._maker[tensor]} if tensor in self._maker else ())
+            else:
+                written = self._writers.get(extent.place.buffer, {})
+                found.update(made for other, made in written.items() if other.meets(extent))
         if number and self._tape.rows[number - 1].step is row.step:  # one instruction in several rows
             found.add(number - 1)
         self._maker.update((tensor, number) for tensor in row.step.instruction.results)
-        self._writer.update((extent.place, number) for extent in row.writes)
+        for extent in row.writes:
+            self._writers.setdefault(extent.place.buffer, {})[extent] = number
         return sorted(found)
 
 

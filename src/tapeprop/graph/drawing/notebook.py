@@ -27,7 +27,7 @@ def notebook_page(graph: GraphStructure) -> str:
         drawing = svg(graph_picture(graph, results))
     except Exception as error:  # notebooks would show a traceback in place of a value that is there
         return f"<pre>{escape(_text(graph))}</pre><p>no drawing: {escape(f'{type(error).__name__}: {error}')}</p>"
-    return f'<div style="overflow:auto;max-height:40em">{drawing}</div>{table}'
+    return f'<div style="overflow:auto;max-height:60em">{drawing}</div>{table}'
 
 
 def _text(graph: GraphStructure) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from unicodedata import category
 
 from tapeprop.graph.auto_norm import norms_behind
 from tapeprop.graph.merge import MergeMode
@@ -141,7 +142,8 @@ def tape_picture(listing: Listing) -> Picture:
 def clean(value: str) -> str:
     """Text that every language here can hold: line ends are newlines, other control characters and lone surrogates are replaced."""
     value = value.replace("\r\n", "\n").replace("\r", "\n").replace("\t", " ")
-    return "".join(c if c == "\n" or (c.isprintable() or (c.isspace() and c >= " ")) else "\ufffd" for c in value)
+    refused = {c for c in set(value) if (category(c) in ("Cc", "Cs") and c != "\n") or c in "\ufffe\uffff"}
+    return "".join("\ufffd" if c in refused else c for c in value)
 
 
 def _layers(node: LayerNode, name: str, behind: Mapping[str, object]) -> Iterable[str]:

@@ -11,6 +11,7 @@ def mermaid(picture: Picture) -> str:
     """A Mermaid flowchart (https://mermaid.js.org/syntax/flowchart.html).
 
     Roots and terms have round ends, norms are hexagons, frozen nodes and lines without a gradient are dashed; a tape's spans are subgraphs.
+    Mermaid draws no more than 500 lines and 50,000 characters unless its maxEdges and maxTextSize are raised.
     """
     lines = ["flowchart TD"]
     for number, (name, members) in enumerate(picture.groups.items()):
