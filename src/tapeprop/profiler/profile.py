@@ -236,12 +236,6 @@ class Profile:
 
         return tables.table(self, by, sort, top)
 
-    def compare(self, after: Profile, by: str = "instruction", seed: int = 0) -> Comparison:
-        """How a later profile differs from this one: what became slower or faster, and how surely; see `tapeprop.profiler.compare`."""
-        from tapeprop.profiler import compare
-
-        return compare.compare(self, after, by, seed)
-
     def to_json(self, path: str | os.PathLike[str]) -> Path:
         """Writes all of it to a JSON file, from which `Profile.load` makes it again; the path. OSError."""
         from tapeprop.profiler import files
