@@ -191,7 +191,8 @@ class Profile:
     order in which they began; `dropped` spans of earlier ones were dropped, as only so many are kept (the totals of `tapes` have
     them). seconds: of wall time from begin to end. compile_seconds: of them spent on compiling kernels; lowering_seconds: on tracing,
     planning and binding. counters: exact figures that are equal in each run of the same program: steps; instructions, barriers, flops and
-    bytes (of one step in graph.profile(), else of all that ran); arena_bytes, scratch_bytes; lowerings, plans, plan_hits.
+    bytes (of one step in graph.profile(), else of all that ran); arena_bytes, scratch_bytes; lowerings, plans, plan_hits (of a fit
+    these follow the number of its native calls, which goes by time).
     """
 
     what: str
