@@ -25,8 +25,8 @@ FLOORS = (
     ("runtime",),
     ("layers", "initializers"),
     ("graph",),
-    ("training", "datasets", "losses", "optimizers", "schedules", "callbacks", "metrics"),
-    ("profiler", "interchange"),
+    ("training", "datasets", "losses", "optimizers", "schedules", "metrics"),
+    ("profiler", "interchange", "callbacks"),
     ("model", "formula"),
     ("__init__",),
     ("cli", "__main__"),  # the command line is a user of the public face
@@ -35,7 +35,7 @@ FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 # On every other floor, units of one floor may import each other.
 STRANGERS = {frozenset({"profiler", "interchange"})}
 # Units that must load without a compiler.
-NO_COMPILER = {"errors", "ir", "layers", "initializers", "graph", *FLOORS[FLOOR_OF["training"]]}
+NO_COMPILER = {"errors", "ir", "layers", "initializers", "graph", "callbacks", *FLOORS[FLOOR_OF["training"]]}
 COMPILERS = ("numba", "llvmlite")
 LONGEST_FILE = 800
 

@@ -212,6 +212,8 @@ def test_rows_of_python_have_no_kernel():
     profile = graph.profile(x, x, MSE(), repeats=3)
     (tape,) = profile.tapes
     assert {row.op for row in tape.rows if not row.kernel} == {"python", "python_grad"}
+    assert (tape.waits >= 0).all()
+    assert (tape.busy + tape.waits).sum() <= tape.wall * tape.workers
     for run in profile.runs:
         assert (np.diff(np.stack([run.begin, run.end], -1)[:, 0].reshape(-1)) >= 0).all()
         assert not np.isnan(run.begin[:, 0]).any()

@@ -83,6 +83,17 @@ def test_a_median_does_not_see_an_interruption_and_the_slowest_worker_counts():
     assert row_seconds(profile((made, run)))[0] == pytest.approx([2e-3])
 
 
+def test_the_time_of_a_step_is_a_median_with_waits():
+    made, run = tape([row(0), row(1)], [1e-3, 1e-3], steps=3, wait=1e-4)
+    run.end[2] += 1.0
+    found = profile((made, run))
+    assert found.step_seconds == pytest.approx(2.1e-3)
+    assert "3 steps of 2.1 ms" in str(found)
+    assert dataclasses.replace(found, runs=[]).step_seconds == pytest.approx(2.2e-3)  # the wall time
+    assert math.isnan(profile((made, run), tape([row(0)], [1.0])).step_seconds)
+    assert math.isnan(profile().step_seconds)
+
+
 def test_rows_whose_spans_were_dropped_have_their_mean():
     made, _ = tape([row(0)], [1e-3], steps=4)
     made.busy[0, 0] = 4 * 3e-3

@@ -1,4 +1,6 @@
 import math
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from tapeprop.runtime import team
 from tapeprop.runtime.executor import aligned_words, control_block, run
 from tapeprop.runtime.linker import load_text
 from tapeprop.runtime.memory import aligned
-from tapeprop.runtime.roofs import DTYPES, WELL_INSIDE, measure_roofs, working_sets
+from tapeprop.runtime.roofs import DTYPES, WELL_INSIDE, _most_at_once, measure_roofs, working_sets
 from tapeprop.targets.cpu.roof_kernels import ROOF_KERNELS, STREAM_BLOCK, fma_operations, roof_text
 
 KB, MB = 1 << 10, 1 << 20
@@ -134,3 +136,38 @@ def test_sizes_grow():
 
 def test_memory_is_bounded():
     assert working_sets(1, [(32 * KB, 1), (1 << 30, 1)])[-1] <= 512 * MB
+
+
+# ---- of several workers
+
+
+def at_once(*workers: list[tuple[int, int]]) -> float:
+    spans = np.array(workers, np.int64)
+    return _most_at_once(spans[..., 0], spans[..., 1])
+
+
+def test_the_moment_when_the_workers_were_fastest():
+    warm = (0, 1)
+    assert at_once([warm, (10, 20), (20, 25)]) == pytest.approx(1 / 5)
+    assert at_once([warm, (10, 20), (20, 25)], [warm, (10, 20), (20, 40)]) == pytest.approx(1 / 5 + 1 / 20)
+    # one after the other: never at once
+    assert at_once([warm, (10, 20), (30, 40)], [warm, (20, 30), (40, 50)]) == 0
+    # kept from its core in between, and not counted as fast for that
+    assert at_once([warm, (10, 20), (20, 30)], [warm, (5, 105), (105, 110)]) == pytest.approx(1 / 10 + 1 / 100)
+    assert at_once([warm, (10, 10)]) == pytest.approx(1)  # no time that the clock can tell
+    assert at_once([(0, 9)]) == 0  # nothing but the warm one
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system ties no threads to CPUs")
+def test_threads_are_free_again():
+    measure_roofs(2)
+    threads = [threading.get_native_id(), *team.thread_ids()]
+    before = [os.sched_getaffinity(thread) for thread in threads]
+    measure_roofs(2)
+    assert [os.sched_getaffinity(thread) for thread in threads] == before
+
+
+def test_several_workers_count_for_one_at_least(measured):
+    for dtype in DTYPES:
+        assert measured.flops[dtype, 2] >= measured.flops[dtype, 1]
+    assert measured.bandwidth[2][-1][1] >= measured.bandwidth[1][-1][1]

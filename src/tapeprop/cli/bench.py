@@ -15,7 +15,7 @@ from tapeprop.cli.output import add_json, print_json
 
 #: What runs when nothing is named, and with which arguments; in this order.
 SUITE = {
-    "train": (), "infer": (), "memory": (), "scaling": (), "graphs": (), "formula": (), "infrastructure": ("--cold",),
+    "train": (), "infer": (), "memory": (), "scaling": (), "graphs": (), "formula": (), "profiler": (), "infrastructure": ("--cold",),
 }  # fmt: skip
 #: The folder of the programs in a source checkout.
 FOLDER = Path(__file__).resolve().parents[3] / "bench"
@@ -28,9 +28,8 @@ def add(commands: Any) -> None:
         help="time training and inference; memory, scaling, graphs",
         description="Runs the programs of bench/: train and infer, whole steps and outputs beside torch's and JAX's; "
         "memory, what training holds; scaling, how steps grow with batch and depth; graphs, what building, edits, a "
-        "second loss and threads cost; formula, a network written out scalar by scalar; infrastructure, what surrounds "
-        "the arithmetic. Together some ten minutes. Needs "
-        "a source checkout, and torch for the first two.",
+        "second loss and threads cost; formula, a network written out scalar by scalar; profiler, what profiling costs; "
+        "infrastructure, what surrounds the arithmetic. Together some ten minutes. Needs a source checkout, and torch for the first two.",
     )
     add_json(command)
     command.add_argument("program", nargs="?", choices=[*SUITE], help="just this one (default: all)")

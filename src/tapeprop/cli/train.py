@@ -34,7 +34,11 @@ def add(commands: Any) -> None:
     command.add_argument("--workers", type=_positive, metavar="N", help="threads (default: the CPUs that may be used)")
     command.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="(default: float32)")
     command.add_argument("--save", metavar="PATH", help="write the trained graph to this file")
-    command.add_argument("--quiet", action="store_true", help="no progress")
+    shown = command.add_mutually_exclusive_group()
+    shown.add_argument("--quiet", action="store_true", help="no progress")
+    shown.add_argument(
+        "--live", action="store_true", help="show speed, loss, memory and the hottest instructions while it trains"
+    )
     command.add_argument(
         "--at-least", type=_part, metavar="X", help="exit with 1 where the held-out accuracy is below this, as 0.98"
     )
@@ -59,7 +63,6 @@ def run(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
     """Trains as the arguments say; the figures."""
-    from tapeprop.callbacks import Progress
     from tapeprop.cli.digits import digits_network
     from tapeprop.datasets import digits, train_test_split
     from tapeprop.losses import CrossEntropy
@@ -67,6 +70,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     from tapeprop.runtime.linker import compile_seconds
     from tapeprop.schedules import CosineAnnealingLR
 
+    progress = _progress(args)
     X_train, X_test, y_train, y_test = train_test_split(*digits(), seed=0)
     loss = CrossEntropy()
     start, compiled_before = time.perf_counter(), compile_seconds()
@@ -83,7 +87,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         validation_data=(X_test, y_test),
         seed=args.seed,
         schedule=CosineAnnealingLR(args.epochs),
-        callbacks=[] if args.quiet else [Progress(stream=sys.stderr)],
+        callbacks=progress,
         verbose=0,
     )
     seconds, compiled = sum(history.seconds), compile_seconds() - compiled_before
@@ -108,6 +112,20 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     if args.save:
         report["saved"] = _save(graph, args.save)
     return report
+
+
+def _progress(args: argparse.Namespace) -> list[Any]:
+    """The callbacks that show it. RuntimeError where a library is missing that was asked for."""
+    from tapeprop.callbacks import Live, Progress
+
+    if args.quiet:
+        return []
+    if not args.live:
+        return [Progress(stream=sys.stderr)]
+    try:
+        return [Live(stream=sys.stderr)]
+    except ImportError as error:
+        raise RuntimeError(str(error)) from None
 
 
 def slowest(rows: Iterable[Figures], count: int = SLOWEST) -> list[dict[str, Any]]:

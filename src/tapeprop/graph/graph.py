@@ -16,7 +16,8 @@ from tapeprop.graph.weights import check_keys
 from tapeprop.ir import Parameter, Shape
 from tapeprop.layers.edits import edited, edits
 from tapeprop.layers.sizes import open_shape
-from tapeprop.runtime.listing import Listing, list_departures
+from tapeprop.runtime.diagnosis import Diagnosis
+from tapeprop.runtime.listing import Listing
 from tapeprop.runtime.network import CacheInfo, Network, Options, Trial, as_input
 from tapeprop.runtime.state import pack
 from tapeprop.runtime.training import FitSession, Trainer, zero_gradients
@@ -116,7 +117,12 @@ class CompiledGraph(OptimizedGraph):
             self._input_shape, self._auto_batch_norm = input_shape, bool(auto_batch_norm)
             self._options = options
             self._network = Network(
-                self.trace_all, options, self._random, self._frozen_parameters, outline=self.outline
+                self.trace_all,
+                options,
+                self._random,
+                self._frozen_parameters,
+                names=self._parameter_names,
+                outline=self.outline,
             )
             self._trainer = Trainer(self._network, self._optimizers)
             self._stopped = self.stopped
@@ -160,6 +166,9 @@ class CompiledGraph(OptimizedGraph):
                     frozen.update(parameter for _, parameter in norm.named_parameters())
             self._frozen = now, frozenset(frozen)
         return self._frozen[1]
+
+    def _parameter_names(self) -> dict[Parameter, str]:
+        return {parameter: name for name, parameter in self.named_parameters()}
 
     # ---- running
 
@@ -365,20 +374,26 @@ class CompiledGraph(OptimizedGraph):
         ones are shown as N, H, W.
         """
         network, _ = self._compiled("tape")
-        if self._input_shape is not None:
-            shapes: list[Shape] | None = self.open_shapes(self._input_shape)
-        else:
-            expected = self.expected_inputs()
-            shapes = None if expected is None else [open_shape(shape, i) for i, shape in enumerate(expected)]
         with self._exclusive("tape"):
-            return network.listing(shapes)
+            return network.listing(self._shapes_to_show())
 
-    def diagnose(self) -> Listing:
-        """The instructions that leave native code, and why: print it. Empty where everything runs natively.
+    def diagnose(self) -> Diagnosis:
+        """What makes the tape slow, in words, as far as it can be told before it runs; print it. Empty where everything is fine.
 
-        Of forward and backward in training, for the sizes of `tape`; each is a dict with row, span, op, node and why.
+        Of forward and backward in training, for the sizes of `tape`: layers that Python computes, a batch that does not fill vector
+        lanes or is too small for the workers asked for, changes of layout and rows that few workers can share where they cost
+        much, debug_nan. Each is a dict with row, span, op, node ("" for the whole tape), why and remedy. What a run spends its
+        time on is told by `profile(...).diagnose()`.
         """
-        return list_departures(self.tape)
+        network, _ = self._compiled("diagnose()")
+        with self._exclusive("diagnose()"):
+            return network.diagnosis(self._shapes_to_show())
+
+    def _shapes_to_show(self) -> list[Shape] | None:
+        if self._input_shape is not None:
+            return self.open_shapes(self._input_shape)
+        expected = self.expected_inputs()
+        return None if expected is None else [open_shape(shape, i) for i, shape in enumerate(expected)]
 
     def cache_info(self) -> CacheInfo:
         """How often forward() found its plan (hits), had to make one (misses), and how many plans are kept (size)."""

@@ -187,6 +187,10 @@ class Op:
         """Floating point operations of a call; a multiply-add counts as two."""
         return sum(result.size for result in call.results)
 
+    def parts(self, call: Call) -> int | None:
+        """How many workers can share a call, where that is few: 1 where one does it alone. None: as many as there are."""
+        return None
+
     def traffic(self, call: Call) -> int:
         """Bytes that a call must at least read and write."""
         return 0 if self.alias else sum(a.nbytes for a in (*call.operands, *call.results))

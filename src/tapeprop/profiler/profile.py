@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from tapeprop.profiler.findings import Report
     from tapeprop.profiler.tables import Figures
     from tapeprop.profiler.text import Table
 
@@ -143,7 +145,9 @@ class RunSamples:
     @property
     def seconds(self) -> np.ndarray:
         """float64 (steps, slots): how long each row took; of several workers the slowest counts."""
-        return np.nan_to_num(np.nanmax(self.end - self.begin, axis=1)) if self.begin.size else np.zeros((0, 0))
+        if not self.begin.shape[1]:
+            return np.zeros((self.steps, len(self.rows)))
+        return np.nan_to_num(np.fmax.reduce(self.end - self.begin, axis=1))
 
 
 @dataclass(frozen=True)
@@ -207,6 +211,18 @@ class Profile:
         """Whether figures are of one step: there is one tape. Else they are of everything that ran."""
         return len(self.tapes) == 1 and self.tapes[0].steps > 0
 
+    @property
+    def step_seconds(self) -> float:
+        """The median time of a step, waits included, where there is one tape; NaN else."""
+        if not self.per_step:
+            return math.nan
+        tape = self.tapes[0]
+        whole = [run for run in self.runs if len(run.rows) >= len(tape.rows)]
+        if not whole:  # row by row, or their spans were dropped
+            return tape.wall / tape.steps
+        spans = [np.nanmax(run.end, axis=(1, 2)) - np.nanmin(run.begin, axis=(1, 2)) for run in whole]
+        return float(np.median(np.concatenate(spans)))
+
     def figures(self, by: str = "instruction", sort: str = "time") -> list[Figures]:
         """Time, work and waits of each "instruction", "op", "node", "layer" or "phase"; see `tapeprop.profiler.tables.figures`."""
         from tapeprop.profiler import tables
@@ -231,6 +247,42 @@ class Profile:
         from tapeprop.profiler import files
 
         return files.read(path)
+
+    def to_chrome_trace(self, path: str | os.PathLike[str]) -> Path:
+        """Writes a trace for Perfetto or chrome://tracing, a track for each worker; the path. OSError."""
+        from tapeprop.profiler import chrome_trace
+
+        return chrome_trace.write(self, path)
+
+    def to_speedscope(self, path: str | os.PathLike[str]) -> Path:
+        """Writes a file for www.speedscope.app, a profile for each worker; the path. OSError."""
+        from tapeprop.profiler import speedscope
+
+        return speedscope.write(self, path)
+
+    def to_flame_graph(self, path: str | os.PathLike[str]) -> Path:
+        """Draws a flame graph by phase, node and op into an SVG file; the path. OSError."""
+        from tapeprop.profiler import flame
+
+        return flame.write(self, path)
+
+    def folded(self) -> str:
+        """The same as text, "forward;stem;conv2d 1234" a line, in nanoseconds; see `tapeprop.profiler.flame.folded`."""
+        from tapeprop.profiler import flame
+
+        return flame.folded(self)
+
+    def plot_roofline(self, path: str | os.PathLike[str]) -> Path:
+        """Draws the rows under the machine's roofs into a PNG, SVG or PDF file; the path. Needs matplotlib. ValueError, OSError."""
+        from tapeprop.profiler import roofline
+
+        return roofline.plot(self, path)
+
+    def diagnose(self) -> Report:
+        """Where time is lost, how much of a step, and what to do, in words; see `tapeprop.profiler.findings`. Print it."""
+        from tapeprop.profiler import findings
+
+        return findings.diagnose(self)
 
     def __str__(self) -> str:
         return str(self.table())

@@ -15,7 +15,7 @@ from typing import TypeVar
 from tapeprop.profiler.profile import Roofs
 from tapeprop.runtime.roofs import WELL_INSIDE, measure_roofs
 
-__all__ = ["RowRoof", "level_names", "machine_roofs", "roof_seconds", "row_roof"]
+__all__ = ["RowRoof", "level_names", "machine_roofs", "most_measured", "roof_seconds", "row_roof"]
 
 _lock = threading.Lock()
 _T = TypeVar("_T")
@@ -23,7 +23,7 @@ _measured: dict[int, Roofs] = {}
 
 
 def machine_roofs(workers: int) -> Roofs:
-    """What this machine reaches with one worker and with `workers`; measured once per process, in about 0.2 s.
+    """What this machine reaches with one worker and with `workers`; measured once per process, in 0.2 to 0.5 s.
 
     What could not be measured is left out: where another thread keeps the team busy, all with several workers.
     ValueError for a number of workers that the team cannot have.
@@ -67,8 +67,8 @@ def row_roof(roofs: Roofs, flops: int, traffic: int, dtype: str, workers: int) -
     A row that one worker does alone has one, however many the tape has. Where so many workers were not measured, the most measured
     below count; where the dtype was not, operations cost nothing.
     """
-    peak = _most({n: rate for (kind, n), rate in roofs.flops.items() if kind == dtype}, workers, math.nan)
-    levels = _most(roofs.bandwidth, workers, ())
+    peak = most_measured({n: rate for (kind, n), rate in roofs.flops.items() if kind == dtype}, workers, math.nan)
+    levels = most_measured(roofs.bandwidth, workers, ())
     place = _level(levels, traffic / max(workers, 1))
     bandwidth = levels[place][1] if levels else math.nan
     level = level_names(len(levels))[place] if levels else ""
@@ -84,7 +84,7 @@ def roof_seconds(roofs: Roofs, flops: int, traffic: int, dtype: str, workers: in
     return row_roof(roofs, flops, traffic, dtype, workers).seconds
 
 
-def _most(measured: Mapping[int, _T], workers: int, otherwise: _T) -> _T:
+def most_measured(measured: Mapping[int, _T], workers: int, otherwise: _T) -> _T:
     """What was measured with so many workers, or with the most below."""
     counts = [n for n in measured if n <= workers]
     return measured[max(counts)] if counts else otherwise

@@ -67,7 +67,8 @@ def row_seconds(profile: Profile) -> list[np.ndarray]:
     samples: list[list[list[np.ndarray]]] = [[[] for _ in tape.rows] for tape in profile.tapes]
     for run in profile.runs:
         for row, column in zip(run.rows.tolist(), run.seconds.T, strict=True):
-            samples[run.tape][row].append(column)
+            if column.size:
+                samples[run.tape][row].append(column)
     found = []
     for tape, rows in zip(profile.tapes, samples, strict=True):
         means = tape.busy.max(axis=1, initial=0.0) / np.maximum(tape.calls, 1)
@@ -198,7 +199,8 @@ def title(profile: Profile) -> str:
     lines = []
     for tape in profile.tapes:
         sizes = ", ".join(tape.sizes)
-        each = f" of {seconds_text(tape.wall / tape.steps)}" if tape.steps else ""
+        step = profile.step_seconds if profile.per_step else tape.wall / max(tape.steps, 1)
+        each = f" of {seconds_text(step)}" if tape.steps else ""
         workers = "1 worker" if tape.workers == 1 else f"{tape.workers} workers"
         lines.append(f"{tape.name}({sizes}): {tape.steps:,} steps{each} on {workers}, {len(tape.rows)} instructions")
     return "\n".join(lines) or "nothing ran"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import html
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+from tapeprop.profiler.writing import whole_file
 
 __all__ = ["Table", "count_text", "seconds_text", "share_text", "size_text", "write_text"]
 
@@ -104,27 +105,6 @@ class Table:
 
 def write_text(path: str | os.PathLike[str], parts: Iterable[str]) -> Path:
     """Writes parts one after another to a file, whole or not at all; its path. OSError, which names the path, where that fails."""
-    target = Path(path)
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name[:40]}", suffix=".part", dir=target.parent)
-    except OSError as error:
-        raise type(error)(error.errno, error.strerror, os.fspath(path)) from None
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.writelines(parts)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, target)
-    except OSError as error:
-        Path(name).unlink(missing_ok=True)
-        raise type(error)(error.errno, error.strerror, os.fspath(path)) from None
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return target
-
-
-def _umask() -> int:
-    """What the process takes away from the mode of new files; it can only be read by setting it."""
-    before = os.umask(0o077)
-    os.umask(before)
-    return before
+    with whole_file(path) as file:
+        file.writelines(parts)
+    return Path(path)

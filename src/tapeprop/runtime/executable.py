@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tapeprop.compiler.encode import Tape, encode
+from tapeprop.compiler.encode import Row, Tape, encode
 from tapeprop.compiler.interpret import array_type
 from tapeprop.compiler.plan import Place, plan
 from tapeprop.compiler.verify import verify
@@ -316,6 +316,11 @@ BARRIER_SECONDS, WAKE_SECONDS = 1e-6, 30e-6  # with room for a worker that was p
 CORE_FLOPS, CORE_BYTES = 2e10, 1e10  # per second, of a modest core
 
 
+def row_seconds(row: Row) -> float:
+    """An estimate of what a row takes one worker."""
+    return max(row.flops / CORE_FLOPS, row.traffic / CORE_BYTES)
+
+
 def worthwhile_workers(tape: Tape, workers: int) -> int:
     """How many of `workers` a tape is worth: one, where waking them and meeting at barriers costs more than they save.
 
@@ -323,10 +328,7 @@ def worthwhile_workers(tape: Tape, workers: int) -> int:
     """
     if workers == 1:
         return 1
-    seconds = 0.0
-    for row in tape.rows:
-        if row.kernel is not None:
-            seconds += max(row.flops / CORE_FLOPS, row.traffic / CORE_BYTES)
+    seconds = sum(row_seconds(row) for row in tape.rows if row.kernel is not None)
     barriers = sum(row.barrier for row in tape.rows)
     stretches = 1 + sum(row.kernel is None for row in tape.rows)
     return workers if seconds > 2 * (barriers * BARRIER_SECONDS + stretches * WAKE_SECONDS) else 1

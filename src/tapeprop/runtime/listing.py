@@ -43,14 +43,6 @@ def op_label(instruction: Instruction) -> str:
     return str(instruction.attributes.get("label", instruction.op.name))
 
 
-def list_departures(tape: Listing) -> Listing:
-    """The rows of a tape's listing that leave native code, each with the reason under "why"."""
-    found = [row for row in tape.rows if row["why"]]
-    count = f"{len(found)} of {len(tape)} instructions leave native code; the others run without Python between them"
-    footer = count if found else f"all {len(tape)} instructions run natively"
-    return Listing(tape.title, found, footer, ("row", "span", "op", "node", "why"))
-
-
 def list_tape(tape: Tape, title: str) -> Listing:
     """The rows of a planned tape: places are buffer+offset in bytes."""
     rows = []

@@ -354,7 +354,9 @@ class Lowering:
         backward = found.read_later(backward)
         forward += found.snapshots.instructions
         spans = [Span("forward", forward, found.stores), Span("backward", backward, stores)]
-        return optimize(Program(spans, [*found.inputs, *seeds], [*found.outputs, *kept]), lanes=self.lanes(batch))
+        return optimize(
+            Program(spans, [*found.inputs, *seeds], [*found.outputs, *kept]), lanes=self.lanes(batch), fuse=self.fuse
+        )
 
 
 def _check_leaves(found: Forward) -> None:

@@ -15,18 +15,21 @@ from typing import Any
 
 import numpy as np
 
+from tapeprop.compiler.encode import Tape
 from tapeprop.compiler.gradient import FLOATS
 from tapeprop.compiler.interpret import array_type
 from tapeprop.compiler.layout import batch_lanes
-from tapeprop.errors import DTypeError, NumericsError, ShapeError, StateError
-from tapeprop.ir import Dim, Parameter, Shape, Tensor
+from tapeprop.errors import DTypeError, ShapeError, StateError
+from tapeprop.ir import Dim, Parameter, Program, Shape, Tensor
 from tapeprop.ir.dims import text
 from tapeprop.runtime import ledger
+from tapeprop.runtime.diagnosis import Diagnosis, Setting, diagnose_program, diagnose_tape
 from tapeprop.runtime.executable import Executable
 from tapeprop.runtime.listing import Listing, list_program, list_tape
 from tapeprop.runtime.lowering import Forward, InputKind, Lowering, TraceFunction, ValueAndGradient
 from tapeprop.runtime.memory import Arena, aligned
 from tapeprop.runtime.state import cell
+from tapeprop.runtime.watchful import Names, run_watchfully
 
 PLANS_KEPT = 8
 
@@ -72,8 +75,8 @@ class Network:
 
     function: records the network (see `lowering.TraceFunction`). random: the RNG state, an int64 parameter of shape (2,), packed.
     frozen: tells which parameters get no gradient. kinds: of the inputs, where they are not all arrays of the network's dtype with a
-    batch on axis 0. outline: gives what a drawing of the graph needs, for profiles. The caller packs every parameter before it
-    makes the network.
+    batch on axis 0. names: gives what errors call the parameters. outline: gives what a drawing of the graph needs, for profiles.
+    The caller packs every parameter before it makes the network.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Network:
         random: Parameter | None,
         frozen: Callable[[], frozenset[Parameter]] = frozenset,
         kinds: Sequence[InputKind] = (),
+        names: Names = dict,
         outline: Callable[[], Any] = lambda: None,
     ):
         from tapeprop.targets.cpu.machine import usable_cpus
@@ -93,6 +97,7 @@ class Network:
             function, options.dtype, random, not options.debug_nan, options.math_mode == "winograd", kinds
         )
         self.frozen = frozen
+        self.names = names
         self.outline = outline
         self.lock = threading.RLock()
         self.retained_arena, self.backward_arena, self.tight_arena = Arena(), Arena(), Arena()
@@ -171,7 +176,7 @@ class Network:
             for _ in range(steps):
                 with self.undone_on_failure(executable):
                     if self.options.debug_nan:
-                        _run_watchfully(executable, first, last)
+                        run_watchfully(executable, first, last, self.names)
                     else:
                         executable.run(first, last)
         finally:
@@ -401,17 +406,30 @@ class Network:
 
     def listing(self, shapes: Sequence[Shape] | None) -> Listing:
         """The tape of forward and backward in training: of the last forward's sizes, else of `shapes`, which may be open."""
+        title, _, found = self._training_tape(shapes)
+        return list_program(found, title) if isinstance(found, Program) else list_tape(found, title)
+
+    def diagnosis(self, shapes: Sequence[Shape] | None) -> Diagnosis:
+        """What makes that tape slow, as far as it can be told before it runs."""
+        title, batch, found = self._training_tape(shapes)
+        options = self.options
+        setting = Setting(options.dtype, batch, self.workers, options.workers, options.debug_nan)
+        tell = diagnose_program if isinstance(found, Program) else diagnose_tape
+        return tell(found, title, setting)  # type: ignore[arg-type]
+
+    def _training_tape(self, shapes: Sequence[Shape] | None) -> tuple[str, int | None, Program | Tape]:
+        """(title, batch where it is known, the tape; its program where sizes are open)."""
         if self._live is not None:
             shapes = [a.shape for a in self._live[0].inputs]
         if shapes is None:
             raise StateError("tape: no sizes are known yet; give build() an input_shape, or call forward() first")
         title = f"training tape, input {', '.join(map(text, shapes))}"
         first = shapes[0][0] if shapes and shapes[0] else None
-        batch = batch_lanes(self.options.dtype, first) if isinstance(first, int) else None
-        program = self.lowering.joint(shapes, batch)
+        batch = first if isinstance(first, int) else None
+        program = self.lowering.joint(shapes, None if batch is None else batch_lanes(self.options.dtype, batch))
         if any(isinstance(n, Dim) for shape in shapes for n in shape):
-            return list_program(program, title)
-        return list_tape(self.make_executable("training", program, {}, Arena()).tape, title)
+            return title, batch, program
+        return title, batch, self.make_executable("training", program, {}, Arena()).tape
 
     # ---- watching
 
@@ -464,26 +482,6 @@ def as_input(array: object, dtype: str, what: str) -> np.ndarray:
     if given.size == 0:
         raise ShapeError(f"{what}: expected at least one sample and no empty axis, got shape {given.shape}")
     return np.ascontiguousarray(given, dtype=dtype).reshape(given.shape)
-
-
-def _run_watchfully(executable: Executable, first: str | None, last: str | None) -> None:
-    """Row by row; NumericsError names the first instruction that made a NaN or an infinity, and its node."""
-    names = [span.name for span in executable.program.spans]
-    start, count = executable.rows_of(first or names[0], last or names[-1])
-    for first_row, rows in executable.parts(start, count):
-        for number in range(first_row, first_row + rows):
-            executable.run_rows(number, 1)
-            row = executable.tape.rows[number]
-            for result in row.step.instruction.results:
-                found = executable.view(result) if executable.is_input(result) is None else np.zeros(1)
-                if found.dtype.kind == "f" and not np.isfinite(found).all():
-                    bad = "a NaN" if np.isnan(found).any() else "an infinity"
-                    node = row.step.instruction.node
-                    where = f"node {node!r}: " if node else ""
-                    raise NumericsError(
-                        f"{where}row {number}, {row.step.instruction.op.name} ({row.step.span}), made {bad} "
-                        f"in a result of shape {found.shape}; look at its operands"
-                    )
 
 
 def pending_of(parameters: Iterable[Parameter]) -> list[Parameter]:

@@ -79,11 +79,15 @@ class Totals:
         last = ticks[..., 1].max(initial=0)
         for worker in range(workers):
             begin, end = ticks[:, worker, :, 0].reshape(-1), ticks[:, worker, :, 1].reshape(-1)
-            if not end[-1]:
-                continue  # took no part; a step that failed is not recorded
-            np.add.at(self.busy[:, worker], rows, (end - begin).reshape(steps, slots).sum(axis=0))
-            following = np.append(begin[1:], last)
-            np.add.at(self.waits[:, worker], rows, (following - end).reshape(steps, slots).sum(axis=0))
+            if end.all():
+                busy, waits = end - begin, np.append(begin[1:], last) - end
+            else:  # took no part, or none in rows of Python
+                there = np.flatnonzero(end)
+                busy, waits = np.zeros_like(end), np.zeros_like(end)
+                busy[there] = (end - begin)[there]
+                waits[there] = np.append(begin[there[1:]], last)[: len(there)] - end[there]
+            np.add.at(self.busy[:, worker], rows, busy.reshape(steps, slots).sum(axis=0))
+            np.add.at(self.waits[:, worker], rows, waits.reshape(steps, slots).sum(axis=0))
 
 
 class Recorder:

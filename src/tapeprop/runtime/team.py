@@ -16,7 +16,7 @@ import numpy as np
 from tapeprop.runtime.executor import BoundTape, Failure, Rounds, aligned_words, bound_tape, decode, native_loops
 from tapeprop.runtime.native_loop import MAILBOX
 
-__all__ = ["MAX_WORKERS", "default_workers", "run_bound", "run_team", "team_size"]
+__all__ = ["MAX_WORKERS", "default_workers", "run_bound", "run_team", "team_size", "thread_ids"]
 
 MAX_WORKERS = 1024
 # About 50 us: longer than the work of most rows, shorter than what waking a sleeper costs its waker.
@@ -103,6 +103,11 @@ def default_workers() -> int:
 def team_size() -> int:
     """How many workers the team has now, the caller included."""
     return 1 + (len(_team.threads) if _team else 0)
+
+
+def thread_ids() -> list[int]:
+    """The system's numbers of the team's threads: of workers 1, 2, ..."""
+    return [thread.native_id for thread in _team.threads if thread.native_id is not None] if _team else []
 
 
 def run_team(

@@ -302,6 +302,9 @@ class CountCorrect(Op):
         one_hot = len(call.operands[1].shape) == 2
         return launch(f"{HERE}:count_correct", call, arrays, dtype=call.operands[0].dtype, one_hot=one_hot)
 
+    def parts(self, call):
+        return 1
+
     def flops(self, call: Call) -> int:
         return call.operands[0].size
 

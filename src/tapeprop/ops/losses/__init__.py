@@ -250,6 +250,9 @@ class MeanLoss(Op):
     def flops(self, call: Call) -> int:
         return call.operands[0].size
 
+    def parts(self, call: Call) -> int:
+        return 1
+
     def samples(self) -> list[Sample]:
         return [Sample(lambda r, n=n: [r.uniform(0, 3, n)], depth=n) for n in (1, 5, 77)]
 
@@ -275,6 +278,9 @@ class MeanLossGrad(Op):
     def cpu(self, call: Call) -> Launch:
         arrays = [(Ref("operand", 0), (1,)), result(0, call)]
         return launch(f"{HERE}:mean_loss_grad", call, arrays, dtype=call.results[0].dtype)
+
+    def parts(self, call: Call) -> int:
+        return 1
 
     def samples(self) -> list[Sample]:
         return [Sample(lambda r: [np.array(r.standard_normal())], {"count": count}) for count in (1, 5, 77)]

@@ -159,6 +159,9 @@ class BatchNorm(Op):
         settings = [int(np.float64(call[name]).view(np.int64)) for name in ("momentum", "epsilon")]
         return _launch(self.name, call, settings)
 
+    def parts(self, call: Call) -> int:
+        return _parts(call)
+
     def flops(self, call: Call) -> int:
         return 8 * call.operands[0].size
 
@@ -200,6 +203,12 @@ def _launch(builder: str, call: Call, settings: Sequence[int]) -> Launch:
     arrays.append((Ref("scratch"), (1, 2 * BLOCK)))
     scratch = (2 * BLOCK, "float64")
     return launch(f"{HERE}:{builder}_columns", call, arrays, (*sizes, *settings), scratch=scratch, dtype=dtype)
+
+
+def _parts(call: Call) -> int:
+    """How many workers can share a call of `_launch`."""
+    _, channels, *spatial = call.results[0].shape
+    return channels if int(np.prod(spatial, dtype=np.int64)) > 1 else -(-channels // BLOCK)
 
 
 @register
@@ -252,6 +261,9 @@ class BatchNormGrad(Op):
 
     def cpu(self, call: Call) -> Launch:
         return _launch(self.name, call, ())
+
+    def parts(self, call: Call) -> int:
+        return _parts(call)
 
     def flops(self, call: Call) -> int:
         return 10 * call.operands[0].size

@@ -218,6 +218,9 @@ class OwnOp(Op):
             shared=self.shared,
         )
 
+    def parts(self, call: Call) -> int | None:
+        return None if self.shared else 1
+
     def samples(self) -> list[Sample]:
         return self._call("samples", {}) if self._parts["samples"] is not None else []
 

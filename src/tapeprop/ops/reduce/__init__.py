@@ -104,6 +104,9 @@ class Reduce(Op):
         scratch = (BLOCK, "float64" if kind == "total" else x.dtype)
         return launch(f"{HERE}:{kind}_{form}", call, arrays, integers, scratch=scratch, dtype=x.dtype, **parameters)
 
+    def parts(self, call: Call) -> int:
+        return call.results[0].size
+
     def flops(self, call: Call) -> int:
         return call.operands[0].size
 
