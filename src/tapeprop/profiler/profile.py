@@ -266,6 +266,12 @@ class Profile:
 
         return flame.write(self, path)
 
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Writes one HTML page that works offline: timeline, table, memory, roofline, graph; the path. OSError."""
+        from tapeprop.profiler import page
+
+        return page.write(self, path)
+
     def folded(self) -> str:
         """The same as text, "forward;stem;conv2d 1234" a line, in nanoseconds; see `tapeprop.profiler.flame.folded`."""
         from tapeprop.profiler import flame

@@ -11,8 +11,8 @@ from tapeprop.graph.drawing.layered import layout
 from tapeprop.profiler.page.spans import Strings, shown_runs
 from tapeprop.profiler.profile import Memory, Outline, Profile, Roofs, TapeInfo
 from tapeprop.profiler.roofs import level_names
-from tapeprop.profiler.tables import BY, Figures, figures, row_seconds
-from tapeprop.profiler.text import count_text, seconds_text, share_text, size_text
+from tapeprop.profiler.tables import BY, Figures, cells, figures, row_seconds
+from tapeprop.profiler.text import seconds_text, share_text, size_text
 
 NODE_WIDTH, NODE_HEIGHT = 148.0, 40.0
 
@@ -121,53 +121,42 @@ def _scope(profile: Profile, t: int | None, bases: list[int], strings: Strings) 
         "tape": t,
         "name": "all tapes" if t is None else f"{profile.tapes[t].name}({', '.join(profile.tapes[t].sizes)})",
         "unit": "of one step" if part.per_step else "in all",
-        "facts": _facts(profile, part.tapes),
+        "facts": _facts(part),
         "figures": {by: [_figure(f, bases, strings) for f in figures(part, by)] for by in BY},
     }
 
 
-def _facts(profile: Profile, tapes: list[TapeInfo]) -> list[list[str]]:
-    """[what, how much] of some tapes: the same figures as below the printed table."""
+def _facts(profile: Profile) -> list[list[str]]:
+    """[what, how much]: the same figures as around the printed table."""
+    tapes = profile.tapes
     wall = sum(tape.wall for tape in tapes)
     busy = sum(float(tape.busy.mean(axis=1).sum()) for tape in tapes if tape.busy.size)
     waits = sum(float(tape.waits.mean(axis=1).sum()) for tape in tapes if tape.waits.size)
     facts = [("steps", f"{sum(tape.steps for tape in tapes):,}")]
-    if len(tapes) == 1 and tapes[0].steps:
-        facts.append(("time per step", seconds_text(wall / tapes[0].steps)))
+    if profile.per_step:
+        facts.append(("time per step", seconds_text(profile.step_seconds)))
     else:
         facts.append(("time in tapes", seconds_text(wall)))
     if wall:
-        facts += [("in instructions", share_text(busy / wall)), ("waits and dispatch", share_text(waits / wall))]
+        facts += [("in instructions", share_text(busy / wall)), ("in waits", share_text(waits / wall))]
     facts += [
         ("instructions", f"{sum(len(tape.rows) for tape in tapes):,}"),
         ("workers", f"{max((tape.workers for tape in tapes), default=0)}"),
-        ("values in memory", size_text(max((tape.memory.arena for tape in tapes), default=0))),
-        ("compiling kernels, apart", seconds_text(profile.compile_seconds)),
-        ("tracing and planning, apart", seconds_text(profile.lowering_seconds)),
+        ("values", size_text(max((tape.memory.arena for tape in tapes), default=0))),
+        ("apart: compiling", seconds_text(profile.compile_seconds)),
+        ("planning", seconds_text(profile.lowering_seconds)),
     ]
     return [list(fact) for fact in facts]
 
 
 def _figure(f: Figures, bases: list[int], strings: Strings) -> list[Any]:
-    """[key, rows counted through all tapes, numbers to sort by, the same as `table` prints them, names where all rows agree]."""
+    """[key, rows counted through all tapes, numbers to sort by, the same as the table prints them, names where all rows agree]."""
     numbers = (f.seconds, f.share, f.calls, f.flops, f.gflops, f.traffic, f.gbytes, f.roof, f.wait, f.imbalance)
-    texts = (
-        seconds_text(f.seconds),
-        share_text(f.share),
-        f"{f.calls:,.0f}" if f.calls == int(f.calls) else f"{f.calls:,.1f}",
-        count_text(f.flops),
-        f"{f.gflops:.3g}" if f.flops else "",
-        size_text(f.traffic),
-        f"{f.gbytes:.3g}",
-        share_text(f.roof) if f.roof == f.roof else "",
-        seconds_text(f.wait),
-        f"{f.imbalance:.2f}",
-    )
     return [
         strings.number(f.key),
         [bases[t] + row for t, row in f.rows],
         [_short(number) for number in numbers],
-        [strings.number(text) for text in texts],
+        [strings.number(text) for text in cells(f)],
         [strings.number(text) for text in (f.phase, f.op, f.node, f.layer)],
     ]
 

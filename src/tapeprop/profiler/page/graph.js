@@ -51,7 +51,7 @@ function drawGraph() {
   }
   outline.nodes.forEach((node, i) => drawing.append(drawNode(node, outline.size, rows.get(node[0]) ?? [], shares[i], most)));
   box.replaceChildren(drawing);
-  note.textContent = `${many(outline.nodes.length, "node")}, coloured by time`;
+  note.textContent = `${many(outline.nodes.length, "node")}, by time`;
   fitGraph();
   markNodes();
 }

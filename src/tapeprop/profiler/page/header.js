@@ -41,7 +41,7 @@ function shownText() {
   return some === all ? `all ${many(all, "step")}` : `the last ${whole(some)} of ${many(all, "step")}${tape === null ? " (of each tape the last)" : ""}`;
 }
 
-const LEGEND = 8;
+const LEGEND = 12; // entries; what does not fit into a line is not seen
 
 function drawLegend() {
   const total = colours.time.reduce((sum, time) => sum + time, 0) || 1;
@@ -54,7 +54,13 @@ function drawLegend() {
     const swatch = element("i");
     swatch.style.background = colour;
     const label = `${name || "(none)"} ${shareText(time / total)}`;
-    const button = element("button", { type: "button", title: label }, swatch, element("span", { class: "text" }, label));
+    const button = element(
+      "button",
+      { type: "button", title: label },
+      swatch,
+      element("span", { class: "text" }, name || "(none)"),
+      element("small", {}, shareText(time / total)),
+    );
     const figure = scope().figures[by].find((one) => one.rows[0] === rows[0]);
     button.addEventListener("click", () => {
       const again = state.pinned?.title === `${by} ${name || "(none)"}`;
@@ -62,8 +68,7 @@ function drawLegend() {
     });
     return button;
   });
-  const rest = entries.length - buttons.length;
-  byId("legend").replaceChildren(...buttons, rest > 0 ? `and ${rest} more` : "");
+  byId("legend").replaceChildren(...buttons);
 }
 
 function startSearch() {

@@ -41,11 +41,9 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
 });
 startHeader();
 startDetails();
-startTimeline();
 startTabs();
 startTable();
-startMemory();
-startRoofline();
 startGraph();
-// For looking into the page from the console.
-window.tapeprop = { model, state, view, select, search };
+// For looking into the page from the console; places: where in the window each view shows a row.
+const places = { timeline: startTimeline(), memory: startMemory(), roofline: startRoofline() };
+window.tapeprop = { model, state, view, select, search, places };

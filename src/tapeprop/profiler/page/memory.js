@@ -12,6 +12,12 @@ function startMemory() {
   hoverable(canvas, (x, y) => findInMemory(canvas, x, y));
   canvas.addEventListener("keydown", (event) => walkRows(canvas, event));
   noteMemory();
+  return (row) => {
+    const box = canvas.getBoundingClientRect();
+    const { left, width, live } = memoryFrame(box.width, box.height);
+    const part = (row - model.bases[shownTape()] + 0.5) / shownMemory().live.length;
+    return [box.left + left + part * width, box.top + live.y + live.height - 2];
+  };
 }
 
 function shownMemory() {
@@ -33,13 +39,13 @@ function noteMemory() {
 
 // The two drawings: { left, width, live: { y, height }, blocks: { y, height } }.
 function memoryFrame(width, height) {
-  const inner = height - 14 - 30 - 22;
+  const inner = height - 16 - 32 - 22;
   const upper = Math.round(inner * 0.42);
   return {
     left: MEMORY_LEFT,
     width: width - MEMORY_LEFT - 14,
-    live: { y: 14, height: upper },
-    blocks: { y: 14 + upper + 22, height: inner - upper },
+    live: { y: 16, height: upper },
+    blocks: { y: 16 + upper + 22, height: inner - upper },
   };
 }
 
@@ -89,6 +95,7 @@ function drawLive(context, { left, width, live: { y, height } }, memory, top) {
     if (focus[base + row]) fill(context, theme.accent, 0.35, left + row * each, y, Math.max(each, 1.5), height);
   });
   rule(context, left, place(memory.arena), left + width, place(memory.arena), theme.soft, [5, 4]);
+  write(context, `arena ${sizeText(memory.arena)}`, left + width, y - 7, { align: "right" });
   const x = left + (memory.peak + 0.5) * each;
   rule(context, x, y, x, y + height, theme.accent, [3, 3]);
   const label = `peak ${sizeText(memory.live[memory.peak])} at row ${memory.peak}`;

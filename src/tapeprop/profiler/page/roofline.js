@@ -12,6 +12,13 @@ function startRoofline() {
   });
   hoverable(canvas, (x, y) => findOnRoofline(canvas, x, y));
   noteRoofline();
+  return (row) => {
+    const box = canvas.getBoundingClientRect();
+    const points = rooflinePoints();
+    const frame = rooflineFrame(box.width, box.height, points, shownRoofs());
+    const point = points.find((one) => one.row === row);
+    return [box.left + frame.x(point.intensity), box.top + frame.y(point.rate)];
+  };
 }
 
 // The rows that have a place on logarithmic axes, largest first so that small ones are drawn above them.
@@ -26,8 +33,12 @@ function rooflinePoints() {
   return found.sort((a, b) => b.share - a.share);
 }
 
+// Only the peaks of dtypes that the rows compute in.
 function shownRoofs() {
-  return model.tapes[shownTape()]?.roofs ?? null;
+  const roofs = model.tapes[shownTape()]?.roofs;
+  if (!roofs) return null;
+  const used = new Set([...scope().ofRow.keys()].map((row) => model.rows[row].dtype));
+  return { levels: roofs.levels, peaks: roofs.peaks.filter(([dtype]) => used.has(dtype)) };
 }
 
 function noteRoofline() {
@@ -62,7 +73,7 @@ function rooflineFrame(width, height, points, roofs) {
 }
 
 function radius(share) {
-  return clamp(Math.sqrt(share) * 48, 2, 40);
+  return clamp(Math.sqrt(share) * 48, 2.5, 40);
 }
 
 function drawRoofline(context, width, height) {
@@ -139,7 +150,7 @@ function drawPoint(context, frame, point) {
   context.fill();
   context.globalAlpha = isHit(point.row) ? 1 : 0.25;
   context.strokeStyle = focus[point.row] ? theme.accent : theme.paper;
-  context.lineWidth = focus[point.row] ? 3 : 1;
+  context.lineWidth = focus[point.row] ? 3 : 0.7;
   context.stroke();
   context.globalAlpha = 1;
 }

@@ -2,7 +2,7 @@
 
 const state = {
   scope: 0,
-  colour: "phase",
+  colour: "op",
   hits: null, // Uint8Array over all rows, null where nothing is searched for
   hover: null, // a selection: { rows, title, span }
   pinned: null,

@@ -53,7 +53,8 @@ function drawTable() {
   for (const name of names) head.append(heading(name, left.some(([own]) => own === name)));
   const sorted = sortedFigures();
   const shown = table.all ? sorted : sorted.slice(0, SHOWN_AT_FIRST);
-  const lines = shown.map((figure) => line(figure, left, columns));
+  const most = Math.max(...figures.map((figure) => figure.numbers.share ?? 0), 1e-9);
+  const lines = shown.map((figure) => line(figure, left, columns, most));
   if (shown.length < sorted.length) lines.push(moreLine(sorted.length - shown.length, names.length));
   byId("table").tHead.replaceChildren(head);
   byId("table").tBodies[0].replaceChildren(...lines);
@@ -74,7 +75,8 @@ function heading(name, isLeft) {
   return cell;
 }
 
-function line(figure, left, columns) {
+// most: the largest share, whose bar fills its cell.
+function line(figure, left, columns, most) {
   const made = element("tr", { tabindex: "0" });
   for (const [i, [, text]] of left.entries()) {
     const shown = text(figure);
@@ -88,7 +90,7 @@ function line(figure, left, columns) {
   }
   for (const name of columns) {
     const cell = element("td", { class: name === "share" ? "share" : "" }, figure.texts[name]);
-    if (name === "share") cell.style.setProperty("--part", `${100 * (figure.numbers.share ?? 0)}%`);
+    if (name === "share") cell.style.setProperty("--part", `${(100 * (figure.numbers.share ?? 0)) / most}%`);
     made.append(cell);
   }
   made.figure = figure;

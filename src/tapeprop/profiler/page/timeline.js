@@ -22,6 +22,7 @@ function startTimeline() {
   byId("zoom-step").addEventListener("click", showLastStep);
   byId("zoom-all").addEventListener("click", showAll);
   showLastStep();
+  return (row) => timelinePlace(canvas, places, row);
 }
 
 // Where each lane stands: [{ lane, y, height, title }], and the height of all.
@@ -143,6 +144,16 @@ function findOnTimeline(canvas, { placed }, x, y) {
     selection: rows.length ? { rows, title: `phase ${title}`, span: null } : null,
     content: () => element("div", {}, element("div", { class: "title" }, title), pairs(list)),
   };
+}
+
+// Where the middle of a row's last call is seen: [x, y] in the window.
+function timelinePlace(canvas, { placed }, row) {
+  const { lane, index } = lastSpan(row);
+  const box = canvas.getBoundingClientRect();
+  const time = (lane.begin[index] + lane.end[index]) / 2;
+  const own = placed.find((one) => one.lane === lane);
+  const part = (time - view.from) / (view.to - view.from);
+  return [box.left + GUTTER + part * (box.width - GUTTER), box.top + own.y + own.height / 2];
 }
 
 function rowsOf(wanted) {
