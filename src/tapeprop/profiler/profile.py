@@ -217,7 +217,7 @@ class Profile:
         if not self.per_step:
             return math.nan
         tape = self.tapes[0]
-        whole = [run for run in self.runs if len(run.rows) >= len(tape.rows)]
+        whole = [run for run in self.runs if run.begin.size and len(run.rows) >= len(tape.rows)]
         if not whole:  # row by row, or their spans were dropped
             return tape.wall / tape.steps
         spans = [np.nanmax(run.end, axis=(1, 2)) - np.nanmin(run.begin, axis=(1, 2)) for run in whole]

@@ -111,6 +111,11 @@ function hoverable(canvas, find) {
     if (found) showTip(event, found.content());
     else hideTip();
   });
+  canvas.addEventListener("click", (event) => {
+    if (canvas.dataset.dragged) return;
+    const box = canvas.getBoundingClientRect();
+    select("pinned", find(event.clientX - box.left, event.clientY - box.top)?.selection ?? null);
+  });
   canvas.addEventListener("pointerleave", () => {
     select("hover", null);
     hideTip();

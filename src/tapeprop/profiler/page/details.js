@@ -63,7 +63,8 @@ function describeGroup(selection) {
 }
 
 function describe(selection) {
-  return selection.rows.length === 1 && !selection.extra ? describeRow(selection.rows[0], selection.span) : describeGroup(selection);
+  const one = selection.rows.length === 1 && !selection.figure && !selection.extra;
+  return one ? describeRow(selection.rows[0], selection.span) : describeGroup(selection);
 }
 
 // The time of some rows in this scope, and its share.

@@ -158,9 +158,9 @@ function drawPoint(context, frame, point) {
 function findOnRoofline(canvas, x, y) {
   const points = rooflinePoints();
   const frame = rooflineFrame(canvas.clientWidth, canvas.clientHeight, points, shownRoofs());
-  const away = (point) => Math.hypot(frame.x(point.intensity) - x, frame.y(point.rate) - y) - radius(point.share);
-  // Of those below the pointer the smallest, which is drawn on top.
-  const met = points.filter((point) => away(point) <= 2).at(-1);
+  const away = (point) => Math.hypot(frame.x(point.intensity) - x, frame.y(point.rate) - y);
+  const below = points.filter((point) => away(point) <= radius(point.share) + 2);
+  const met = below.sort((a, b) => away(a) - away(b))[0];
   if (!met) return null;
   return { selection: rowSelection(met.row), content: () => describeRow(met.row) };
 }

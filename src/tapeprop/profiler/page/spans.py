@@ -50,7 +50,7 @@ def shown_runs(profile: Profile, strings: Strings, limit: int = SPANS) -> dict[s
     slot: the gap to what that worker did before (at first: to the run's begin) and the length; 0, -1 where it took no part.
     """
     parts, counts = _last_steps(profile, limit)
-    parts.sort(key=lambda part: part.extent)
+    parts.sort(key=lambda part: (part.extent[0], -part.extent[1]))
     zero = parts[0].extent[0] if parts else 0.0
     tracks = _into_tracks(parts)
     runs = [
@@ -113,15 +113,19 @@ def _shares(wanted: list[int], limit: int) -> list[int]:
 
 def _into_tracks(parts: list[Part]) -> list[tuple[str, int]]:
     """Gives each part a track on which nothing overlaps: (thread, level), a level above 0 for runs inside a run of the same thread."""
-    tracks: dict[tuple[str, int], float] = {}
+    reached: dict[str, list[float]] = {}  # of each level of each thread, the last end
+    levels = []
     for part in parts:
         begin, end = part.extent
-        level = 0
-        while tracks.get((part.run.thread, level), -np.inf) > begin:
-            level += 1
-        tracks[part.run.thread, level] = end
-        part.track = list(tracks).index((part.run.thread, level))
-    return list(tracks)
+        own = reached.setdefault(part.run.thread, [])
+        level = next((i for i, last in enumerate(own) if last <= begin), len(own))
+        own[level:] = [end, *own[level + 1 :]]
+        levels.append(level)
+    tracks = [(thread, level) for thread, own in reached.items() for level in range(len(own))]
+    numbers = {track: i for i, track in enumerate(tracks)}
+    for part, level in zip(parts, levels, strict=True):
+        part.track = numbers[part.run.thread, level]
+    return tracks
 
 
 def _spans(run: RunSamples, zero: float) -> list[int]:
