@@ -219,7 +219,7 @@ class Profile:
         if not self.per_step:
             return math.nan
         tape = self.tapes[0]
-        whole = [run for run in self.runs if len(run.rows) >= len(tape.rows)]
+        whole = [run for run in self.runs if run.begin.size and len(run.rows) >= len(tape.rows)]
         if not whole:  # row by row, or their spans were dropped
             return tape.wall / tape.steps
         spans = [np.nanmax(run.end, axis=(1, 2)) - np.nanmin(run.begin, axis=(1, 2)) for run in whole]
@@ -267,6 +267,12 @@ class Profile:
         from tapeprop.profiler import flame
 
         return flame.write(self, path)
+
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Writes one HTML page that works offline: timeline, table, memory, roofline, graph; the path. OSError."""
+        from tapeprop.profiler import page
+
+        return page.write(self, path)
 
     def folded(self) -> str:
         """The same as text, "forward;stem;conv2d 1234" a line, in nanoseconds; see `tapeprop.profiler.flame.folded`."""

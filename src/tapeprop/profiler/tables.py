@@ -170,7 +170,7 @@ def table(profile: Profile, by: str = "instruction", sort: str = "time", top: in
     for f in shown:
         tape, row = f.rows[0]
         own = (f"{profile.tapes[tape].name} {row}" if len(profile.tapes) > 1 else str(row), f.phase, f.op, f.layer)
-        lines.append((*(own if by == "instruction" else (f.key,)), *_cells(f, shared)))
+        lines.append((*(own if by == "instruction" else (f.key,)), *cells(f, shared)))
     rest = found[len(shown) :]
     footer = ""
     if rest:
@@ -179,7 +179,8 @@ def table(profile: Profile, by: str = "instruction", sort: str = "time", top: in
     return Table(title(profile), headings, lines, names, footer + summary(profile))
 
 
-def _cells(f: Figures, shared: bool) -> tuple[str, ...]:
+def cells(f: Figures, shared: bool = True) -> tuple[str, ...]:
+    """The figures as text, in the order of the columns; shared: whether to tell the imbalance of workers."""
     return (
         seconds_text(f.seconds),
         share_text(f.share),
