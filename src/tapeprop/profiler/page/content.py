@@ -142,7 +142,7 @@ def _facts(profile: Profile) -> list[list[str]]:
     facts += [
         ("instructions", f"{sum(len(tape.rows) for tape in tapes):,}"),
         ("workers", f"{max((tape.workers for tape in tapes), default=0)}"),
-        ("values", size_text(max((tape.memory.arena for tape in tapes), default=0))),
+        ("arena", size_text(max((tape.memory.arena for tape in tapes), default=0))),
         ("apart: compiling", seconds_text(profile.compile_seconds)),
         ("planning", seconds_text(profile.lowering_seconds)),
     ]
