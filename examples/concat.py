@@ -13,8 +13,8 @@ import tapeprop as tp
 from tapeprop.layers import Activation, Conv2D, Identity
 
 
-def main(steps: int = 200) -> list[float]:
-    """Trains; the loss at each step."""
+def network() -> tp.LayerGraph:
+    """(N, 3, H, W) -> (N, 36, H, W)."""
     image = tp.LayerNode(Identity(), name="image")
     branches = [
         tp.SequentialNode(Conv2D(3, channels, 3), Activation.ReLU(), name=f"conv{channels}") for channels in (6, 12, 18)
@@ -22,7 +22,12 @@ def main(steps: int = 200) -> list[float]:
     joined = tp.LayerNode(Identity(), tp.MergeMode.CHCAT, name="joined")
     # The operands of a merge come in the order in which the edges are declared: channels 0-5, 6-17, 18-35.
     edges = {image: branches, **{branch: [joined] for branch in branches}, joined: []}
-    graph = tp.LayerGraph(edges, root=image, term=joined, seed=0).build((None, 3, 8, 8))
+    return tp.LayerGraph(edges, root=image, term=joined, seed=0)
+
+
+def main(steps: int = 200) -> list[float]:
+    """Trains; the loss at each step."""
+    graph = network().build((None, 3, 8, 8))
     print(graph.summary())
 
     X = np.random.default_rng(0).standard_normal((16, 3, 8, 8))

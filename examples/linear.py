@@ -11,13 +11,17 @@ import tapeprop as tp
 from tapeprop.layers import Activation, BatchNorm2D, Conv2D
 
 
-def main(steps: int = 200) -> list[float]:
-    """Trains; the loss at each step."""
+def network() -> tp.LayerGraph:
+    """(N, 3, H, W) -> (N, 6, H, W)."""
     conv = tp.LayerNode(Conv2D(3, 6, 3), name="conv")
     norm = tp.LayerNode(BatchNorm2D(6), name="norm")
     relu = tp.LayerNode(Activation.ReLU(), name="relu")
-    graph = tp.LayerGraph({conv: [norm], norm: [relu], relu: []}, root=conv, term=relu, seed=0)
-    graph.build((None, 3, 8, 8))
+    return tp.LayerGraph({conv: [norm], norm: [relu], relu: []}, root=conv, term=relu, seed=0)
+
+
+def main(steps: int = 200) -> list[float]:
+    """Trains; the loss at each step."""
+    graph = network().build((None, 3, 8, 8))
     print(graph.summary())
 
     # A layer in a graph of its own is a function, too.

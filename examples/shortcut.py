@@ -12,14 +12,19 @@ import tapeprop as tp
 from tapeprop.layers import Activation, Conv2D, Identity
 
 
-def main(steps: int = 200) -> list[float]:
-    """Trains; the loss at each step."""
+def network() -> tp.LayerGraph:
+    """(N, 3, H, W) -> (N, 3, H, W)."""
     image = tp.LayerNode(Identity(), name="image")
     conv = tp.LayerNode(Conv2D(3, 3, 3), name="conv")
     relu = tp.LayerNode(Activation.ReLU(), name="relu")
     total = tp.LayerNode(Identity(), tp.MergeMode.SUM, name="sum")
     edges = {image: [conv, total], conv: [relu], relu: [total], total: []}
-    graph = tp.LayerGraph(edges, root=image, term=total, seed=0).build((None, 3, 8, 8))
+    return tp.LayerGraph(edges, root=image, term=total, seed=0)
+
+
+def main(steps: int = 200) -> list[float]:
+    """Trains; the loss at each step."""
+    graph = network().build((None, 3, 8, 8))
     print(graph.summary())
 
     X = np.random.default_rng(0).standard_normal((16, 3, 8, 8))

@@ -21,13 +21,18 @@ def centres(images: np.ndarray) -> np.ndarray:
     return np.stack([ink.sum(axis=2) @ places, ink.sum(axis=1) @ places], axis=1) / mass[:, None]
 
 
-def main(epochs: int = 15) -> tuple[float, float]:
-    """Trains; the accuracy of the digits and the mean error of the centres in pixels, on images that were held out."""
+def network() -> tp.LayerGraph:
+    """(N, 1, 8, 8) -> digit (N, 10), centre (N, 2)."""
     body = tp.SequentialNode(Flatten(), Dense(64, 64), Activation.ReLU(), name="body")
     digit, centre = tp.LayerNode(Dense(64, 10), name="digit"), tp.LayerNode(Dense(64, 2), name="centre")
-    graph = tp.LayerGraph({body: [digit, centre]}, root=body, term=[digit, centre], seed=0)
-    graph.build((None, 1, 8, 8)).set_optimizer(tp.optimizers.Adam(lr=0.002))  # of all nodes that have none themselves
     centre.set_optimizer(tp.optimizers.SGD(lr=0.02, momentum=0.9))
+    return tp.LayerGraph({body: [digit, centre]}, root=body, term=[digit, centre], seed=0)
+
+
+def main(epochs: int = 15) -> tuple[float, float]:
+    """Trains; the accuracy of the digits and the mean error of the centres in pixels, on images that were held out."""
+    graph = network().build((None, 1, 8, 8))
+    graph.set_optimizer(tp.optimizers.Adam(lr=0.002))  # of all nodes that have none themselves
     print(graph.summary())
 
     X_train, X_test, y_train, y_test = train_test_split(*digits(), test_fraction=0.2, seed=0)

@@ -13,7 +13,7 @@ import tapeprop as tp
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TESTED = {
     "linear", "shortcut", "concat", "digits", "resnet20", "recurrent", "two_heads", "edit_while_training", "gan",
-    "formula",
+    "formula", "why_is_it_slow",
 }  # fmt: skip
 
 
@@ -124,3 +124,26 @@ def test_formula(capsys: pytest.CaptureFixture[str]) -> None:
     assert value == pytest.approx(7.449141132070976, rel=1e-12)
     assert spring == pytest.approx({"a": 1.5, "w": 2.0, "d": 0.3}, abs=0.02)  # the noise of 200 measurements
     assert "second derivatives by x1: -11.319959" in capsys.readouterr().out
+
+
+def test_why_is_it_slow(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    example = load("why_is_it_slow")
+    x = np.random.default_rng(0).standard_normal((3, 24, 8, 8))
+    layers = [example.NumpySwish(), example.swish()]
+    graphs = [
+        tp.LayerGraph({node: []}, root=node, term=node).build(x.shape, dtype="float64")
+        for node in map(tp.LayerNode, layers)
+    ]
+    for graph in graphs:
+        graph.forward(x)
+    np.testing.assert_allclose(graphs[0].backward(), graphs[1].backward(), rtol=1e-12, atol=1e-12)
+    seconds = example.main(repeats=2, folder=str(tmp_path))
+    printed = capsys.readouterr().out
+    assert list(seconds) == ["as written", "in ops", "whole lanes"]
+    before, between, after = printed.split("--- ")[1:]
+    assert "python_grad" in before
+    assert "Write it in tapeprop.ops" in before
+    assert "python" not in between
+    assert "conv2d_lanes" in after
+    assert "conv2d_lanes" not in between
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.html" for name in seconds}

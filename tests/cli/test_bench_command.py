@@ -42,6 +42,7 @@ def test_all_run_by_default(calls) -> None:
         ["scaling"],
         ["graphs"],
         ["formula"],
+        ["profiler"],
         ["infrastructure", "--cold"],
     ]
 

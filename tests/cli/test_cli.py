@@ -15,7 +15,7 @@ from tapeprop import cli
 from tapeprop.cli import doctor, output, train
 from tapeprop.profiler.tables import Figures
 
-COMMANDS = ["train", "summary", "bench", "doctor", "cache"]
+COMMANDS = ["train", "summary", "plot", "profile", "bench", "doctor", "cache"]
 
 
 def run(capsys, *argv: str) -> tuple[int, str, str]:
@@ -60,6 +60,8 @@ def test_version(capsys) -> None:
         (["cache"], "required: action"),
         (["summary", "digits", "--input-shape", "a"], "expected whole numbers with commas between"),
         (["summary", "digits", "--input-shape", "0,1,8,8"], "expected sizes of at least 1"),
+        (["plot"], "required: graph"),
+        (["plot", "digits", "--what", "cake"], "invalid choice: 'cake'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -208,6 +210,51 @@ def test_summary_of_what_is_not_there(capsys, tmp_path) -> None:
     assert code == 1
     assert 'is neither "digits" nor a file' in err
     assert out == ""
+
+
+# ---- plot
+
+
+def test_plot(capsys, tmp_path) -> None:
+    code, out, err = run(capsys, "plot", "digits")
+    assert (code, err) == (0, "")
+    assert out.startswith("flowchart TD\n")
+    assert "(32, 16, 8, 8)" in out
+    assert "(7, 16, 8, 8)" in run(capsys, "plot", "digits", "--input-shape", "7,1,8,8")[1]
+    path = tmp_path / "digits.svg"
+    code, out, err = run(capsys, "plot", "digits", "-o", str(path))
+    assert (code, out, err) == (0, "", f"wrote {path}\n")
+    assert path.read_text(encoding="utf-8").startswith("<svg ")
+
+
+def test_plot_the_tape(capsys, tmp_path) -> None:
+    code, out, _ = run(capsys, "plot", "digits", "--what", "tape", "--input-shape", "7,1,8,8")
+    assert code == 0
+    assert "subgraph" in out
+    assert "(7, 16, 8, 8)" in out
+    path = tmp_path / "tape.dot"
+    assert run(capsys, "plot", "digits", "--what", "tape", "-o", str(path))[0] == 0
+    assert path.read_text(encoding="utf-8").startswith("digraph {")
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["none"], 'neither "digits" nor a file'),
+        (["digits", "-o", "net.png"], "ends in .svg, .mmd, .md, .dot or .gv, got 'net.png'"),
+        (["digits", "-o", "no/such/folder/net.svg"], "no/such/folder/net.svg"),
+        (["digits", "--input-shape", "7,2,8,8"], "stem"),
+        (["digits", "--what", "tape", "--input-shape", "7,2,8,8"], "stem"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_plot_of_what_does_not_go(capsys, monkeypatch, tmp_path, argv, text) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "plot", *argv)
+    assert (code, out) == (1, "")
+    assert text in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- train

@@ -1,12 +1,10 @@
-"""Summary, drawings and the notebook table."""
-
-from pathlib import Path
+"""Summary and the notebook table."""
 
 import pytest
 
-from tapeprop.errors import GraphError, ShapeError
+from tapeprop.errors import ShapeError
 from tapeprop.graph import GraphStructure, LayerNode, MergeMode
-from tapeprop.layers import Activation, Conv2D, Identity, Lambda
+from tapeprop.layers import Activation, Conv2D, Identity
 
 
 def shortcut() -> GraphStructure:
@@ -57,26 +55,3 @@ def test_html_is_escaped() -> None:
     html = shortcut()._repr_html_()
     assert "&lt;relu&gt;" in html
     assert html.count("<tr>") == 5
-
-
-def test_mermaid_and_graphviz(tmp_path: Path) -> None:
-    graph = shortcut()
-    drawing = graph.plot()
-    assert drawing.startswith("flowchart TD\n")
-    assert '    n0(["root<br>Identity()"])' in drawing
-    assert "&quot;quoted&quot; &lt;relu&gt;<br>ReLU()" in drawing
-    assert drawing.count("-->") == 4
-    assert (graph.plot(tmp_path / "net.mmd"), (tmp_path / "net.mmd").read_text()) == (drawing, drawing)
-    assert graph.plot(tmp_path / "net.md") == f"```mermaid\n{drawing}```\n"
-    dot = graph.plot(str(tmp_path / "net.dot"))
-    assert (tmp_path / "net.dot").read_text() == dot
-    assert 'n2 [label="\\"quoted\\" <relu>\\nReLU()"]' in dot
-    assert dot.count("->") == 4
-    with pytest.raises(GraphError, match=r"\.dot"):
-        graph.plot(tmp_path / "net.png")
-    assert not (tmp_path / "net.png").exists()
-
-
-def test_drawings_keep_double_edges() -> None:
-    a, b = LayerNode(Identity()), LayerNode(Lambda(lambda x: x))
-    assert GraphStructure({a: [b, b]}, a, b).plot().count("n0 --> n1") == 2

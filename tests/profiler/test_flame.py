@@ -162,6 +162,13 @@ def test_a_real_profile(tmp_path):
     assert re.search(r"^forward;only;dense\S* \d+$", made.folded(), re.MULTILINE)
 
 
+@pytest.mark.parametrize("name", ["flame", "flame.png", "flame.svg.gz"])
+def test_other_endings_are_refused(name, tmp_path):
+    with pytest.raises(ValueError, match=r"expected a path that ends in \.svg, got "):
+        write(small(), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent.flame\.svg"):
         write(small(), tmp_path / "absent" / "flame.svg")

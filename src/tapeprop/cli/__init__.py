@@ -11,9 +11,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from tapeprop.cli import bench, cache, doctor, summary, train
+from tapeprop.cli import bench, cache, doctor, plot, profile, summary, train
 
-COMMANDS = (train, summary, bench, doctor, cache)
+COMMANDS = (train, summary, plot, profile, bench, doctor, cache)
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from tapeprop.cli.feed import shape as shape_argument
 from tapeprop.cli.output import add_json, print_json
+from tapeprop.cli.source import add_graph, build, load
 
 
 def add(commands: Any) -> None:
@@ -14,10 +15,13 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "summary",
         help="show the nodes of a network",
-        description="Shows the nodes of the demo's network, or of a graph saved with graph.save().",
+        description="Shows the nodes of the demo's network, of a graph saved with graph.save(), or of one that Python code "
+        "defines: a file (examples/resnet20.py), or something in it or in a module (file.py:name, module:name).",
     )
-    command.add_argument("graph", help='"digits", or the path of a saved graph')
-    command.add_argument("--input-shape", type=_shape, metavar="N,C,H,W", help="shape of the input, as 32,1,8,8")
+    add_graph(command)
+    command.add_argument(
+        "--input-shape", type=shape_argument, metavar="N,C,H,W", help="shape of the input, as 32,1,8,8"
+    )
     command.add_argument("--tape", action="store_true", help="list the instructions as well")
     add_json(command)
     command.set_defaults(run=run)
@@ -25,7 +29,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the summary."""
-    graph, shape = _load(args.graph, args.input_shape)
+    source = load(args.graph)
+    graph, shape = source.graph, args.input_shape or source.input_shape
     weights, biases = graph.param_size
     if args.json:
         report = {
@@ -37,35 +42,13 @@ def run(args: argparse.Namespace) -> int:
         if shape is not None:
             report |= {"input_shape": shape, "output_shape": graph.out_shape(shape)}
         if args.tape:
-            graph.build(shape)
+            graph = build(graph, shape)
             report["tape"] = list(graph.tape)
         print_json(report)
         return 0
     print(graph.summary(shape))
     if args.tape:
-        graph.build(shape)
+        graph = build(graph, shape)
         print()
         print(graph.tape)
     return 0
-
-
-def _load(name: str, shape: tuple[int, ...] | None) -> tuple[Any, tuple[int, ...] | None]:
-    if name == "digits":
-        from tapeprop.cli.digits import digits_network
-
-        return digits_network(), shape or (32, 1, 8, 8)
-    if not Path(name).is_file():
-        raise FileNotFoundError(f'{name!r} is neither "digits" nor a file')
-    import tapeprop
-
-    return tapeprop.load(name), shape
-
-
-def _shape(value: str) -> tuple[int, ...]:
-    try:
-        shape = tuple(int(size) for size in value.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected whole numbers with commas between, received {value!r}") from None
-    if min(shape) < 1:
-        raise argparse.ArgumentTypeError(f"expected sizes of at least 1, received {value!r}")
-    return shape

@@ -9,7 +9,7 @@ import contextlib
 import contextvars
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from tapeprop.layers.edits import edits
 from tapeprop.layers.layer import Member, traced, tracing, variables_dtype
 from tapeprop.layers.sizes import open_shape, plain_shape
 from tapeprop.ops.shape import alias
+
+if TYPE_CHECKING:
+    from tapeprop.graph.drawing.picture import Picture
 
 #: The trace being recorded by a graph and what can be watched in it: graphs inside add theirs.
 _watchable: contextvars.ContextVar[tuple[Trace, dict[Hashable, Tensor]] | None] = contextvars.ContextVar(
@@ -313,15 +316,39 @@ class GraphStructure(EditableGraph):
         """
         return tables.text_table(self._rows(input_shape), self.param_size, len(self), self.layer_count, str(self))
 
-    def plot(self, path: Any = None) -> str:
-        """The graph as Mermaid text, or in the language of the path's ending, written there.
+    def plot(self, path: Any = None, what: str = "graph", *, input_shape: Any = None) -> str:
+        """A drawing as text, also written to `path`, whose ending chooses the language; Mermaid without a path.
 
-        .mmd, .md: Mermaid; .dot, .gv: Graphviz. GraphError for other endings.
+        .svg: a picture that browsers show, made without other programs; .mmd, .md: Mermaid; .dot, .gv: Graphviz. what: "graph", nodes
+        with layers, merges, shapes of results, what is frozen, checkpointed or shared; "tape", of a built graph the rows of `tape` by
+        span, each with lines to the rows that read what it makes. input_shape: the shapes in a drawing of the graph follow from it; None
+        takes the one that build() was given. A graph that is not valid yet is drawn as it is. GraphError for another ending or `what`,
+        NotBuiltError, OSError where the file cannot be written.
         """
-        return tables.plot(self._edges, self.labels, self.roots, self.terms, path)
+        from tapeprop.graph.drawing.files import check_ending, written
+
+        if path is not None:
+            check_ending(path)
+        return written(self._picture(what, input_shape), path)
+
+    def _picture(self, what: str, input_shape: Any) -> Picture:
+        from tapeprop.graph.drawing.picture import graph_picture
+
+        if what != "graph":
+            raise GraphError(f"plot: expected what to be 'graph' or 'tape', got {what!r}")
+        return graph_picture(self, self._known_results() if input_shape is None else self.trace_open(input_shape)[1])
 
     def _repr_html_(self) -> str:
-        return tables.html_table(self._rows(None), str(self))
+        from tapeprop.graph.drawing.notebook import notebook_page
+
+        return notebook_page(self)
+
+    def _known_results(self) -> Mapping[Hashable, Tensor]:
+        """{node: its symbolic result} for the input shape of build(); nothing where that does not go through (any more)."""
+        try:
+            return {} if self._input_shape is None else self.trace_open(self._input_shape)[1]
+        except Exception:  # a layer of the user's may raise anything, and a drawing helps most where something is wrong
+            return {}
 
     def _rows(self, input_shape: Any) -> list[tables.Row]:
         shape = self._input_shape if input_shape is None else input_shape

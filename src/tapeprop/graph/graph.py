@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from tapeprop.runtime.listing import Listing
 from tapeprop.runtime.network import CacheInfo, Network, Options, Trial, as_input
 from tapeprop.runtime.state import pack
 from tapeprop.runtime.training import FitSession, Trainer, zero_gradients
+
+if TYPE_CHECKING:
+    from tapeprop.graph.drawing.picture import Picture
 
 DTYPES = ("float32", "float64")
 MATH_MODES = ("fp32", "winograd")
@@ -376,6 +379,17 @@ class CompiledGraph(OptimizedGraph):
         network, _ = self._compiled("tape")
         with self._exclusive("tape"):
             return network.listing(self._shapes_to_show())
+
+    def _picture(self, what: str, input_shape: Any) -> Picture:
+        from tapeprop.graph.drawing.picture import tape_picture
+
+        if what != "tape":
+            return super()._picture(what, input_shape)
+        if input_shape is not None:
+            raise GraphError(
+                "plot: the tape is drawn for the sizes of the last forward() or build(), not for input_shape"
+            )
+        return tape_picture(self.tape)
 
     def diagnose(self) -> Diagnosis:
         """What makes the tape slow, in words, as far as it can be told before it runs; print it. Empty where everything is fine.

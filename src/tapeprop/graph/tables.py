@@ -1,14 +1,11 @@
-"""A graph for readers: a table as text or HTML, and a drawing as Mermaid or Graphviz text."""
+"""A graph as a table, in text or HTML; `graph.drawing` draws it."""
 
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from tapeprop.errors import GraphError
 from tapeprop.graph.auto_norm import Norms, norms_behind
 from tapeprop.graph.node import LayerNode
 from tapeprop.graph.structure import Edges
@@ -73,70 +70,6 @@ def html_table(table: Sequence[Row], title: str) -> str:
     head = "".join(f"<th>{heading}</th>" for heading in HEADINGS)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.cells) + "</tr>" for row in table)
     return f"<table><caption>{html.escape(title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def mermaid(
-    edges: Edges[LayerNode],
-    named: Mapping[LayerNode, str],
-    roots: Sequence[LayerNode],
-    terms: Sequence[LayerNode],
-) -> str:
-    """The graph as a Mermaid flowchart; roots and terms have round ends."""
-    keys = {node: f"n{i}" for i, node in enumerate(edges)}
-    lines = ["flowchart TD"]
-    for node in edges:
-        label = html.escape(_label(node, named)).replace("\n", "<br>")
-        left, right = ("([", "])") if node in roots or node in terms else ("[", "]")
-        lines.append(f'    {keys[node]}{left}"{label}"{right}')
-    lines += [f"    {keys[node]} --> {keys[target]}" for node, following in edges.items() for target in following]
-    return "\n".join(lines) + "\n"
-
-
-def dot(
-    edges: Edges[LayerNode],
-    named: Mapping[LayerNode, str],
-    roots: Sequence[LayerNode],
-    terms: Sequence[LayerNode],
-) -> str:
-    """The graph in Graphviz' language; roots and terms are ellipses."""
-    keys = {node: f"n{i}" for i, node in enumerate(edges)}
-    lines = ["digraph {", "    node [shape=box]"]
-    for node in edges:
-        label = _label(node, named).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        shape = ", shape=ellipse" if node in roots or node in terms else ""
-        lines.append(f'    {keys[node]} [label="{label}"{shape}]')
-    lines += [f"    {keys[node]} -> {keys[target]}" for node, following in edges.items() for target in following]
-    return "\n".join([*lines, "}"]) + "\n"
-
-
-def plot(
-    edges: Edges[LayerNode],
-    named: Mapping[LayerNode, str],
-    roots: Sequence[LayerNode],
-    terms: Sequence[LayerNode],
-    path: str | os.PathLike[str] | None,
-) -> str:
-    """The drawing in the language that the path's ending asks for, Mermaid without a path; written there.
-
-    GraphError for other endings.
-    """
-    ending = ".mmd" if path is None else Path(path).suffix.lower()
-    if ending in (".mmd", ".md"):
-        drawing = mermaid(edges, named, roots, terms)
-        if ending == ".md":
-            drawing = f"```mermaid\n{drawing}```\n"
-    elif ending in (".dot", ".gv"):
-        drawing = dot(edges, named, roots, terms)
-    else:
-        raise GraphError(f"plot: expected a path that ends in .mmd, .md, .dot or .gv, got {str(path)!r}")
-    if path is not None:
-        Path(path).write_text(drawing, encoding="utf-8")
-    return drawing
-
-
-def _label(node: LayerNode, named: Mapping[LayerNode, str]) -> str:
-    merge = "" if node.merge_mode.value == "sum" else f"{node.merge_mode.name}, "
-    return f"{named[node]}\n{merge}{node.layer!r}"
 
 
 def _aligned(cell: str, width: int, right: bool) -> str:

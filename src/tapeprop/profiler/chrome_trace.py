@@ -116,6 +116,9 @@ class _Writer:
         self.lanes = lanes(profile)
         self.process = {i: number for number, lane in enumerate(self.lanes, 1) for i in lane.runs}
         self.rows = [[_arguments(row) for row in tape.rows] for tape in profile.tapes]
+        self.names = [
+            [tuple(map(json.dumps, (row.op, node_name(row), row.phase))) for row in tape.rows] for tape in profile.tapes
+        ]
 
     def parts(self) -> Iterator[str]:
         """The whole file."""
@@ -171,7 +174,7 @@ class _Run:
         self.process = writer.process[index]
         self.slots = self.run.rows.tolist()
         self.rates = self._rates()
-        self.names = [tuple(map(json.dumps, (row.op, node_name(row), row.phase))) for row in self.tape.rows]
+        self.names = writer.names[self.run.tape]
         self.counter = json.dumps(f"live memory of {self.tape.name}")
 
     def _rates(self) -> list[float]:

@@ -16,6 +16,7 @@ from tapeprop.profiler.profile import NodeInfo, Outline, Profile, RowInfo, RunSa
 from tapeprop.profiler.roofs import machine_roofs
 from tapeprop.runtime import ledger
 from tapeprop.runtime.executable import Executable
+from tapeprop.runtime.listing import Producers
 from tapeprop.runtime.network import Trial
 from tapeprop.runtime.recorder import SPANS_KEPT, RecordedRun, Recorder, Totals, listen, recording_runs, stop_listening
 
@@ -199,16 +200,10 @@ def _tape_of(executable: Executable, totals: Totals, scale: float, outlines: lis
 
 
 def _rows(executable: Executable, names: set[str] | None) -> list[RowInfo]:
-    maker: dict[Any, int] = {}
-    roots: dict[Any, Any] = {}
-    for step in executable.plan.steps:
-        if step.instruction.op.alias:
-            operand = step.instruction.operands[0]
-            roots[step.instruction.results[0]] = roots.get(operand, operand)
+    producers = Producers(executable.tape)
     found = []
     for number, row in enumerate(executable.tape.rows):
         call, instruction = row.step.call, row.step.instruction
-        after = {maker[t] for o in instruction.operands if (t := roots.get(o, o)) in maker}
         found.append(
             RowInfo(
                 number,
@@ -222,10 +217,9 @@ def _rows(executable: Executable, names: set[str] | None) -> list[RowInfo]:
                 row.flops,
                 row.traffic,
                 row.barrier,
-                tuple(sorted(after - {number})),
+                tuple(producers.read_in(number)),
             )
         )
-        maker.update(dict.fromkeys(instruction.results, number))
     return found
 
 

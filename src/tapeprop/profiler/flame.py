@@ -66,11 +66,13 @@ def _plain(name: str) -> str:
 
 
 def write(profile: Profile, path: str | os.PathLike) -> Path:
-    """Writes the flame graph as one SVG file that needs nothing else; `path`, which is given back. OSError.
+    """Writes the flame graph as one SVG file that needs nothing else; `path`, which is given back.
 
     What a frame is stands in a hint where the pointer rests. Where scripts run, a click makes a frame as wide as the picture, and a
-    click on the lowest one shows all again.
+    click on the lowest one shows all again. ValueError for a path that does not end in .svg; OSError.
     """
+    if Path(path).suffix.lower() != ".svg":
+        raise ValueError(f"to_flame_graph: expected a path that ends in .svg, got {os.fspath(path)!r}")
     return write_text(path, _parts(profile))
 
 

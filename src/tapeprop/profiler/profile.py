@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from tapeprop.profiler.compare import Comparison
     from tapeprop.profiler.findings import Report
     from tapeprop.profiler.tables import Figures
     from tapeprop.profiler.text import Table
@@ -190,7 +191,8 @@ class Profile:
     order in which they began; `dropped` spans of earlier ones were dropped, as only so many are kept (the totals of `tapes` have
     them). seconds: of wall time from begin to end. compile_seconds: of them spent on compiling kernels; lowering_seconds: on tracing,
     planning and binding. counters: exact figures that are equal in each run of the same program: steps; instructions, barriers, flops and
-    bytes (of one step in graph.profile(), else of all that ran); arena_bytes, scratch_bytes; lowerings, plans, plan_hits.
+    bytes (of one step in graph.profile(), else of all that ran); arena_bytes, scratch_bytes; lowerings, plans, plan_hits (of a fit
+    these follow the number of its native calls, which goes by time).
     """
 
     what: str
@@ -261,7 +263,7 @@ class Profile:
         return speedscope.write(self, path)
 
     def to_flame_graph(self, path: str | os.PathLike[str]) -> Path:
-        """Draws a flame graph by phase, node and op into an SVG file; the path. OSError."""
+        """Draws a flame graph by phase, node and op into an SVG file; the path. ValueError for another ending, OSError."""
         from tapeprop.profiler import flame
 
         return flame.write(self, path)
@@ -289,6 +291,15 @@ class Profile:
         from tapeprop.profiler import findings
 
         return findings.diagnose(self)
+
+    def compare(self, other: Profile, by: str = "instruction", seed: int = 0) -> Comparison:
+        """What became slower or faster in `other`, the later one, and what of it is more than chance; print it.
+
+        See `tapeprop.profiler.compare.compare`.
+        """
+        from tapeprop.profiler import compare
+
+        return compare.compare(self, other, by, seed)
 
     def __str__(self) -> str:
         return str(self.table())

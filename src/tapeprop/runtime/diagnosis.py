@@ -39,11 +39,15 @@ class Finding:
     node: str = ""
 
 
+#: Of the table that notebooks show.
+HEADINGS = ("row", "span", "op", "node", "why", "remedy")
+
+
 class Diagnosis(Listing):
     """Findings to print, a short paragraph each; iteration gives dicts with row, span, op, node, why and remedy."""
 
     def __init__(self, title: str, findings: Sequence[Finding], footer: str):
-        super().__init__(title, [dict(vars(finding)) for finding in findings], footer)
+        super().__init__(title, [dict(vars(finding)) for finding in findings], footer, HEADINGS)
 
     def __str__(self) -> str:
         remedies = [*(row["remedy"] for row in self.rows), ""]

@@ -87,9 +87,8 @@ def measure_roofs(workers: int | None = None) -> MeasuredRoofs:
     alone = {(task.dtype, task.level): task.rate for task in tasks if task.workers == 1}
     flops: dict[tuple[str, int], float] = {}
     bandwidth: dict[int, tuple[tuple[int, float], ...]] = {}
-    for task in tasks:
-        if not task.measured:
-            continue
+    missing = {task.workers for task in tasks if not task.measured}  # levels are told by their place: all or none
+    for task in (task for task in tasks if task.workers not in missing):
         rate = max(task.rate, alone.get((task.dtype, task.level), 0.0)) * bench.ticks_per_second
         if task.dtype:
             flops[task.dtype, task.workers] = rate
