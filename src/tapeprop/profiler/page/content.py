@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from tapeprop.graph.drawing.layered import layout
+from tapeprop.profiler.findings import diagnose
 from tapeprop.profiler.page.spans import Strings, shown_runs
 from tapeprop.profiler.profile import Memory, Outline, Profile, Roofs, TapeInfo
 from tapeprop.profiler.roofs import level_names
@@ -33,6 +34,7 @@ def content(profile: Profile) -> dict[str, Any]:
             for tape, median in zip(profile.tapes, medians, strict=True)
         ],
         "scopes": [_scope(profile, t, bases, strings) for t in _scopes(profile)],
+        "findings": _findings(profile, bases),
         "outlines": [_outline(outline) for outline in profile.outlines],
         **shown_runs(profile, strings),
     }
@@ -124,6 +126,16 @@ def _scope(profile: Profile, t: int | None, bases: list[int], strings: Strings) 
         "facts": _facts(part),
         "figures": {by: [_figure(f, bases, strings) for f in figures(part, by)] for by in BY},
     }
+
+
+def _findings(profile: Profile, bases: list[int]) -> dict[str, Any]:
+    """What `Profile.diagnose()` says: its title and [seconds at stake, text, remedy, rows counted through all tapes]."""
+    report = diagnose(profile)
+    found = [
+        [seconds_text(f.seconds) if f.seconds else "", f.text, f.remedy, [bases[t] + row for t, row in f.rows]]
+        for f in report.findings
+    ]
+    return {"title": report.title, "list": found}
 
 
 def _facts(profile: Profile) -> list[list[str]]:

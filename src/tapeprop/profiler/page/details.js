@@ -18,7 +18,7 @@ function describeRow(number, span = null) {
   const list = [["phase", row.phase], ["node", row.node], ["layer", row.layer === row.node ? "" : row.layer]];
   if (span) list.push(...describeSpan(row, span));
   list.push(["median of calls", secondsText(row.median)]);
-  if (figure) list.push(...describeFigure(figure, row.median));
+  if (figure) list.push(...describeFigure(figure));
   list.push(
     ["reads", row.operands.join(", ")],
     ["gives", row.results.join(", ")],
