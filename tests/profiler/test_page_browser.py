@@ -211,6 +211,18 @@ def test_hover_tells_of_the_right_row(show, view, number):
             assert part in tip
 
 
+def test_the_rate_of_a_call_is_that_of_its_slowest_worker(show):
+    made, run = tape([row(0, flops=4_000_000)], [1e-3], steps=1, workers=2)
+    run.end[0, 1, 0] = run.begin[0, 1, 0] + 4e-3
+    page = show(profile((made, run)))
+    page.point_at(*page.run("const [x, y] = tapeprop.places.timeline(0); return [x - 5, y]"))
+    tip = page.text("#tip")
+    assert "this call\n1 ms at 0 ns" in tip
+    assert "slowest worker\n4 ms" in tip
+    assert "rate of the call\n1 GFLOP/s" in tip
+    assert "wait behind it\n3 ms" in tip
+
+
 def test_waits_are_told(show):
     made, run = tape([row(0), row(1)], [1e-3, 1e-3], steps=1, wait=1e-3)
     page = show(profile((made, run)))
