@@ -260,6 +260,18 @@ def test_memory_and_roofs_are_those_of_the_profile():
     assert own["roofs"]["levels"] == [["L1", 4e11], ["L2", 2e11], ["memory", 1.5e10]]
 
 
+def test_findings_are_those_of_diagnose():
+    found = profile(
+        tape([row(0), row(1)], [1e-6, 1e-6], steps=1), tape([row(0), replace(row(1), kernel="")], [1e-6, 4e-3])
+    )
+    data = data_of(found)
+    expected = found.diagnose()
+    assert data["findings"]["title"] == expected.title
+    shown = [(text, remedy, rows) for _, text, remedy, rows in data["findings"]["list"]]
+    assert shown == [(f.text, f.remedy, [2 * t + number for t, number in f.rows]) for f in expected.findings]
+    assert [3] in [rows for _, _, rows in shown]
+
+
 def test_empty_profiles():
     data = data_of(Profile("profiling", "2026-01-02", {}, [], [], 0.0))
     assert (data["tapes"], data["runs"], len(data["scopes"])) == ([], [], 1)

@@ -211,6 +211,18 @@ def test_hover_tells_of_the_right_row(show, view, number):
             assert part in tip
 
 
+def test_the_rate_of_a_call_is_that_of_its_slowest_worker(show):
+    made, run = tape([row(0, flops=4_000_000)], [1e-3], steps=1, workers=2)
+    run.end[0, 1, 0] = run.begin[0, 1, 0] + 4e-3
+    page = show(profile((made, run)))
+    page.point_at(*page.run("const [x, y] = tapeprop.places.timeline(0); return [x - 5, y]"))
+    tip = page.text("#tip")
+    assert "this call\n1 ms at 0 ns" in tip
+    assert "slowest worker\n4 ms" in tip
+    assert "rate of the call\n1 GFLOP/s" in tip
+    assert "wait behind it\n3 ms" in tip
+
+
 def test_waits_are_told(show):
     made, run = tape([row(0), row(1)], [1e-3, 1e-3], steps=1, wait=1e-3)
     page = show(profile((made, run)))
@@ -433,6 +445,23 @@ def page_hidden(page, selector):
     return page.run("return document.querySelector(arguments[0]).offsetParent === null", selector)
 
 
+def test_findings_lead_to_their_instructions(show):
+    rows = [row(0, flops=10**6), row(1, op="mine", node="b", flops=0)]
+    rows[1] = replace(rows[1], kernel="")
+    found = profile(tape(rows, [1e-5, 4e-3]))
+    expected = found.diagnose()
+    page = show(found)
+    assert page.text("#tab-findings") == f"Findings ({len(expected)})"
+    page.open("findings")
+    assert page.text("#findings-note") == expected.title
+    assert page.texts("#findings .remedy") == [finding.remedy for finding in expected.findings]
+    page.run("document.querySelector('#findings button').click()")
+    assert page.focused_rows() == [1]
+    assert expected.findings[0].text in page.text("#details")
+    page.run("document.querySelector('#findings button').click()")
+    assert page.focused_rows() == []
+
+
 def test_colours_follow_the_choice(show):
     page = show(several())
     op = page.texts("#legend .text")
@@ -468,8 +497,9 @@ def test_an_empty_profile(show):
     assert page.text("#shown") == "no steps ran"
     assert page.count("#table tbody tr") == 0
     assert "No graph" in page.text("#graph-scroll")
-    for view in VIEWS[1:]:
+    for view in (*VIEWS[1:], "findings"):
         page.open(view)
+    assert page.text("#findings-note") == "nothing ran"
     page.choose("#query", "a")
     assert page.text("#hits").startswith("0 instructions")
     page.run("document.getElementById('timeline').focus()")
@@ -539,7 +569,7 @@ def test_tabs_by_keyboard(show):
     page.run("document.getElementById('tab-table').focus()")
     page.press(Keys.ARROW_RIGHT)
     assert not page_hidden(page, "#memory-view")
-    page.press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    page.press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
     assert not page_hidden(page, "#table-view")
     page.run("document.querySelector('#table tbody tr').focus()")
     page.press(Keys.ENTER)

@@ -33,6 +33,7 @@ SCRIPTS = (
     "memory",
     "roofline",
     "table",
+    "findings",
     "graph",
     "header",
     "main",

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from tapeprop.graph.drawing.layered import layout
+from tapeprop.profiler.findings import diagnose
 from tapeprop.profiler.page.spans import Strings, shown_runs
 from tapeprop.profiler.profile import Memory, Outline, Profile, Roofs, TapeInfo
 from tapeprop.profiler.roofs import level_names
@@ -33,6 +34,7 @@ def content(profile: Profile) -> dict[str, Any]:
             for tape, median in zip(profile.tapes, medians, strict=True)
         ],
         "scopes": [_scope(profile, t, bases, strings) for t in _scopes(profile)],
+        "findings": _findings(profile, bases),
         "outlines": [_outline(outline) for outline in profile.outlines],
         **shown_runs(profile, strings),
     }
@@ -126,6 +128,16 @@ def _scope(profile: Profile, t: int | None, bases: list[int], strings: Strings) 
     }
 
 
+def _findings(profile: Profile, bases: list[int]) -> dict[str, Any]:
+    """What `Profile.diagnose()` says: its title and [seconds at stake, text, remedy, rows counted through all tapes]."""
+    report = diagnose(profile)
+    found = [
+        [seconds_text(f.seconds) if f.seconds else "", f.text, f.remedy, [bases[t] + row for t, row in f.rows]]
+        for f in report.findings
+    ]
+    return {"title": report.title, "list": found}
+
+
 def _facts(profile: Profile) -> list[list[str]]:
     """[what, how much]: the same figures as around the printed table."""
     tapes = profile.tapes
@@ -142,7 +154,7 @@ def _facts(profile: Profile) -> list[list[str]]:
     facts += [
         ("instructions", f"{sum(len(tape.rows) for tape in tapes):,}"),
         ("workers", f"{max((tape.workers for tape in tapes), default=0)}"),
-        ("values", size_text(max((tape.memory.arena for tape in tapes), default=0))),
+        ("arena", size_text(max((tape.memory.arena for tape in tapes), default=0))),
         ("apart: compiling", seconds_text(profile.compile_seconds)),
         ("planning", seconds_text(profile.lowering_seconds)),
     ]

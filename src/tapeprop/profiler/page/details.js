@@ -18,7 +18,7 @@ function describeRow(number, span = null) {
   const list = [["phase", row.phase], ["node", row.node], ["layer", row.layer === row.node ? "" : row.layer]];
   if (span) list.push(...describeSpan(row, span));
   list.push(["median of calls", secondsText(row.median)]);
-  if (figure) list.push(...describeFigure(figure, row.median));
+  if (figure) list.push(...describeFigure(figure));
   list.push(
     ["reads", row.operands.join(", ")],
     ["gives", row.results.join(", ")],
@@ -30,11 +30,13 @@ function describeRow(number, span = null) {
 
 function describeSpan(row, { lane, index, waits }) {
   const [begin, end, wait] = [lane.begin[index], lane.end[index], lane.wait[index]];
-  const seconds = end - begin;
+  const slowest = lane.slowest[index];
+  const rates = [row.flops ? `${digits(row.flops / slowest / 1e9)} GFLOP/s` : "", `${digits(row.traffic / slowest / 1e9)} GB/s`];
   return [
     ["worker", `${lane.label}${waits ? ", waiting behind it" : ""}`],
-    ["this call", `${secondsText(seconds)} at ${secondsText(begin)}`],
-    ["its rate", [row.flops ? `${digits(row.flops / seconds / 1e9)} GFLOP/s` : "", `${digits(row.traffic / seconds / 1e9)} GB/s`].filter((text) => seconds && text).join(", ")],
+    ["this call", `${secondsText(end - begin)} at ${secondsText(begin)}`],
+    ["slowest worker", model.tapes[row.tape].workers > 1 ? secondsText(slowest) : ""],
+    ["rate of the call", slowest ? rates.filter(Boolean).join(", ") : ""],
     ["wait behind it", secondsText(wait - end)],
   ];
 }

@@ -53,7 +53,16 @@ function drawGraph() {
   box.replaceChildren(drawing);
   note.textContent = `${many(outline.nodes.length, "node")}, by time`;
   fitGraph();
+  showInput(outline);
   markNodes();
+}
+
+// A wide graph begins somewhere in the middle.
+function showInput(outline) {
+  const [, , , , x, y] = outline.nodes.find(([, , , , , , isRoot]) => isRoot) ?? outline.nodes[0];
+  const box = byId("graph-scroll");
+  box.scrollLeft = x * graphScale - box.clientWidth / 2;
+  box.scrollTop = (y - outline.size[3]) * graphScale;
 }
 
 function arrowHead() {

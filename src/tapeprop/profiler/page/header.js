@@ -17,7 +17,7 @@ function startHeader() {
   onChange((kinds) => {
     if (kinds.has("scope")) drawFacts();
     if (["scope", "colour", "focus"].some((kind) => kinds.has(kind))) drawLegend();
-    if (kinds.has("scope")) drawHits("");
+    if (kinds.has("scope") && state.hits) drawHits("");
   });
 }
 
@@ -28,6 +28,7 @@ function drawFacts() {
     const text = `${many(dropped, "span")} of earlier runs; the totals hold them`;
     facts.push(element("div", { class: "warn" }, element("dt", {}, "dropped"), element("dd", {}, text)));
   }
+  byId("scope").title = scope().name;
   byId("facts").replaceChildren(...facts);
   byId("shown").textContent = shownText();
 }

@@ -36,6 +36,26 @@ class Pixel {
   }
 }
 
+// Neighbouring pixels that look alike, drawn as one rectangle.
+class Stretch {
+  constructor(context, list, y, height) {
+    Object.assign(this, { context, list, y, height, from: 0, to: 0, colour: -1, alpha: 0 });
+  }
+
+  add(x, colour, alpha) {
+    if (x !== this.to || colour !== this.colour || alpha !== this.alpha) {
+      this.draw();
+      Object.assign(this, { from: x, colour, alpha });
+    }
+    this.to = x + 1;
+  }
+
+  draw() {
+    if (this.to > this.from) fill(this.context, this.list[this.colour], this.alpha, this.from, this.y, this.to - this.from, this.height);
+    this.from = this.to;
+  }
+}
+
 // How boxes of a kind look: { list of colours, number(i) into it, vivid(i), label(i), height of the text }.
 function looksOf(lane) {
   if (lane.kind === "worker") {
@@ -73,11 +93,12 @@ function drawLane(context, lane, view, width, y, height) {
   const scale = width / (view.to - view.from);
   const pixel = new Pixel(looks.list.length);
   const place = (time) => clamp((time - view.from) * scale, -2, width + 2);
+  const stretch = new Stretch(context, looks.list, y, height);
   const flush = () => {
     if (!pixel.touched.length) return;
     const { colour, vivid, seconds } = pixel.take();
-    if (lane.kind === "worker") fill(context, theme.wait, 1, pixel.x, y, 1, height);
-    fill(context, looks.list[colour], vivid ? clamp(seconds * scale, 0.4, 1) : FADED, pixel.x, y, 1, height);
+    // Paler where there is more waiting; in eighths, so that neighbours are often alike.
+    stretch.add(pixel.x, colour, vivid ? clamp(Math.ceil(seconds * scale * 8) / 8, 0.375, 1) : FADED);
   };
   for (let i = Math.max(lane.at(view.from), 0); i < lane.begin.length && lane.begin[i] < view.to; i++) {
     if (lane.wait[i] < view.from) continue;
@@ -89,6 +110,7 @@ function drawLane(context, lane, view, width, y, height) {
       continue;
     }
     flush();
+    stretch.draw();
     // A hair's breadth between boxes that are wide enough to spare it.
     const wide = end - x > 4 ? end - x - 0.6 : end - x;
     fill(context, looks.list[looks.number(i)], looks.vivid(i) ? 1 : FADED, x, y, wide, height);
@@ -99,6 +121,7 @@ function drawLane(context, lane, view, width, y, height) {
     }
   }
   flush();
+  stretch.draw();
   if (lane.kind === "worker") drawFocus(context, lane, view, place, y, height);
 }
 

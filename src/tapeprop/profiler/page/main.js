@@ -1,6 +1,6 @@
 // Puts the page together once its data are read.
 
-const TABS = ["table", "memory", "roofline"];
+const TABS = ["table", "memory", "roofline", "findings"];
 
 function startTabs() {
   const choose = (name) => {
@@ -43,6 +43,7 @@ startHeader();
 startDetails();
 startTabs();
 startTable();
+startFindings();
 startGraph();
 // For looking into the page from the console; places: where in the window each view shows a row.
 const places = { timeline: startTimeline(), memory: startMemory(), roofline: startRoofline() };

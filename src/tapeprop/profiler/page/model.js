@@ -1,10 +1,10 @@
 // The data of the page, made ready to be drawn: rows of all tapes counted through, and lanes of boxes in order of time.
 
 // Boxes on a line, none over another. Box i goes from begin[i] to end[i] (seconds), and what waits behind it to wait[i];
-// item[i] is a row, the number of a step or the name of a phase.
+// item[i] is a row, the number of a step or the name of a phase; slowest[i] how long the slowest worker took for the same call.
 class Lane {
   constructor(kind, label) {
-    Object.assign(this, { kind, label, begin: [], end: [], wait: [], item: [], tape: [] });
+    Object.assign(this, { kind, label, begin: [], end: [], wait: [], item: [], tape: [], slowest: [] });
   }
 
   add(begin, end, wait, item, tape) {
@@ -17,7 +17,7 @@ class Lane {
 
   // Typed arrays, as they are walked through at each frame.
   freeze() {
-    for (const name of ["begin", "end", "wait"]) this[name] = Float64Array.from(this[name]);
+    for (const name of ["begin", "end", "wait", "slowest"]) this[name] = Float64Array.from(this[name]);
     if (this.kind === "worker") this.item = Int32Array.from(this.item);
     return this;
   }
@@ -121,12 +121,14 @@ function addRun(run, track, rows, base) {
   const slots = run.rows.length;
   const begins = new Float64Array(slots * run.steps).fill(Infinity);
   const ends = new Float64Array(slots * run.steps).fill(-Infinity);
+  const slowest = new Float64Array(slots * run.steps);
   const added = [];
   let at = 0;
   for (let worker = 0; worker < run.workers; worker++) {
     track.workers[worker] ??= new Lane("worker", `worker ${worker}`);
     const lane = track.workers[worker];
     const first = lane.begin.length;
+    const calls = [];
     let now = run.begin;
     for (let i = 0; i < slots * run.steps; i++, at += 2) {
       const length = run.spans[at + 1];
@@ -135,13 +137,18 @@ function addRun(run, track, rows, base) {
       now = begin + length;
       begins[i] = Math.min(begins[i], begin);
       ends[i] = Math.max(ends[i], now);
+      slowest[i] = Math.max(slowest[i], length);
+      calls.push(i);
       lane.add(begin / 1e9, now / 1e9, 0, base + run.rows[i % slots], run.tape);
     }
-    added.push([lane, first]);
+    added.push([lane, first, calls]);
   }
   const last = ends.reduce((a, b) => Math.max(a, b), -Infinity) / 1e9;
-  for (const [lane, first] of added) {
-    for (let i = first; i < lane.begin.length; i++) lane.wait[i] = i + 1 < lane.begin.length ? lane.begin[i + 1] : last;
+  for (const [lane, first, calls] of added) {
+    calls.forEach((call, i) => {
+      lane.wait[first + i] = lane.begin[first + i + 1] ?? last;
+      lane.slowest[first + i] = slowest[call] / 1e9;
+    });
   }
   addRuler(run, track, rows, base, begins, ends);
 }

@@ -75,7 +75,8 @@ function drawAxis(context, across, height) {
   for (const time of marks) {
     const x = GUTTER + ((time - view.from) / (view.to - view.from)) * across;
     rule(context, x, AXIS - 4, x, height);
-    write(context, `${(time * factor).toFixed(decimals)} ${unit}`, x + 3, AXIS / 2);
+    const text = `${(time * factor).toFixed(decimals)} ${unit}`;
+    if (x + 3 + context.measureText(text).width < GUTTER + across) write(context, text, x + 3, AXIS / 2);
   }
 }
 
