@@ -102,7 +102,7 @@ class Loss:
 
         kept = vars(self).get("_compiled")
         if kept is None or kept[0] != self.key():
-            kept = vars(self)["_compiled"] = (self.key(), Formula(self.trace))
+            kept = vars(self)["_compiled"] = (self.key(), Formula(self.trace, type(self).__name__))
         return kept[1]
 
 

@@ -20,11 +20,12 @@ PLANS_KEPT = 8
 class Formula:
     """A function of tensors made callable on arrays. function(*inputs) -> a tensor or a list of them records it by ops.
 
-    The gradient is that of the sum of the outputs: every output is seeded with ones.
+    The gradient is that of the sum of the outputs: every output is seeded with ones. name: what profiles call its tapes.
     """
 
-    def __init__(self, function: Callable[..., Tensor | list[Tensor]]):
+    def __init__(self, function: Callable[..., Tensor | list[Tensor]], name: str = "formula"):
         self.function = function
+        self.name = name
         self._plans: dict[tuple, tuple[Executable, list[Tensor], dict[int, Tensor], list[Tensor]]] = {}
         self._arena = Arena()
         self._lock = threading.Lock()
@@ -71,6 +72,6 @@ class Formula:
         kept = [results[inputs[i]] for i in wanted if inputs[i] in results]
         span = Span("formula", reachable([*outputs, *kept]))
         program = optimize(Program([span], inputs, [*outputs, *kept]))
-        executable = Executable(program, {}, self._arena)
+        executable = Executable(program, {}, self._arena, name=self.name)
         found = dict(zip([i for i in wanted if inputs[i] in results], program.outputs[len(outputs) :], strict=True))
         return executable, program.outputs[: len(outputs)], found, inputs
