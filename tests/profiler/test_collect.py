@@ -377,6 +377,14 @@ def test_seconds_in_all_hold_those_of_the_runs():
     assert all(0 <= run.start <= run.stop <= p.seconds for run in p.runs)
 
 
+def test_a_loss_by_itself_bears_its_name():
+    with tp.profiling() as p:
+        CrossEntropy()(Y, RANDOM.standard_normal((16, 10)))
+    (tape,) = p.tapes
+    assert tape.name == "CrossEntropy"
+    assert {row.phase for row in tape.rows} == {"formula"}
+
+
 def test_two_graphs_have_two_outlines():
     node = tp.LayerNode(Lambda(ops.tanh), name="other")
     other = tp.LayerGraph({node: []}, root=node, term=node).build((None, 3))
