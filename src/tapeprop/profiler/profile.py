@@ -99,7 +99,8 @@ class Memory:
 class TapeInfo:
     """A tape and what ran on it.
 
-    name: "train_step", "fit", "forward", "backward", "update", "predict", "value_and_gradient", or the class of a loss by itself. sizes: its inputs, "float32 (64,3,32,32)".
+    name: "train_step", "fit", "forward", "backward", "update", "predict", "value_and_gradient", or the class of a
+    loss by itself. sizes: its inputs, "float32 (64,3,32,32)".
     workers: of the plan; a run that finds the team busy has fewer. arena: "tight", "retained" or "backward".
     steps: how often it ran in all, those included whose spans were dropped. busy: float64 (rows, workers), seconds in all of each
     worker in each row. calls: int64 (rows,), how often each row ran. wall: seconds in all of the native calls.
