@@ -93,7 +93,8 @@ def diagnose(profile: Profile) -> Report:
     if not any(tape.steps for tape in profile.tapes):
         return Report("nothing ran", found)
     main = profile.tapes[_main(profile)]
-    step = f"a step of {main.name} takes {seconds_text(main.wall / main.steps)}"
+    seconds = profile.step_seconds if profile.per_step else main.wall / main.steps
+    step = f"a step of {main.name} takes {seconds_text(seconds)}"
     if not found:
         return Report(f"{step}; nothing stands out", found)
     return Report(f"{step}; at stake in it, as far as each could be mended:", found)
