@@ -53,7 +53,9 @@ def test_version(capsys) -> None:
         (["train"], "required: data"),
         (["train", "cats"], "invalid choice: 'cats'"),
         (["train", "digits", "--epochs", "0"], "expected at least 1, received 0"),
-        (["train", "digits", "--batch-size", "x"], "--batch-size"),
+        (["train", "digits", "--batch-size", "x"], "--batch-size: expected a whole number, received 'x'"),
+        (["train", "digits", "--lr", "fast"], "--lr: expected a number, received 'fast'"),
+        (["train", "digits", "--fast"], "unrecognized arguments: --fast"),
         (["train", "digits", "--lr", "nan"], "expected a finite number above 0"),
         (["train", "digits", "--seed", "-1"], "expected at least 0"),
         (["train", "digits", "--at-least", "98"], "expected a number from 0 to 1"),
@@ -69,6 +71,8 @@ def test_wrong_usage_is_2(capsys, argv, text) -> None:
     code, out, err = run(capsys, *argv)
     assert code == 2
     assert text in err
+    assert len(err.splitlines()) == 1, "the synopsis of all options hides what is wrong"
+    assert err.endswith(" --help\n")
     assert out == ""
 
 
@@ -130,6 +134,12 @@ def test_a_reader_that_has_gone_is_no_traceback() -> None:
         os.close(write)
     assert done.returncode == 141
     assert done.stderr == ""
+
+
+def test_a_closed_stdout_is_no_traceback(monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)  # as Python starts with `>&-`
+        assert cli.main(["summary", "digits"]) == 0
 
 
 # ---- cache
