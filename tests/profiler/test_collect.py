@@ -15,6 +15,7 @@ from tapeprop.layers import (
     Dense,
     Dropout,
     Flatten,
+    Identity,
     Lambda,
     MaxPool2D,
     PythonLayer,
@@ -317,6 +318,21 @@ def test_it_can_be_looked_at_inside_and_nested_and_after_an_error():
         graph.predict(X)
     assert outer.tapes[0].steps == 3
     assert outer.seconds == outer.profile.seconds >= inner.seconds
+
+
+def test_a_tape_without_instructions():
+    node = tp.LayerNode(Identity(), name="only")
+    graph = tp.LayerGraph({node: []}, root=node, term=node).build((4, 3))
+    profile = graph.profile(np.ones((4, 3)), repeats=3)
+    assert profile.figures() == []
+    assert profile.counters["instructions"] == profile.counters["flops"] == 0
+    assert "nothing ran" in str(profile)
+
+
+def test_notebooks_show_it_as_they_show_its_profile():
+    with tp.profiling() as p:
+        network().predict(X)
+    assert p._repr_html_() == p.profile._repr_html_()
 
 
 def test_nothing_ran():

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import tapeprop as tp
 from tapeprop.profiler.compare import Change, compare
 from tapeprop.profiler.profile import Block, Memory, Profile, RowInfo, RunSamples, TapeInfo
 
@@ -78,6 +79,11 @@ def test_a_row_that_became_slower_is_found_and_comes_first() -> None:
 def test_the_method_of_a_profile() -> None:
     a, b = profile_of(NAMES, noisy([1, 1, 1, 1], seed=1)), profile_of(NAMES, noisy([1, 1, 1, 0.5], seed=2))
     assert a.compare(b, "op", seed=5).to_dict() == compare(a, b, "op", seed=5).to_dict()
+    with pytest.raises(TypeError, match=r"expected a Profile, got 'b\.json'"):
+        a.compare("b.json")  # type: ignore[arg-type]
+    with tp.profiling() as nothing:
+        pass
+    assert math.isnan(a.compare(nothing).whole.ratio)  # type: ignore[arg-type]
 
 
 def test_faster_is_the_reverse() -> None:

@@ -179,6 +179,13 @@ def test_long_cells_are_cut_and_lines_stay_lines():
     assert found.splitlines() == ["title", "a                     b", "x" * 17 + "...  1", "line break            2"]
 
 
+def test_what_terminals_obey_is_not_printed():
+    nasty = "a\x1b[31m\u202eb\x00\ud800"
+    table = Table("", ("name",), [(nasty,)], left=("name",))
+    assert str(table).splitlines()[1] == "a\ufffd[31m\ufffdb\ufffd\ufffd"
+    assert "<td>a\ufffd[31m\ufffdb\ufffd\ufffd</td>" in table._repr_html_()
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(12.3, "12.3 s"), (4567.0, "4,567 s"), (0.0456, "45.6 ms"), (7.89e-4, "789 us"), (2e-9, "2 ns"), (0, "0 ns"), (math.nan, "-")],

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tapeprop.cli import feed
 from tapeprop.cli.output import add_json, print_json, whole_number
 from tapeprop.cli.source import HELP, build, guarded, load
-from tapeprop.profiler.text import share_text, size_text
+from tapeprop.profiler.text import one_line, share_text, size_text
 
 if TYPE_CHECKING:
     from tapeprop import LayerGraph
@@ -254,7 +254,7 @@ def memory_lines(profile: Profile) -> Iterator[str]:
     yield f"peak{of}: {size_text(memory.live[row])} in row {row} ({at}), held by"
     holders = memory.holders
     for block in holders[:HOLDERS]:
-        yield f"  {size_text(block.nbytes)} ({share_text(block.nbytes / memory.live[row])})  {block.label}"
+        yield f"  {size_text(block.nbytes)} ({share_text(block.nbytes / memory.live[row])})  {one_line(block.label)}"
     if len(holders) > HOLDERS:
         yield f"  and {len(holders) - HOLDERS} more"
 

@@ -42,7 +42,7 @@ def profile_trial(opened: AbstractContextManager[Trial], repeats: int = 20) -> P
     found = profile_of(recorder, trial.executable.name)
     found.compile_seconds, found.lowering_seconds = prepared["compile_seconds"], prepared["lowering_seconds"]
     for name in PER_STEP:
-        found.counters[name] //= found.counters["steps"]
+        found.counters[name] //= max(found.counters["steps"], 1)  # a tape without instructions never runs
     found.counters |= {name: int(prepared[name]) for name in LEDGER}
     return found
 
@@ -74,6 +74,9 @@ class Profiling:
 
     def __repr__(self) -> str:
         return repr(self.profile)
+
+    def _repr_html_(self) -> str:
+        return self.profile._repr_html_()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import numpy as np
 from tapeprop.profiler.profile import Profile, RowInfo, TapeInfo
 from tapeprop.profiler.roofs import RowRoof, row_roof
 from tapeprop.profiler.tables import row_seconds
-from tapeprop.profiler.text import seconds_text, share_text, size_text
+from tapeprop.profiler.text import one_line, seconds_text, share_text, size_text
 
 __all__ = ["Finding", "Report", "diagnose", "findings"]
 
@@ -338,7 +338,7 @@ class _Look:
             if memory.arena < MEMORY or not memory.live:
                 continue
             holders = memory.holders
-            words = ", ".join(f"{block.label} {size_text(block.nbytes)}" for block in holders[:NAMED])
+            words = ", ".join(f"{one_line(block.label)} {size_text(block.nbytes)}" for block in holders[:NAMED])
             peak = max(memory.live)
             yield self.finding(
                 "memory",

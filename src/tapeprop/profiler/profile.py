@@ -296,11 +296,14 @@ class Profile:
     def compare(self, other: Profile, by: str = "instruction", seed: int = 0) -> Comparison:
         """What became slower or faster in `other`, the later one, and what of it is more than chance; print it.
 
-        See `tapeprop.profiler.compare.compare`.
+        other: a profile, or what `profiling()` gave. TypeError for anything else. See `tapeprop.profiler.compare.compare`.
         """
         from tapeprop.profiler import compare
 
-        return compare.compare(self, other, by, seed)
+        later = getattr(other, "profile", other)
+        if not isinstance(later, Profile):
+            raise TypeError(f"compare: expected a Profile, got {other!r}; Profile.load(path) reads one from a file")
+        return compare.compare(self, later, by, seed)
 
     def __str__(self) -> str:
         return str(self.table())
