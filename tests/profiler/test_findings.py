@@ -197,6 +197,19 @@ def test_many_tiny_instructions(workers: int) -> None:
     assert findings(profile(tape(rows, np.full((100, workers), 2e-5), 3e-7))) == []
 
 
+def test_workers_that_something_else_interrupts() -> None:
+    rows, even = [row(0), row(1)], np.full((2, 2), 1e-3)
+    finding = only(profile(tape(rows, even, 5e-4)))
+    assert finding.kind == "interrupted"
+    assert "train_step wait 33.3% of its time" in finding.text
+    assert finding.seconds == pytest.approx(1e-3)
+    assert findings(profile(tape(rows, even, 1e-4))) == []
+    assert findings(profile(tape(rows, np.full((2, 1), 1e-3), 5e-4))) == []  # one worker waits for nobody
+    assert "interrupted" not in kinds(profile(tape(rows, even / 100, 5e-6)))  # barriers may take as long
+    python = [row(0), row(1, "python", kernel="")]  # the other worker waits for it, behind the row before
+    assert kinds(profile(tape(python, [[1e-3, 1e-3], [1e-3, 0]], [[0, 1e-3], [0, 0]]))) == ["python"]
+
+
 # ---- around the tapes
 
 

@@ -155,6 +155,13 @@ def test_the_table_says_what_the_figures_say():
     assert "imbalance" not in str(small().table())  # one worker
 
 
+def test_wall_time_is_told_in_full():
+    made = profile(tape([row(0)], [3e-3], steps=1, wait=1e-3))
+    assert "instructions 75.0%, waits and dispatch 25.0%\n" in str(made)
+    made.tapes[0].wall *= 2
+    assert "instructions 37.5%, waits and dispatch 12.5%, outside of the executor's loop 50.0%\n" in str(made)
+
+
 @pytest.mark.parametrize("by", BY)
 def test_a_real_profile_in_every_grouping(by):
     node = tp.LayerNode(Dense(4, 3), name="only")

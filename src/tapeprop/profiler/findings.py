@@ -29,6 +29,8 @@ FAR = 3.0
 TINY_SECONDS = 2e-6
 #: What passes between rows (calls, barriers) is told of from this part on, where most rows are tiny: it is the price of small steps.
 BETWEEN = 0.2
+#: Where most rows are longer than this, barriers are no reason to wait for so long.
+LONG_SECONDS = 2e-5
 #: A row is one worker's where the others do less than this part of what the busiest does.
 IDLE = 0.1
 #: Of the wall time of a program: what it spends outside of tapes, on planning, or on compiling.
@@ -51,7 +53,7 @@ CONVERSIONS = ("to_lanes", "from_lanes")
 class Finding:
     """One thing that costs time or memory.
 
-    kind: "python", "layout", "roof", "serial", "balance", "alone", "dispatch", "outside", "planning", "compile" or "memory".
+    kind: "python", "layout", "roof", "serial", "balance", "alone", "dispatch", "interrupted", "outside", "planning", "compile" or "memory".
     text: what, where and how much. rows: (tape, row) of the instructions meant. seconds: at stake in a step of the tape that took
     longest; 0 for memory. remedy: what to do.
     """
@@ -111,6 +113,7 @@ def findings(profile: Profile) -> list[Finding]:
         *look.roof(),
         *look.sharing(),
         *look.dispatch(),
+        *look.interrupted(),
         *look.outside(),
         *look.memory(),
     ]
@@ -275,9 +278,7 @@ class _Look:
             if not ran or not taking.any():
                 continue
             median = float(np.median(self.each[t][ran]))
-            busy = tape.busy[ran][:, taking]
-            idle = float((busy.max(axis=1) - busy.mean(axis=1)).sum())
-            between = float(tape.waits[ran][:, taking].mean(axis=1).sum()) - idle
+            between = _waited(tape, ran, taking)
             if median > TINY_SECONDS or between < BETWEEN * tape.wall or not self.worth(between):
                 continue
             several = int(taking.sum()) > 1
@@ -290,6 +291,24 @@ class _Look:
                 "Take a larger batch: an instruction then does more"
                 + (", or workers=1, which needs no barriers" * several),
             )
+
+    def interrupted(self) -> Iterator[Finding]:
+        """Workers that wait, though rows are long and shared evenly: the system runs something else in their place."""
+        for t, tape in self.tapes:
+            ran = [row.row for row in tape.rows if tape.calls[row.row]]
+            taking = _taking_part(tape)
+            if int(taking.sum()) < 2 or float(np.median(self.each[t][ran])) < LONG_SECONDS:
+                continue
+            lost = _waited(tape, ran, taking)
+            if lost >= BETWEEN * tape.wall and self.worth(lost):
+                yield self.finding(
+                    "interrupted",
+                    f"the workers of {tape.name} wait {share_text(lost / tape.wall)} of its time for one another, though they share its "
+                    "rows evenly: other work holds their CPUs",
+                    [],
+                    lost,
+                    "Measure again where nothing else runs, or take fewer workers",
+                )
 
     # ---- around the tapes
 
@@ -359,6 +378,13 @@ def _longest(rows: Sequence[tuple[int, int, float]]) -> list[tuple[int, int]]:
 def _taking_part(tape: TapeInfo) -> np.ndarray:
     """Which workers did anything: a run that finds the team busy has one."""
     return tape.busy.sum(axis=0) > 0
+
+
+def _waited(tape: TapeInfo, rows: Sequence[int], taking: np.ndarray) -> float:
+    """Seconds that a worker of `taking` waits behind these rows, in the mean, less those for workers that had more to do."""
+    busy = tape.busy[rows][:, taking]
+    idle = float((busy.max(axis=1) - busy.mean(axis=1)).sum())
+    return float(tape.waits[rows][:, taking].mean(axis=1).sum()) - idle
 
 
 def _alone(tape: TapeInfo, row: int) -> bool:

@@ -214,8 +214,10 @@ def summary(profile: Profile) -> str:
     waits = sum(float(tape.waits.mean(axis=1).sum()) for tape in profile.tapes if tape.waits.size)
     lines = []
     if wall:
+        rest = 1 - (busy + waits) / wall  # what a call costs to enter and to leave
         lines.append(
             f"of {seconds_text(wall)} in tapes: instructions {busy / wall:.1%}, waits and dispatch {waits / wall:.1%}"
+            + (f", outside of the executor's loop {rest:.1%}" if rest >= 0.0005 else "")
         )
     if profile.what == "profiling":
         outside = max(profile.seconds - wall - profile.compile_seconds - profile.lowering_seconds, 0.0)
