@@ -197,6 +197,13 @@ def test_many_tiny_instructions(workers: int) -> None:
     assert findings(profile(tape(rows, np.full((100, workers), 2e-5), 3e-7))) == []
 
 
+def test_tiny_instructions_beside_python() -> None:
+    busy, waits = np.full((101, 2), 2e-7), np.zeros((101, 2))
+    busy[50], waits[49, 1] = (1e-3, 0), 1e-3  # the second worker waits for Python, behind the row before
+    rows = [row(i) if i != 50 else row(i, "python", kernel="") for i in range(101)]
+    assert kinds(profile(tape(rows, busy, waits))) == ["python"]
+
+
 def test_workers_that_something_else_interrupts() -> None:
     rows, even = [row(0), row(1)], np.full((2, 2), 1e-3)
     finding = only(profile(tape(rows, even, 5e-4)))
@@ -205,7 +212,8 @@ def test_workers_that_something_else_interrupts() -> None:
     assert finding.seconds == pytest.approx(1e-3)
     assert findings(profile(tape(rows, even, 1e-4))) == []
     assert findings(profile(tape(rows, np.full((2, 1), 1e-3), 5e-4))) == []  # one worker waits for nobody
-    assert "interrupted" not in kinds(profile(tape(rows, even / 100, 5e-6)))  # barriers may take as long
+    assert findings(profile(tape(rows, even / 100, 2e-5))) == []  # waking a worker may take as long
+    assert kinds(profile(tape([row(i) for i in range(100)], np.full((100, 2), 2e-7), 4e-5))) == ["interrupted"]
     python = [row(0), row(1, "python", kernel="")]  # the other worker waits for it, behind the row before
     assert kinds(profile(tape(python, [[1e-3, 1e-3], [1e-3, 0]], [[0, 1e-3], [0, 0]]))) == ["python"]
 

@@ -29,8 +29,8 @@ FAR = 3.0
 TINY_SECONDS = 2e-6
 #: What passes between rows (calls, barriers) is told of from this part on, where most rows are tiny: it is the price of small steps.
 BETWEEN = 0.2
-#: Where most rows are longer than this, barriers are no reason to wait for so long.
-LONG_SECONDS = 2e-5
+#: A barrier takes a microsecond, waking a worker some ten: who waits for longer behind each row, in the mean, waits for other programs.
+LONG_WAIT = 3e-5
 #: A row is one worker's where the others do less than this part of what the busiest does.
 IDLE = 0.1
 #: Of the wall time of a program: what it spends outside of tapes, on planning, or on compiling.
@@ -278,10 +278,12 @@ class _Look:
             if not ran or not taking.any():
                 continue
             median = float(np.median(self.each[t][ran]))
-            between = _waited(tape, ran, taking)
+            between = _waited(tape, taking)
+            several = int(taking.sum()) > 1
             if median > TINY_SECONDS or between < BETWEEN * tape.wall or not self.worth(between):
                 continue
-            several = int(taking.sum()) > 1
+            if several and between > LONG_WAIT * tape.calls.sum():
+                continue  # see interrupted()
             yield self.finding(
                 "dispatch",
                 f"{tape.name} has {len(ran):,} instructions, half of them shorter than {seconds_text(median)}: what passes between them, "
@@ -293,14 +295,13 @@ class _Look:
             )
 
     def interrupted(self) -> Iterator[Finding]:
-        """Workers that wait, though rows are long and shared evenly: the system runs something else in their place."""
-        for t, tape in self.tapes:
-            ran = [row.row for row in tape.rows if tape.calls[row.row]]
+        """Workers that wait for longer than barriers take, though they share rows evenly: the system runs something else on their CPUs."""
+        for _, tape in self.tapes:
             taking = _taking_part(tape)
-            if int(taking.sum()) < 2 or float(np.median(self.each[t][ran])) < LONG_SECONDS:
+            if int(taking.sum()) < 2:
                 continue
-            lost = _waited(tape, ran, taking)
-            if lost >= BETWEEN * tape.wall and self.worth(lost):
+            lost = _waited(tape, taking)
+            if lost >= BETWEEN * tape.wall and lost > LONG_WAIT * tape.calls.sum() and self.worth(lost):
                 yield self.finding(
                     "interrupted",
                     f"the workers of {tape.name} wait {share_text(lost / tape.wall)} of its time for one another, though they share its "
@@ -380,11 +381,10 @@ def _taking_part(tape: TapeInfo) -> np.ndarray:
     return tape.busy.sum(axis=0) > 0
 
 
-def _waited(tape: TapeInfo, rows: Sequence[int], taking: np.ndarray) -> float:
-    """Seconds that a worker of `taking` waits behind these rows, in the mean, less those for workers that had more to do."""
-    busy = tape.busy[rows][:, taking]
-    idle = float((busy.max(axis=1) - busy.mean(axis=1)).sum())
-    return float(tape.waits[rows][:, taking].mean(axis=1).sum()) - idle
+def _waited(tape: TapeInfo, taking: np.ndarray) -> float:
+    """Seconds in all that a worker of `taking` waits, in the mean, less those for a worker that has more to do, or for Python."""
+    busy = tape.busy[:, taking]
+    return float(tape.waits[:, taking].mean(axis=1).sum() - (busy.max(axis=1) - busy.mean(axis=1)).sum())
 
 
 def _alone(tape: TapeInfo, row: int) -> bool:
