@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -357,3 +358,49 @@ def test_texts() -> None:
     ]  # fmt: skip
     assert [output.seconds_text(s) for s in (12.345, 0.0123, 1.5e-5, 2e-9)] == ["12.3 s", "12.3 ms", "15 us", "2 ns"]
     assert output.table(("a", "bb"), [("1", "x"), ("22", "y")], left=(1,)) == " a  bb\n 1  x\n22  y"
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")
+def test_a_live_display_on_a_real_terminal() -> None:
+    pytest.importorskip("rich")
+    argv = [sys.executable, "-m", "tapeprop", "train", "digits", "--live", "--epochs", "3"]
+    ours, theirs = os.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
+    for name in ("NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        environment.pop(name, None)
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=theirs, env=environment) as child:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # how Linux says that nobody holds the other end any more
+                break
+            if not part:
+                break
+            shown += part
+        report, _ = child.communicate()
+    os.close(ours)
+    assert child.returncode == 0, shown.decode()
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    for words in (
+        "epoch 3/3",
+        "45/45 batches",
+        "samples/s",
+        "val_loss",
+        "hottest instructions",
+        "parameters 8",
+        "process ",
+    ):
+        assert words in text, words
+    assert re.search(r"conv2d_lanes_weight_grad +\S+ +backward +[\d.]+ (us|ms) +[\d.]+%", text)
+    assert shown.endswith(b"\x1b[?25h")  # the cursor is back
+    assert b"held-out accuracy" in report
+
+
+def test_live_without_rich(capsys, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "rich", None)
+    code, out, err = run(capsys, "train", "digits", "--live", "--epochs", "1")
+    assert code == 1
+    assert err.splitlines()[-1].startswith("tapeprop train: error: Live needs rich: pip install")
+    assert not out

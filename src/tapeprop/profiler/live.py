@@ -118,14 +118,15 @@ class Live(Progress):
         if not console.is_terminal or console.is_dumb_terminal:
             return
         # Output of the program's own is shown above the display, but never taken away from a pipe or a file.
-        self._display = rich.live.Live(
+        display = rich.live.Live(
             self._picture(),
             console=console,
             auto_refresh=False,  # a thread of its own would meet a stream that breaks where nobody catches it
             redirect_stdout=_is_terminal(sys.stdout),
             redirect_stderr=_is_terminal(sys.stderr),
         )
-        self._display.start()
+        display.start()  # one that cannot begin, since its stream is broken, cannot be stopped either
+        self._display = display
 
     def _draw(self) -> None:
         if self._display is not None and not self._broken:
