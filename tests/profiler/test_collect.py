@@ -277,7 +277,7 @@ def test_whatever_runs_inside_is_profiled():
         ("update", 1),
         ("train_step", 1),
         ("fit", 4),
-        ("fit", 2),
+        ("fit #2", 2),
         ("predict", 1),
     ]
     assert p.what == "profiling"
@@ -333,6 +333,19 @@ def test_notebooks_show_it_as_they_show_its_profile():
     with tp.profiling() as p:
         network().predict(X)
     assert p._repr_html_() == p.profile._repr_html_()
+
+
+def test_tapes_of_one_name_are_told_apart():
+    graph = network()
+    with tp.profiling() as p:
+        for size in (16, 16, 5, 3):
+            graph.predict(X[:size])
+    assert [(tape.name, tape.steps) for tape in p.tapes] == [("predict", 2), ("predict #2", 1), ("predict #3", 1)]
+    assert len(p.figures("instruction")) == sum(np.count_nonzero(tape.calls) for tape in p.tapes)
+    with tp.profiling() as other:
+        for size in (3, 5):
+            graph.predict(X[:size])
+    assert not any("inputs of" in note for note in p.compare(other).notes), "those with equal inputs belong together"
 
 
 def test_nothing_ran():

@@ -382,6 +382,14 @@ def test_table() -> None:
     assert max(map(len, str(found).splitlines())) < 160
 
 
+def test_what_takes_many_times_as_long_is_not_told_in_per_cent() -> None:
+    a, b = profile_of(NAMES, noisy([1, 1, 1, 1], seed=1)), profile_of(NAMES, noisy([30, 30, 30, 30], seed=2))
+    head = str(compare(a, b)).splitlines()[0]
+    assert "30 times as long (95 % interval " in head
+    assert "%" not in head.replace("95 %", "")
+    assert "% faster" in str(compare(b, a))
+
+
 def test_json(tmp_path) -> None:
     found = compare(profile_of(NAMES, noisy([1] * 4)), profile_of(NAMES[:3], noisy([1, 2, 1], seed=1)))
     path = found.to_json(tmp_path / "found.json")
