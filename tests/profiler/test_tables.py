@@ -153,6 +153,7 @@ def test_the_table_says_what_the_figures_say():
     assert "values 128 B, 33% less than side by side; parameters 60 B" in text
     assert "more take" not in str(small().table(top=None))
     assert "imbalance" not in str(small().table())  # one worker
+    assert ": 1 step of 1 ms on 1 worker, 1 instruction\n" in str(profile(tape([row(0)], [1e-3], steps=1, wait=0)))
 
 
 def test_wall_time_is_told_in_full():

@@ -333,12 +333,12 @@ def _percent(ratio: float) -> str:
     if ratio == 1:
         return "equal"
     if ratio >= MANY:
-        return _times(ratio)
+        return f"{_times(ratio)} as long"
     return f"{abs(ratio - 1):.1%} {'slower' if ratio > 1 else 'faster'}"
 
 
 def _times(ratio: float) -> str:
-    return f"{ratio:,.0f} times as long"
+    return f"{ratio:,.0f} times"
 
 
 def _signed(ratio: float) -> str:

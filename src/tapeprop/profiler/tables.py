@@ -203,7 +203,9 @@ def title(profile: Profile) -> str:
         step = profile.step_seconds if profile.per_step else tape.wall / max(tape.steps, 1)
         each = f" of {seconds_text(step)}" if tape.steps else ""
         workers = "1 worker" if tape.workers == 1 else f"{tape.workers} workers"
-        lines.append(f"{tape.name}({sizes}): {tape.steps:,} steps{each} on {workers}, {len(tape.rows)} instructions")
+        steps = "1 step" if tape.steps == 1 else f"{tape.steps:,} steps"
+        rows = "1 instruction" if len(tape.rows) == 1 else f"{len(tape.rows):,} instructions"
+        lines.append(f"{tape.name}({sizes}): {steps}{each} on {workers}, {rows}")
     return "\n".join(lines) or "nothing ran"
 
 
