@@ -244,6 +244,8 @@ def test_compiling_and_planning() -> None:
     )
     compiling, planning = findings(found)
     assert (compiling.kind, planning.kind) == ("compile", "planning")
+    assert (compiling.seconds, planning.seconds) == (5, 4), "of all that ran, as no step holds them"
+    assert str(found.diagnose()).startswith("all that ran took 10 s; at stake in it")
     assert "compiling kernels took 5 s, 50.0% of the time" in compiling.text
     assert "40 plans" in planning.text
     assert findings(replace(found, what="train_step")) == []
@@ -264,18 +266,23 @@ def test_memory() -> None:
 # ---- several, and how they are shown
 
 
+def test_seconds_of_a_step() -> None:
+    report = str(profile(tape([row(0), row(1, "python", kernel="")], [2e-3, 4e-3])).diagnose())
+    assert report.startswith(
+        "a step of train_step takes 6 ms; at stake in it, as far as each could be mended:\n* [4 ms] "
+    )
+
+
 def test_most_seconds_first_and_names_of_tapes() -> None:
     rows = [row(0), row(1, "python", kernel=""), row(2, "to_lanes")]
     first, second = tape(rows, [10e-3, 2e-3, 4e-3]), tape([row(0)], [1e-3], name="predict")
     found = profile(first, second)
     layout, python = findings(found)
     assert (layout.kind, python.kind) == ("layout", "python")
-    assert layout.seconds == pytest.approx(4e-3)
+    assert layout.seconds == pytest.approx(40e-3)  # of all that ran
     assert "train_step row 2 to_lanes" in layout.text
     text = str(found.diagnose())
-    assert text.startswith(
-        "a step of train_step takes 16 ms; at stake in it, as far as each could be mended:\n* [4 ms] "
-    )
+    assert text.startswith("all that ran took 170 ms; at stake in it, as far as each could be mended:\n* [40 ms] ")
     assert [finding["kind"] for finding in found.diagnose()] == ["layout", "python"]
     assert max(map(len, text.splitlines())) <= WIDTH
 

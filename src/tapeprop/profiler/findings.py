@@ -1,6 +1,6 @@
 """What a profile says in words: where time is lost, how much, and what to do about it. `Profile.diagnose()`.
 
-Each finding states what is at stake: the seconds of a step that would be won if it were mended whole. What is below its threshold
+Each finding states what is at stake: the seconds that would be won if it were mended whole. What is below its threshold
 is left out: a list of everything that is not perfect would hide what matters.
 """
 
@@ -54,8 +54,8 @@ class Finding:
     """One thing that costs time or memory.
 
     kind: "python", "layout", "roof", "serial", "balance", "alone", "dispatch", "interrupted", "outside", "planning", "compile" or "memory".
-    text: what, where and how much. rows: (tape, row) of the instructions meant. seconds: at stake in a step of the tape that took
-    longest; 0 for memory. remedy: what to do.
+    text: what, where and how much. rows: (tape, row) of the instructions meant. seconds: at stake, of one step in graph.profile(), else
+    of all that ran; 0 for memory. remedy: what to do.
     """
 
     kind: str
@@ -71,7 +71,7 @@ class Finding:
 
 
 class Report:
-    """Findings to print, a short paragraph each, with the seconds of a step that are at stake; iteration gives dicts."""
+    """Findings to print, a short paragraph each, with the seconds that are at stake; iteration gives dicts."""
 
     def __init__(self, title: str, findings: Sequence[Finding]):
         self.title = title
@@ -94,12 +94,13 @@ def diagnose(profile: Profile) -> Report:
     found = findings(profile)
     if not any(tape.steps for tape in profile.tapes):
         return Report("nothing ran", found)
-    main = profile.tapes[_main(profile)]
-    seconds = profile.step_seconds if profile.per_step else main.wall / main.steps
-    step = f"a step of {main.name} takes {seconds_text(seconds)}"
+    if _of_a_step(profile):
+        whole = f"a step of {profile.tapes[0].name} takes {seconds_text(profile.step_seconds)}"
+    else:
+        whole = f"all that ran took {seconds_text(profile.seconds)}"
     if not found:
-        return Report(f"{step}; nothing stands out", found)
-    return Report(f"{step}; at stake in it, as far as each could be mended:", found)
+        return Report(f"{whole}; nothing stands out", found)
+    return Report(f"{whole}; at stake in it, as far as each could be mended:", found)
 
 
 def findings(profile: Profile) -> list[Finding]:
@@ -120,19 +121,18 @@ def findings(profile: Profile) -> list[Finding]:
     return sorted(found, key=lambda finding: -finding.seconds)
 
 
-def _main(profile: Profile) -> int:
-    """The tape that took longest."""
-    return max(range(len(profile.tapes)), key=lambda t: (profile.tapes[t].wall, profile.tapes[t].steps))
+def _of_a_step(profile: Profile) -> bool:
+    """Whether seconds are those of one step; what a program does around its steps belongs to none of them."""
+    return profile.per_step and profile.what != "profiling"
 
 
 class _Look:
-    """One look at a profile. wall: seconds in tapes in all; steps: of the tape that took longest, which all seconds are divided by."""
+    """One look at a profile. wall: seconds in tapes in all; steps: which seconds in all are divided by, 1 where they are told as such."""
 
     def __init__(self, profile: Profile):
         self.profile = profile
         self.tapes = list(enumerate(profile.tapes))
-        main = profile.tapes[_main(profile)]
-        self.steps = max(main.steps, 1)
+        self.steps = profile.tapes[0].steps if _of_a_step(profile) else 1
         self.wall = sum(tape.wall for tape in profile.tapes)
         self.each = row_seconds(profile)  # of a call
 
