@@ -91,6 +91,8 @@ def raising(error: BaseException):
         (ValueError("too bad"), 1, "tapeprop doctor: error: too bad"),
         (OSError(28, "No space left"), 1, "No space left"),
         (RuntimeError("broken"), 1, "tapeprop doctor: error: broken"),
+        (MemoryError(), 1, "tapeprop doctor: error: out of memory\n"),
+        (MemoryError("233. TiB"), 1, "tapeprop doctor: error: out of memory: 233. TiB"),
     ],
 )
 def test_errors_become_codes(capsys, monkeypatch, error, code, text) -> None:

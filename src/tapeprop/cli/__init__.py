@@ -59,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Python flushes stdout once more at exit; it must find something that takes it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except MemoryError as error:
+        print(f"tapeprop {args.command}: error: out of memory{f': {error}' if str(error) else ''}", file=sys.stderr)
+        return 1
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         print(f"tapeprop {args.command}: error: {error}", file=sys.stderr)
         return 1
