@@ -54,7 +54,9 @@ def test_version(capsys) -> None:
         (["train"], "required: data"),
         (["train", "cats"], "invalid choice: 'cats'"),
         (["train", "digits", "--epochs", "0"], "expected at least 1, received 0"),
-        (["train", "digits", "--batch-size", "x"], "--batch-size"),
+        (["train", "digits", "--batch-size", "x"], "--batch-size: expected a whole number, received 'x'"),
+        (["train", "digits", "--lr", "fast"], "--lr: expected a number, received 'fast'"),
+        (["train", "digits", "--fast"], "unrecognized arguments: --fast"),
         (["train", "digits", "--lr", "nan"], "expected a finite number above 0"),
         (["train", "digits", "--seed", "-1"], "expected at least 0"),
         (["train", "digits", "--at-least", "98"], "expected a number from 0 to 1"),
@@ -70,6 +72,8 @@ def test_wrong_usage_is_2(capsys, argv, text) -> None:
     code, out, err = run(capsys, *argv)
     assert code == 2
     assert text in err
+    assert len(err.splitlines()) == 1, "the synopsis of all options hides what is wrong"
+    assert err.endswith(" --help\n")
     assert out == ""
 
 
@@ -87,6 +91,8 @@ def raising(error: BaseException):
         (ValueError("too bad"), 1, "tapeprop doctor: error: too bad"),
         (OSError(28, "No space left"), 1, "No space left"),
         (RuntimeError("broken"), 1, "tapeprop doctor: error: broken"),
+        (MemoryError(), 1, "tapeprop doctor: error: out of memory\n"),
+        (MemoryError("233. TiB"), 1, "tapeprop doctor: error: out of memory: 233. TiB"),
     ],
 )
 def test_errors_become_codes(capsys, monkeypatch, error, code, text) -> None:
@@ -131,6 +137,12 @@ def test_a_reader_that_has_gone_is_no_traceback() -> None:
         os.close(write)
     assert done.returncode == 141
     assert done.stderr == ""
+
+
+def test_a_closed_stdout_is_no_traceback(monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)  # as Python starts with `>&-`
+        assert cli.main(["summary", "digits"]) == 0
 
 
 # ---- cache

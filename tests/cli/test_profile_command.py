@@ -392,6 +392,7 @@ def test_own_data_that_does_not_fit(capsys, given, expected) -> None:
         (["net.py", "--input-shape", "a"], "expected whole numbers with commas between"),
         (["net.py", "--input-shape", "0,4"], "expected sizes of at least 1"),
         (["net.py", "--repeats", "0"], "expected at least 1"),
+        (["net.py", "--repeats", "1e3"], "--repeats: expected a whole number, received '1e3'"),
         (["net.py", "--top", "-1"], "expected at least 0"),
         (["net.py", "--by", "colour"], "invalid choice: 'colour'"),
         (["net.py", "--loss", "none", "--optimizer", "lion"], "invalid choice: 'lion'"),
@@ -475,6 +476,7 @@ def never_loaded(monkeypatch) -> None:
         (["--save", "none/"], "cannot write 'none/': No name of a file"),
         (["--html", "found", "--save", "./found"], "two files have the same path"),
         (["--roofline", "found.gif"], "--roofline: expected a path that ends in .png or .svg or .pdf"),
+        (["--flame-graph", "found.png"], "--flame-graph: expected a path that ends in .svg, received 'found.png'"),
     ],
 )
 def test_files_that_cannot_be_written_are_told_before_anything_is_measured(capsys, net, argv, expected) -> None:

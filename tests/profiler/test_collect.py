@@ -15,6 +15,7 @@ from tapeprop.layers import (
     Dense,
     Dropout,
     Flatten,
+    Identity,
     Lambda,
     MaxPool2D,
     PythonLayer,
@@ -276,7 +277,7 @@ def test_whatever_runs_inside_is_profiled():
         ("update", 1),
         ("train_step", 1),
         ("fit", 4),
-        ("fit", 2),
+        ("fit #2", 2),
         ("predict", 1),
     ]
     assert p.what == "profiling"
@@ -317,6 +318,34 @@ def test_it_can_be_looked_at_inside_and_nested_and_after_an_error():
         graph.predict(X)
     assert outer.tapes[0].steps == 3
     assert outer.seconds == outer.profile.seconds >= inner.seconds
+
+
+def test_a_tape_without_instructions():
+    node = tp.LayerNode(Identity(), name="only")
+    graph = tp.LayerGraph({node: []}, root=node, term=node).build((4, 3))
+    profile = graph.profile(np.ones((4, 3)), repeats=3)
+    assert profile.figures() == []
+    assert profile.counters["instructions"] == profile.counters["flops"] == 0
+    assert "nothing ran" in str(profile)
+
+
+def test_notebooks_show_it_as_they_show_its_profile():
+    with tp.profiling() as p:
+        network().predict(X)
+    assert p._repr_html_() == p.profile._repr_html_()
+
+
+def test_tapes_of_one_name_are_told_apart():
+    graph = network()
+    with tp.profiling() as p:
+        for size in (16, 16, 5, 3):
+            graph.predict(X[:size])
+    assert [(tape.name, tape.steps) for tape in p.tapes] == [("predict", 2), ("predict #2", 1), ("predict #3", 1)]
+    assert len(p.figures("instruction")) == sum(np.count_nonzero(tape.calls) for tape in p.tapes)
+    with tp.profiling() as other:
+        for size in (3, 5):
+            graph.predict(X[:size])
+    assert not any("inputs of" in note for note in p.compare(other).notes), "those with equal inputs belong together"
 
 
 def test_nothing_ran():

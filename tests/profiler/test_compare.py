@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import tapeprop as tp
 from tapeprop.profiler.compare import Change, compare
 from tapeprop.profiler.profile import Block, Memory, Profile, RowInfo, RunSamples, TapeInfo
 
@@ -78,6 +79,11 @@ def test_a_row_that_became_slower_is_found_and_comes_first() -> None:
 def test_the_method_of_a_profile() -> None:
     a, b = profile_of(NAMES, noisy([1, 1, 1, 1], seed=1)), profile_of(NAMES, noisy([1, 1, 1, 0.5], seed=2))
     assert a.compare(b, "op", seed=5).to_dict() == compare(a, b, "op", seed=5).to_dict()
+    with pytest.raises(TypeError, match=r"expected a Profile, got 'b\.json'"):
+        a.compare("b.json")  # type: ignore[arg-type]
+    with tp.profiling() as nothing:
+        pass
+    assert math.isnan(a.compare(nothing).whole.ratio)  # type: ignore[arg-type]
 
 
 def test_faster_is_the_reverse() -> None:
@@ -374,6 +380,14 @@ def test_table() -> None:
     assert len(found.table(None)) == 6
     assert "<script>" not in found.table(None)._repr_html_()
     assert max(map(len, str(found).splitlines())) < 160
+
+
+def test_what_takes_many_times_as_long_is_not_told_in_per_cent() -> None:
+    a, b = profile_of(NAMES, noisy([1, 1, 1, 1], seed=1)), profile_of(NAMES, noisy([30, 30, 30, 30], seed=2))
+    head = str(compare(a, b)).splitlines()[0]
+    assert "30 times as long (95 % interval " in head
+    assert "%" not in head.replace("95 %", "")
+    assert "% faster" in str(compare(b, a))
 
 
 def test_json(tmp_path) -> None:

@@ -197,6 +197,27 @@ def test_many_tiny_instructions(workers: int) -> None:
     assert findings(profile(tape(rows, np.full((100, workers), 2e-5), 3e-7))) == []
 
 
+def test_tiny_instructions_beside_python() -> None:
+    busy, waits = np.full((101, 2), 2e-7), np.zeros((101, 2))
+    busy[50], waits[49, 1] = (1e-3, 0), 1e-3  # the second worker waits for Python, behind the row before
+    rows = [row(i) if i != 50 else row(i, "python", kernel="") for i in range(101)]
+    assert kinds(profile(tape(rows, busy, waits))) == ["python"]
+
+
+def test_workers_that_something_else_interrupts() -> None:
+    rows, even = [row(0), row(1)], np.full((2, 2), 1e-3)
+    finding = only(profile(tape(rows, even, 5e-4)))
+    assert finding.kind == "interrupted"
+    assert "train_step wait 33.3% of its time" in finding.text
+    assert finding.seconds == pytest.approx(1e-3)
+    assert findings(profile(tape(rows, even, 1e-4))) == []
+    assert findings(profile(tape(rows, np.full((2, 1), 1e-3), 5e-4))) == []  # one worker waits for nobody
+    assert findings(profile(tape(rows, even / 100, 2e-5))) == []  # waking a worker may take as long
+    assert kinds(profile(tape([row(i) for i in range(100)], np.full((100, 2), 2e-7), 4e-5))) == ["interrupted"]
+    python = [row(0), row(1, "python", kernel="")]  # the other worker waits for it, behind the row before
+    assert kinds(profile(tape(python, [[1e-3, 1e-3], [1e-3, 0]], [[0, 1e-3], [0, 0]]))) == ["python"]
+
+
 # ---- around the tapes
 
 
@@ -223,6 +244,8 @@ def test_compiling_and_planning() -> None:
     )
     compiling, planning = findings(found)
     assert (compiling.kind, planning.kind) == ("compile", "planning")
+    assert (compiling.seconds, planning.seconds) == (5, 4), "of all that ran, as no step holds them"
+    assert str(found.diagnose()).startswith("all that ran took 10 s; at stake in it")
     assert "compiling kernels took 5 s, 50.0% of the time" in compiling.text
     assert "40 plans" in planning.text
     assert findings(replace(found, what="train_step")) == []
@@ -243,18 +266,23 @@ def test_memory() -> None:
 # ---- several, and how they are shown
 
 
+def test_seconds_of_a_step() -> None:
+    report = str(profile(tape([row(0), row(1, "python", kernel="")], [2e-3, 4e-3])).diagnose())
+    assert report.startswith(
+        "a step of train_step takes 6 ms; at stake in it, as far as each could be mended:\n* [4 ms] "
+    )
+
+
 def test_most_seconds_first_and_names_of_tapes() -> None:
     rows = [row(0), row(1, "python", kernel=""), row(2, "to_lanes")]
     first, second = tape(rows, [10e-3, 2e-3, 4e-3]), tape([row(0)], [1e-3], name="predict")
     found = profile(first, second)
     layout, python = findings(found)
     assert (layout.kind, python.kind) == ("layout", "python")
-    assert layout.seconds == pytest.approx(4e-3)
+    assert layout.seconds == pytest.approx(40e-3)  # of all that ran
     assert "train_step row 2 to_lanes" in layout.text
     text = str(found.diagnose())
-    assert text.startswith(
-        "a step of train_step takes 16 ms; at stake in it, as far as each could be mended:\n* [4 ms] "
-    )
+    assert text.startswith("all that ran took 170 ms; at stake in it, as far as each could be mended:\n* [40 ms] ")
     assert [finding["kind"] for finding in found.diagnose()] == ["layout", "python"]
     assert max(map(len, text.splitlines())) <= WIDTH
 

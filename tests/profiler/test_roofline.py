@@ -115,7 +115,9 @@ def test_labels_do_not_cover_one_another():
         assert not any(box.overlaps(other) for other in boxes[i + 1 :])
 
 
-@pytest.mark.parametrize("name", [NASTY, r"$\frac{", "$x^2$", "漢字", "_" * 300, "a\nb", "\x00", "%"])
+@pytest.mark.parametrize(
+    "name", [NASTY, r"$\frac{", "$x^2$", "漢字", "_" * 300, "a\nb", "\x00", "\ud800", "\x1b[31m", "%"]
+)
 def test_any_name_is_text(name, tmp_path):
     made = profile(tape([row(0, name, name, node=name)], [1e-3]), what=name, roofs=ROOFS)
     for ending in MAGIC if name == NASTY else ["png"]:

@@ -153,6 +153,14 @@ def test_the_table_says_what_the_figures_say():
     assert "values 128 B, 33% less than side by side; parameters 60 B" in text
     assert "more take" not in str(small().table(top=None))
     assert "imbalance" not in str(small().table())  # one worker
+    assert ": 1 step of 1 ms on 1 worker, 1 instruction\n" in str(profile(tape([row(0)], [1e-3], steps=1, wait=0)))
+
+
+def test_wall_time_is_told_in_full():
+    made = profile(tape([row(0)], [3e-3], steps=1, wait=1e-3))
+    assert "instructions 75.0%, waits and dispatch 25.0%\n" in str(made)
+    made.tapes[0].wall *= 2
+    assert "instructions 37.5%, waits and dispatch 12.5%, outside of the executor's loop 50.0%\n" in str(made)
 
 
 @pytest.mark.parametrize("by", BY)
@@ -177,6 +185,13 @@ def test_html_is_escaped():
 def test_long_cells_are_cut_and_lines_stay_lines():
     found = str(Table("title", ("a", "b"), [("x" * 100, "1"), ("line\nbreak", "2")], left=("a",), width=20))
     assert found.splitlines() == ["title", "a                     b", "x" * 17 + "...  1", "line break            2"]
+
+
+def test_what_terminals_obey_is_not_printed():
+    nasty = "a\x1b[31m\u202eb\x00\ud800"
+    table = Table("", ("name",), [(nasty,)], left=("name",))
+    assert str(table).splitlines()[1] == "a\ufffd[31m\ufffdb\ufffd\ufffd"
+    assert "<td>a\ufffd[31m\ufffdb\ufffd\ufffd</td>" in table._repr_html_()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import tapeprop as tp
+from tapeprop.errors import StateError
 from tapeprop.layers import Activation, Conv2D, Dense, Flatten
 from tapeprop.runtime.listing import Listing, list_tape
 
@@ -64,6 +65,16 @@ def test_after_with_open_sizes() -> None:
     assert row(tape, "dense")["after"]  # the reshape, which is listed among instructions
     assert [row(tape, "tanh")["after"]] == [[int(row(tape, "dense")["row"])]]
     assert row(tape, "dense")["shape"] == "(N, 3)"
+
+
+def test_open_sizes_that_a_layer_has_to_know() -> None:
+    node = tp.SequentialNode(Flatten(), Dense(64, 10))
+    graph = tp.LayerGraph({node: []}, root=node, term=node).build((None, None, 8, 8))
+    for ask in (lambda: graph.tape, graph.diagnose, lambda: graph.plot(what="tape")):
+        with pytest.raises(StateError, match=r"64 == 64\*C|64\*C == 64.* give build\(\) an input_shape"):
+            ask()
+    graph.forward(np.zeros((2, 1, 8, 8)))
+    assert len(graph.tape) > 0
 
 
 def test_html() -> None:

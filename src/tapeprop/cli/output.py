@@ -1,16 +1,16 @@
-"""How commands print: tables for people, JSON for programs."""
+"""What commands share: tables for people, JSON for programs, and arguments that are whole numbers."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tapeprop.profiler.text import seconds_text, size_text
 
-__all__ = ["add_json", "print_json", "seconds_text", "size_text", "table"]
+__all__ = ["add_json", "print_json", "seconds_text", "size_text", "table", "whole_number"]
 
 
 def add_json(command: argparse.ArgumentParser) -> None:
@@ -44,3 +44,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[i
         ).rstrip()
         for line in lines
     )
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """What reads an argument that is a whole number of at least `least`."""
+
+    def read(value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected a whole number, received {value!r}") from None
+        if number < least:
+            raise argparse.ArgumentTypeError(f"expected at least {least}, received {value}")
+        return number
+
+    return read

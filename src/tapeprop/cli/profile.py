@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tapeprop.cli import feed
-from tapeprop.cli.output import add_json, print_json
+from tapeprop.cli.output import add_json, print_json, whole_number
 from tapeprop.cli.source import HELP, build, guarded, load
-from tapeprop.profiler.text import share_text, size_text
+from tapeprop.profiler.text import one_line, share_text, size_text
 
 if TYPE_CHECKING:
     from tapeprop import LayerGraph
@@ -83,9 +83,13 @@ def _add_measuring(group: Any) -> None:
         metavar="N,C,H,W",
         help="of the input, as 32,3,32,32; once for each input",
     )
-    group.add_argument("--batch-size", type=_positive, metavar="N", help=f"samples in a step (default: {feed.BATCH})")
-    group.add_argument("--repeats", type=_positive, metavar="N", help=f"steps that are measured (default: {REPEATS})")
-    group.add_argument("--workers", type=_positive, metavar="N", help="threads (default: as built, or the CPUs)")
+    group.add_argument(
+        "--batch-size", type=whole_number(1), metavar="N", help=f"samples in a step (default: {feed.BATCH})"
+    )
+    group.add_argument(
+        "--repeats", type=whole_number(1), metavar="N", help=f"steps that are measured (default: {REPEATS})"
+    )
+    group.add_argument("--workers", type=whole_number(1), metavar="N", help="threads (default: as built, or the CPUs)")
     group.add_argument("--dtype", choices=["float32", "float64"], help="(default: as built, or float32)")
     group.add_argument(
         "--loss", choices=feed.loss_names(), metavar="LOSS",
@@ -97,7 +101,9 @@ def _add_measuring(group: Any) -> None:
 def _add_showing(group: Any) -> None:
     group.add_argument("--by", choices=BY, default=BY[0], help="what a line stands for (default: instruction)")
     group.add_argument("--sort", choices=SORTS, default=SORTS[0], help="(default: time)")
-    group.add_argument("--top", type=_count, default=TOP, metavar="N", help=f"lines, 0 for all (default: {TOP})")
+    group.add_argument(
+        "--top", type=whole_number(0), default=TOP, metavar="N", help=f"lines, 0 for all (default: {TOP})"
+    )
     group.add_argument(
         "--counters", action="store_true", help="print the exact figures alone, which repeat from run to run"
     )
@@ -195,6 +201,8 @@ def check_outputs(args: argparse.Namespace) -> None:
             raise ValueError(f"--roofline: expected a path that ends in {endings}, received {paths['roofline']!r}")
         if importlib.util.find_spec("matplotlib") is None:
             raise ValueError("--roofline needs matplotlib; pip install 'tapeprop[viz]'")
+    if "flame_graph" in paths and Path(paths["flame_graph"]).suffix.lower() != ".svg":
+        raise ValueError(f"--flame-graph: expected a path that ends in .svg, received {paths['flame_graph']!r}")
     for path in paths.values():
         check_writable(path)
 
@@ -246,7 +254,7 @@ def memory_lines(profile: Profile) -> Iterator[str]:
     yield f"peak{of}: {size_text(memory.live[row])} in row {row} ({at}), held by"
     holders = memory.holders
     for block in holders[:HOLDERS]:
-        yield f"  {size_text(block.nbytes)} ({share_text(block.nbytes / memory.live[row])})  {block.label}"
+        yield f"  {size_text(block.nbytes)} ({share_text(block.nbytes / memory.live[row])})  {one_line(block.label)}"
     if len(holders) > HOLDERS:
         yield f"  and {len(holders) - HOLDERS} more"
 
@@ -322,20 +330,6 @@ def _verdict(found: Comparison, limit: float | None) -> int:
 
 
 # ---- arguments
-
-
-def _positive(value: str) -> int:
-    number = int(value)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, received {value}")
-    return number
-
-
-def _count(value: str) -> int:
-    number = int(value)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"expected at least 0, received {value}")
-    return number
 
 
 def _percent(value: str) -> float:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from tapeprop.cli.output import add_json, print_json, seconds_text, table
+from tapeprop.cli.output import add_json, print_json, seconds_text, table, whole_number
 
 if TYPE_CHECKING:
     from tapeprop.profiler.tables import Figures
@@ -25,13 +25,19 @@ def add(commands: Any) -> None:
         "that ship inside, and tests it on the other 359.",
     )
     command.add_argument("data", choices=["digits"], help="what to train on")
-    command.add_argument("--epochs", type=_positive, default=15, metavar="N", help="passes over the data (default: 15)")
-    command.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="samples per step (default: 32)")
+    command.add_argument(
+        "--epochs", type=whole_number(1), default=15, metavar="N", help="passes over the data (default: 15)"
+    )
+    command.add_argument(
+        "--batch-size", type=whole_number(1), default=32, metavar="N", help="samples per step (default: 32)"
+    )
     command.add_argument("--lr", type=_rate, default=0.003, metavar="X", help="learning rate of Adam (default: 0.003)")
     command.add_argument(
-        "--seed", type=_seed, default=0, metavar="N", help="of weights, order and dropout (default: 0)"
+        "--seed", type=whole_number(0), default=0, metavar="N", help="of weights, order and dropout (default: 0)"
     )
-    command.add_argument("--workers", type=_positive, metavar="N", help="threads (default: the CPUs that may be used)")
+    command.add_argument(
+        "--workers", type=whole_number(1), metavar="N", help="threads (default: the CPUs that may be used)"
+    )
     command.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="(default: float32)")
     command.add_argument("--save", metavar="PATH", help="write the trained graph to this file")
     shown = command.add_mutually_exclusive_group()
@@ -165,29 +171,22 @@ def _save(graph: Any, path: str) -> str:
     return path
 
 
-def _positive(value: str) -> int:
-    number = int(value)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, received {value}")
-    return number
-
-
-def _seed(value: str) -> int:
-    number = int(value)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"expected at least 0, received {value}")
-    return number
+def _number(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, received {value!r}") from None
 
 
 def _rate(value: str) -> float:
-    number = float(value)
+    number = _number(value)
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a finite number above 0, received {value}")
     return number
 
 
 def _part(value: str) -> float:
-    number = float(value)
+    number = _number(value)
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, received {value}")
     return number

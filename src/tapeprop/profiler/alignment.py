@@ -88,7 +88,8 @@ def pair_tapes(a: Sequence[TapeInfo], b: Sequence[TapeInfo]) -> tuple[list[str],
     """A name for each tape; those that belong together have the same one, which is "" where there is one on both sides."""
     if len(a) == len(b) == 1 and a[0].name == b[0].name:
         return [""], [""]
-    names = _paired([(t.name, t.sizes) for t in a], [(t.name, t.sizes) for t in b])
+    # Not by the numbers that tell tapes of one name apart: they go by which ran first.
+    names = _paired(*([(t.name.partition(" #")[0], t.sizes) for t in side] for side in (a, b)))
     return tuple([" ".join(filter(None, name)) for name in side] for side in names)  # type: ignore[return-value]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from typing import Any
@@ -42,7 +43,7 @@ def profile_trial(opened: AbstractContextManager[Trial], repeats: int = 20) -> P
     found = profile_of(recorder, trial.executable.name)
     found.compile_seconds, found.lowering_seconds = prepared["compile_seconds"], prepared["lowering_seconds"]
     for name in PER_STEP:
-        found.counters[name] //= found.counters["steps"]
+        found.counters[name] //= max(found.counters["steps"], 1)  # a tape without instructions never runs
     found.counters |= {name: int(prepared[name]) for name in LEDGER}
     return found
 
@@ -75,6 +76,9 @@ class Profiling:
     def __repr__(self) -> str:
         return repr(self.profile)
 
+    def _repr_html_(self) -> str:
+        return self.profile._repr_html_()
+
 
 @contextmanager
 def profiling(spans: int = SPANS_KEPT) -> Iterator[Profiling]:
@@ -103,7 +107,11 @@ def profile_of(recorder: Recorder, what: str) -> Profile:
     scale = recorder.seconds_per_tick
     indices = {executable: i for i, executable in enumerate(totals)}
     outlines = list(dict.fromkeys(found for t in totals.values() if (found := outline_of(t.outline)) is not None))
-    tapes = [_tape_of(executable, found, scale, outlines) for executable, found in totals.items()]
+    names = _told_apart([executable.name for executable in totals])
+    tapes = [
+        _tape_of(executable, found, name, scale, outlines)
+        for name, (executable, found) in zip(names, totals.items(), strict=True)
+    ]
     counted = recorder.figures()
     return Profile(
         what,
@@ -179,15 +187,25 @@ def _steps(calls: list[int]) -> int:
     return (calls[-1] or max(calls)) if calls else 0
 
 
-def _tape_of(executable: Executable, totals: Totals, scale: float, outlines: list[Outline]) -> TapeInfo:
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """The names, the second of those that are equal with a number: "fit", "fit #2"."""
+    counts: Counter[str] = Counter()
+    found = []
+    for name in names:
+        counts[name] += 1
+        found.append(name if counts[name] == 1 else f"{name} #{counts[name]}")
+    return found
+
+
+def _tape_of(executable: Executable, totals: Totals, name: str, scale: float, outlines: list[Outline]) -> TapeInfo:
     tape, program = executable.tape, executable.program
     own = outline_of(totals.outline)
-    names = {node.name for node in own.nodes} if own is not None else None
+    nodes = {node.name for node in own.nodes} if own is not None else None
     return TapeInfo(
-        executable.name,
+        name,
         tuple(_kind(kind.dtype, kind.shape) for t in program.inputs for kind in [array_type(t, executable.sizes)]),
         executable.workers,
-        _rows(executable, names),
+        _rows(executable, nodes),
         memory_of(executable),
         _steps(totals.calls.tolist()),
         totals.busy * scale,

@@ -34,6 +34,7 @@ __all__ = ["Change", "Comparison", "Count", "compare"]
 
 WIDTH = 120
 LEVEL = 0.05
+MANY = 10  # times as long, above which per cent are no words for it
 DRAWS = 10_000
 MOST_DRAWS = 100_000
 MEMORY = ("arena", "unshared", "parameters", "gradients", "optimizer", "other", "inputs", "scratch")
@@ -331,11 +332,17 @@ def _cells(row: Change) -> tuple[str, ...]:
 def _percent(ratio: float) -> str:
     if ratio == 1:
         return "equal"
+    if ratio >= MANY:
+        return f"{_times(ratio)} as long"
     return f"{abs(ratio - 1):.1%} {'slower' if ratio > 1 else 'faster'}"
 
 
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f} times"
+
+
 def _signed(ratio: float) -> str:
-    return f"{ratio - 1:+.1%}"
+    return _times(ratio) if ratio >= MANY else f"{ratio - 1:+.1%}"
 
 
 def _number(value: int | None) -> str:

@@ -1,6 +1,6 @@
 """What a profile says in words: where time is lost, how much, and what to do about it. `Profile.diagnose()`.
 
-Each finding states what is at stake: the seconds of a step that would be won if it were mended whole. What is below its threshold
+Each finding states what is at stake: the seconds that would be won if it were mended whole. What is below its threshold
 is left out: a list of everything that is not perfect would hide what matters.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from tapeprop.profiler.profile import Profile, RowInfo, TapeInfo
 from tapeprop.profiler.roofs import RowRoof, row_roof
 from tapeprop.profiler.tables import row_seconds
-from tapeprop.profiler.text import seconds_text, share_text, size_text
+from tapeprop.profiler.text import one_line, seconds_text, share_text, size_text
 
 __all__ = ["Finding", "Report", "diagnose", "findings"]
 
@@ -29,6 +29,8 @@ FAR = 3.0
 TINY_SECONDS = 2e-6
 #: What passes between rows (calls, barriers) is told of from this part on, where most rows are tiny: it is the price of small steps.
 BETWEEN = 0.2
+#: A barrier takes a microsecond, waking a worker some ten: who waits for longer behind each row, in the mean, waits for other programs.
+LONG_WAIT = 3e-5
 #: A row is one worker's where the others do less than this part of what the busiest does.
 IDLE = 0.1
 #: Of the wall time of a program: what it spends outside of tapes, on planning, or on compiling.
@@ -51,9 +53,9 @@ CONVERSIONS = ("to_lanes", "from_lanes")
 class Finding:
     """One thing that costs time or memory.
 
-    kind: "python", "layout", "roof", "serial", "balance", "alone", "dispatch", "outside", "planning", "compile" or "memory".
-    text: what, where and how much. rows: (tape, row) of the instructions meant. seconds: at stake in a step of the tape that took
-    longest; 0 for memory. remedy: what to do.
+    kind: "python", "layout", "roof", "serial", "balance", "alone", "dispatch", "interrupted", "outside", "planning", "compile" or "memory".
+    text: what, where and how much. rows: (tape, row) of the instructions meant. seconds: at stake, of one step in graph.profile(), else
+    of all that ran; 0 for memory. remedy: what to do.
     """
 
     kind: str
@@ -69,7 +71,7 @@ class Finding:
 
 
 class Report:
-    """Findings to print, a short paragraph each, with the seconds of a step that are at stake; iteration gives dicts."""
+    """Findings to print, a short paragraph each, with the seconds that are at stake; iteration gives dicts."""
 
     def __init__(self, title: str, findings: Sequence[Finding]):
         self.title = title
@@ -92,12 +94,13 @@ def diagnose(profile: Profile) -> Report:
     found = findings(profile)
     if not any(tape.steps for tape in profile.tapes):
         return Report("nothing ran", found)
-    main = profile.tapes[_main(profile)]
-    seconds = profile.step_seconds if profile.per_step else main.wall / main.steps
-    step = f"a step of {main.name} takes {seconds_text(seconds)}"
+    if _of_a_step(profile):
+        whole = f"a step of {profile.tapes[0].name} takes {seconds_text(profile.step_seconds)}"
+    else:
+        whole = f"all that ran took {seconds_text(profile.seconds)}"
     if not found:
-        return Report(f"{step}; nothing stands out", found)
-    return Report(f"{step}; at stake in it, as far as each could be mended:", found)
+        return Report(f"{whole}; nothing stands out", found)
+    return Report(f"{whole}; at stake in it, as far as each could be mended:", found)
 
 
 def findings(profile: Profile) -> list[Finding]:
@@ -111,25 +114,25 @@ def findings(profile: Profile) -> list[Finding]:
         *look.roof(),
         *look.sharing(),
         *look.dispatch(),
+        *look.interrupted(),
         *look.outside(),
         *look.memory(),
     ]
     return sorted(found, key=lambda finding: -finding.seconds)
 
 
-def _main(profile: Profile) -> int:
-    """The tape that took longest."""
-    return max(range(len(profile.tapes)), key=lambda t: (profile.tapes[t].wall, profile.tapes[t].steps))
+def _of_a_step(profile: Profile) -> bool:
+    """Whether seconds are those of one step; what a program does around its steps belongs to none of them."""
+    return profile.per_step and profile.what != "profiling"
 
 
 class _Look:
-    """One look at a profile. wall: seconds in tapes in all; steps: of the tape that took longest, which all seconds are divided by."""
+    """One look at a profile. wall: seconds in tapes in all; steps: which seconds in all are divided by, 1 where they are told as such."""
 
     def __init__(self, profile: Profile):
         self.profile = profile
         self.tapes = list(enumerate(profile.tapes))
-        main = profile.tapes[_main(profile)]
-        self.steps = max(main.steps, 1)
+        self.steps = profile.tapes[0].steps if _of_a_step(profile) else 1
         self.wall = sum(tape.wall for tape in profile.tapes)
         self.each = row_seconds(profile)  # of a call
 
@@ -275,12 +278,12 @@ class _Look:
             if not ran or not taking.any():
                 continue
             median = float(np.median(self.each[t][ran]))
-            busy = tape.busy[ran][:, taking]
-            idle = float((busy.max(axis=1) - busy.mean(axis=1)).sum())
-            between = float(tape.waits[ran][:, taking].mean(axis=1).sum()) - idle
+            between = _waited(tape, taking)
+            several = int(taking.sum()) > 1
             if median > TINY_SECONDS or between < BETWEEN * tape.wall or not self.worth(between):
                 continue
-            several = int(taking.sum()) > 1
+            if several and between > LONG_WAIT * tape.calls.sum():
+                continue  # see interrupted()
             yield self.finding(
                 "dispatch",
                 f"{tape.name} has {len(ran):,} instructions, half of them shorter than {seconds_text(median)}: what passes between them, "
@@ -290,6 +293,23 @@ class _Look:
                 "Take a larger batch: an instruction then does more"
                 + (", or workers=1, which needs no barriers" * several),
             )
+
+    def interrupted(self) -> Iterator[Finding]:
+        """Workers that wait for longer than barriers take, though they share rows evenly: the system runs something else on their CPUs."""
+        for _, tape in self.tapes:
+            taking = _taking_part(tape)
+            if int(taking.sum()) < 2:
+                continue
+            lost = _waited(tape, taking)
+            if lost >= BETWEEN * tape.wall and lost > LONG_WAIT * tape.calls.sum() and self.worth(lost):
+                yield self.finding(
+                    "interrupted",
+                    f"the workers of {tape.name} wait {share_text(lost / tape.wall)} of its time for one another, though they share its "
+                    "rows evenly: other work holds their CPUs",
+                    [],
+                    lost,
+                    "Measure again where nothing else runs, or take fewer workers",
+                )
 
     # ---- around the tapes
 
@@ -338,7 +358,7 @@ class _Look:
             if memory.arena < MEMORY or not memory.live:
                 continue
             holders = memory.holders
-            words = ", ".join(f"{block.label} {size_text(block.nbytes)}" for block in holders[:NAMED])
+            words = ", ".join(f"{one_line(block.label)} {size_text(block.nbytes)}" for block in holders[:NAMED])
             peak = max(memory.live)
             yield self.finding(
                 "memory",
@@ -359,6 +379,12 @@ def _longest(rows: Sequence[tuple[int, int, float]]) -> list[tuple[int, int]]:
 def _taking_part(tape: TapeInfo) -> np.ndarray:
     """Which workers did anything: a run that finds the team busy has one."""
     return tape.busy.sum(axis=0) > 0
+
+
+def _waited(tape: TapeInfo, taking: np.ndarray) -> float:
+    """Seconds in all that a worker of `taking` waits, in the mean, less those for a worker that has more to do, or for Python."""
+    busy = tape.busy[:, taking]
+    return float(tape.waits[:, taking].mean(axis=1).sum() - (busy.max(axis=1) - busy.mean(axis=1)).sum())
 
 
 def _alone(tape: TapeInfo, row: int) -> bool:

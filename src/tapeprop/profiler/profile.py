@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 class RowInfo:
     """One instruction of a tape.
 
-    row: its number there. phase: "fold", "gather", "forward", "loss", "backward" or "update". op: what it computes, such as "conv2d" or
-    "add+relu". node: the graph's node it belongs to, "" for none (the update, say). layer: the layer inside that node, as "stem.0";
-    the node itself where it holds one layer. operands, results: "float32 (64,3,32,32)" each. kernel: "module:function" of the machine
-    code, "" where Python computes the row. flops: floating point operations. traffic: bytes that it must at least read and write.
-    barrier: whether workers wait for each other behind it. after: the rows of this tape whose results it reads.
+    row: its number there. phase: "fold", "gather", "forward", "loss", "backward" or "update"; "formula" outside of networks. op: what it
+    computes, such as "conv2d" or "add+relu". node: the graph's node it belongs to, "" for none (the update, say). layer: the layer inside
+    that node, as "stem.0"; the node itself where it holds one layer. operands, results: "float32 (64,3,32,32)" each. kernel:
+    "module:function" of the machine code, "" where Python computes the row. flops: floating point operations. traffic: bytes that it must
+    at least read and write. barrier: whether workers wait for each other behind it. after: the rows of this tape whose results it reads.
     """
 
     row: int
@@ -99,8 +99,8 @@ class Memory:
 class TapeInfo:
     """A tape and what ran on it.
 
-    name: "train_step", "fit", "forward", "backward", "update", "predict", "value_and_gradient", or the class of a
-    loss by itself. sizes: its inputs, "float32 (64,3,32,32)".
+    name: "train_step", "fit", "forward", "backward", "update", "predict", "value_and_gradient", or the class of a loss by itself; where
+    several tapes share one, as for batches of two sizes, "fit", "fit #2" and so on. sizes: its inputs, "float32 (64,3,32,32)".
     workers: of the plan; a run that finds the team busy has fewer. arena: "tight", "retained" or "backward".
     steps: how often it ran in all, those included whose spans were dropped. busy: float64 (rows, workers), seconds in all of each
     worker in each row. calls: int64 (rows,), how often each row ran. wall: seconds in all of the native calls.
@@ -296,11 +296,14 @@ class Profile:
     def compare(self, other: Profile, by: str = "instruction", seed: int = 0) -> Comparison:
         """What became slower or faster in `other`, the later one, and what of it is more than chance; print it.
 
-        See `tapeprop.profiler.compare.compare`.
+        other: a profile, or what `profiling()` gave. TypeError for anything else. See `tapeprop.profiler.compare.compare`.
         """
         from tapeprop.profiler import compare
 
-        return compare.compare(self, other, by, seed)
+        later = getattr(other, "profile", other)
+        if not isinstance(later, Profile):
+            raise TypeError(f"compare: expected a Profile, got {other!r}; Profile.load(path) reads one from a file")
+        return compare.compare(self, later, by, seed)
 
     def __str__(self) -> str:
         return str(self.table())

@@ -17,7 +17,7 @@ from tapeprop.profiler.colours import phase_colour
 from tapeprop.profiler.profile import Profile
 from tapeprop.profiler.roofs import level_names, most_measured
 from tapeprop.profiler.tables import figures
-from tapeprop.profiler.text import seconds_text, share_text
+from tapeprop.profiler.text import one_line, seconds_text, share_text
 from tapeprop.profiler.writing import whole_file
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _figure(profile: Profile) -> Any:
     axes.set_ylabel("GFLOP/s")
     axes.grid(True, which="major", color="#e6e6e6", linewidth=0.6)
     axes.set_axisbelow(True)
-    title = f"{profile.what}: {len(rows)} rows, {workers} worker{'s' if workers > 1 else ''}"
+    title = f"{one_line(profile.what)}: {len(rows)} rows, {workers} worker{'s' if workers > 1 else ''}"
     axes.set_title(title, loc="left", parse_math=False, usetex=False)
     figure.text(0.06, 0.03, _note(profile, rows, shown), fontsize=8, color="#555", parse_math=False, usetex=False)
     _name_rows(figure, axes, shown)
@@ -168,7 +168,14 @@ def _draw_rows(axes: Any, rows: list[Figures]) -> None:
             )
         )
     if marks:
-        legend = axes.legend(marks, phases, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, title="phase")
+        legend = axes.legend(
+            marks,
+            list(map(one_line, phases)),
+            loc="upper left",
+            bbox_to_anchor=(1.01, 1.0),
+            frameon=False,
+            title="phase",
+        )
         for text, handle in zip(legend.get_texts(), legend.legend_handles):
             text.set_parse_math(False)
             handle.set_sizes([60])
@@ -226,7 +233,7 @@ def _area(row: Figures) -> float:
 
 def _label(row: Figures) -> str:
     """Layer and op in at most 38 characters; of the op nothing is cut where that can be."""
-    layer, op = (" ".join(name.split()) for name in (row.layer or row.node, row.op))
+    layer, op = map(one_line, (row.layer or row.node, row.op))
     room = max(37 - len(op), 0)
     kept = layer if len(layer) <= room else layer[: max(room - 2, 0)] + ".."
     return f"{kept} {op}".strip()[:38]

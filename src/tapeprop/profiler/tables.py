@@ -203,7 +203,9 @@ def title(profile: Profile) -> str:
         step = profile.step_seconds if profile.per_step else tape.wall / max(tape.steps, 1)
         each = f" of {seconds_text(step)}" if tape.steps else ""
         workers = "1 worker" if tape.workers == 1 else f"{tape.workers} workers"
-        lines.append(f"{tape.name}({sizes}): {tape.steps:,} steps{each} on {workers}, {len(tape.rows)} instructions")
+        steps = "1 step" if tape.steps == 1 else f"{tape.steps:,} steps"
+        rows = "1 instruction" if len(tape.rows) == 1 else f"{len(tape.rows):,} instructions"
+        lines.append(f"{tape.name}({sizes}): {steps}{each} on {workers}, {rows}")
     return "\n".join(lines) or "nothing ran"
 
 
@@ -214,8 +216,10 @@ def summary(profile: Profile) -> str:
     waits = sum(float(tape.waits.mean(axis=1).sum()) for tape in profile.tapes if tape.waits.size)
     lines = []
     if wall:
+        rest = 1 - (busy + waits) / wall  # what a call costs to enter and to leave
         lines.append(
             f"of {seconds_text(wall)} in tapes: instructions {busy / wall:.1%}, waits and dispatch {waits / wall:.1%}"
+            + (f", outside of the executor's loop {rest:.1%}" if rest >= 0.0005 else "")
         )
     if profile.what == "profiling":
         outside = max(profile.seconds - wall - profile.compile_seconds - profile.lowering_seconds, 0.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tapeprop.profiler.writing import whole_file
 
-__all__ = ["Table", "count_text", "seconds_text", "share_text", "size_text", "write_text"]
+__all__ = ["Table", "count_text", "one_line", "seconds_text", "share_text", "size_text", "write_text"]
 
 
 def seconds_text(seconds: float) -> str:
@@ -48,6 +48,11 @@ def count_text(count: float) -> str:
 def share_text(share: float) -> str:
     """A part of the whole in per cent; "-" where there is none to tell."""
     return f"{share:.1%}" if math.isfinite(share) else "-"
+
+
+def one_line(text: str) -> str:
+    """Text in one line; a replacement character for what terminals obey, as escapes, and for what no encoding or font takes."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
 
 
 class Table:
@@ -94,12 +99,14 @@ class Table:
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{html.escape(heading)}</th>" for heading in self.headings)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(one_line(cell))}</td>" for cell in row) + "</tr>" for row in self.rows
+        )
         caption, footer = html.escape(self.title), html.escape(self.footer)
         return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{footer}</p>"
 
     def _cut(self, cell: str) -> str:
-        line = " ".join(cell.split())
+        line = one_line(cell)
         return line if len(line) <= self.width else line[: self.width - 3] + "..."
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,10 +14,10 @@ from tapeprop.compiler.plan import Place, plan
 from tapeprop.compiler.verify import verify
 from tapeprop.errors import CompileError, GraphError, LabelError, NumericsError
 from tapeprop.ir import Constant, Gradient, Input, Parameter, Program, Region, Tensor
+from tapeprop.ir.kernels import Kernel
 from tapeprop.ops.op import ArrayType, failure_text
 from tapeprop.runtime import ledger
 from tapeprop.runtime.executor import BoundTape, Rounds
-from tapeprop.runtime.linker import load
 from tapeprop.runtime.memory import Arena, Buffer, address_of, aligned, memory_at
 from tapeprop.runtime.recorder import listeners, run_recorded
 from tapeprop.runtime.state import cell
@@ -127,7 +127,7 @@ class Executable:
 
     def _bind_rows(self) -> None:
         """Writes the rows with addresses as they are now; inputs are patched in by `bind`."""
-        kernels = load(self.tape.kernels)
+        kernels = _load(self.tape.kernels)
         self._generations = tuple(arena.generation for arena in self.arenas.values())
         address = {name: arena.address for name, arena in self.arenas.items()}
         address |= {name: address_of(array) for name, array in self._fixed.items()}
@@ -172,7 +172,7 @@ class Executable:
         if not self.tape.rows:
             return  # aliases only
         if self._bound is None or self._generations != tuple(arena.generation for arena in self.arenas.values()):
-            load(self.tape.kernels)  # compiles what has to be, which is told apart from binding
+            _load(self.tape.kernels)  # compiles what has to be, which is told apart from binding
             with ledger.lowering():
                 self._bind_rows()
 
@@ -305,9 +305,16 @@ def values_of(leaf: Tensor) -> Buffer | None:
     return leaf.source.array if isinstance(leaf.source, Region) else None
 
 
+def _load(kernels: Iterable[Kernel]) -> dict[Kernel, int]:
+    # Not at the top: subprocess, tempfile and what they load would slow down every import.
+    from tapeprop.runtime.linker import load
+
+    return load(kernels)
+
+
 def link_together(executables: Sequence[Executable]) -> None:
     """Links and binds several tapes, their kernels compiled side by side where they are not there yet."""
-    load(kernel for executable in executables for kernel in executable.tape.kernels)
+    _load(kernel for executable in executables for kernel in executable.tape.kernels)
     for executable in executables:
         executable.prepare()
 

@@ -20,7 +20,7 @@ from tapeprop.compiler.gradient import FLOATS
 from tapeprop.compiler.interpret import array_type
 from tapeprop.compiler.layout import batch_lanes
 from tapeprop.errors import DTypeError, ShapeError, StateError
-from tapeprop.ir import Dim, Parameter, Program, Shape, Tensor
+from tapeprop.ir import Dim, Parameter, Program, Shape, Tensor, UndecidedError
 from tapeprop.ir.dims import text
 from tapeprop.runtime import ledger
 from tapeprop.runtime.diagnosis import Diagnosis, Setting, diagnose_program, diagnose_tape
@@ -426,7 +426,12 @@ class Network:
         title = f"training tape, input {', '.join(map(text, shapes))}"
         first = shapes[0][0] if shapes and shapes[0] else None
         batch = first if isinstance(first, int) else None
-        program = self.lowering.joint(shapes, None if batch is None else batch_lanes(self.options.dtype, batch))
+        try:
+            program = self.lowering.joint(shapes, None if batch is None else batch_lanes(self.options.dtype, batch))
+        except UndecidedError as question:
+            raise StateError(
+                f"tape: whether {question} follows from sizes that are open; give build() an input_shape, or call forward() first"
+            ) from None
         if any(isinstance(n, Dim) for shape in shapes for n in shape):
             return title, batch, program
         return title, batch, self.make_executable("training", program, {}, Arena()).tape

@@ -17,7 +17,6 @@ import numpy as np
 
 from tapeprop.ir.kernels import FIRST_FIELD
 from tapeprop.runtime.executor import BoundTape, aligned_words, control_block, times
-from tapeprop.runtime.linker import load_text
 from tapeprop.runtime.memory import aligned
 from tapeprop.runtime.team import MAX_WORKERS, default_workers, run_bound, thread_ids
 from tapeprop.targets.cpu.machine import data_caches
@@ -174,6 +173,8 @@ class _Bench:
     """A tape of one row many times, run again and again with other fields; and the rate of the clock that times it."""
 
     def __init__(self, workers: int):
+        from tapeprop.runtime.linker import load_text
+
         self.addresses = load_text(roof_text(), ROOF_KERNELS, "the kernels that measure roofs")
         self.control = control_block()
         width = -(-(FIRST_FIELD + 5) // 8) * 8
