@@ -1,6 +1,8 @@
 """graph.profile(), function.profile() and profiling(): what they tell, and that they change nothing."""
 
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -404,6 +406,40 @@ def test_seconds_in_all_hold_those_of_the_runs():
     assert p.seconds >= sum(run.stop - run.start for run in p.runs) > 0
     assert p.seconds >= p.compile_seconds + p.lowering_seconds > 0
     assert all(0 <= run.start <= run.stop <= p.seconds for run in p.runs)
+
+
+def test_runs_stand_in_the_order_in_which_they_began():
+    """One that a PythonLayer makes ends before the one that it is called in."""
+    inner = network()
+    inner.predict(X)
+
+    class Asks(PythonLayer):
+        def forward(self, x):
+            inner.predict(X)
+            return x
+
+        def backward(self, d):
+            return d
+
+    node = tp.LayerNode(Sequential(Dense(4, 4), Asks()))
+    graph = tp.LayerGraph({node: []}, root=node, term=node).build((None, 4))
+    with tp.profiling() as p:
+        graph.forward(np.ones((2, 4)))
+    outside, inside = p.runs
+    assert outside.start < inside.start < inside.stop < outside.stop
+    assert [p.tapes[run.tape].name for run in (outside, inside)] == ["forward", "predict"]
+
+
+def test_what_ran_is_let_go_when_it_has_been_told():
+    graph = network()
+    with tp.profiling() as p:
+        graph.predict(X)
+        executable = weakref.ref(next(iter(p._recorder.totals)))
+    assert len(p.tapes) == 1
+    del graph
+    gc.collect()
+    assert executable() is None
+    assert len(p.tapes) == 1
 
 
 def test_a_loss_by_itself_bears_its_name():

@@ -52,7 +52,7 @@ class Profiling:
     """What `profiling()` gives: inside the block nothing yet, behind it the profile under `profile`, whose methods it has."""
 
     def __init__(self, recorder: Recorder):
-        self._recorder = recorder
+        self._recorder: Recorder | None = recorder
         self._profile: Profile | None = None
 
     @property
@@ -60,9 +60,10 @@ class Profiling:
         """Of what has run until now, or until the end of the block."""
         if self._profile is not None:
             return self._profile
-        found = profile_of(self._recorder, "profiling")
-        if self._recorder.ended is not None:
-            self._profile = found
+        assert self._recorder is not None
+        found, over = profile_of(self._recorder, "profiling"), self._recorder.ended is not None
+        if over:
+            self._profile, self._recorder = found, None  # which holds the memory of all that ran
         return found
 
     def __getattr__(self, name: str) -> Any:
@@ -118,7 +119,10 @@ def profile_of(recorder: Recorder, what: str) -> Profile:
         datetime.now().astimezone().isoformat(timespec="seconds"),
         machine(),
         tapes,
-        [_samples_of(run, indices[run.executable], recorder.began[0], scale) for run in runs],
+        [
+            _samples_of(run, indices[run.executable], recorder.began[0], scale)
+            for run in sorted(runs, key=lambda run: run.start)
+        ],
         recorder.seconds,
         compile_seconds=counted["compile_seconds"],
         lowering_seconds=counted["lowering_seconds"],
