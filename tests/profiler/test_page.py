@@ -13,6 +13,7 @@ import pytest
 from profiler.profiles import NASTY, ROOFS, profile, row, small, tape
 
 from tapeprop.profiler import tables
+from tapeprop.profiler.colours import phase_colour
 from tapeprop.profiler.page import SCRIPTS, page
 from tapeprop.profiler.page.spans import SPANS, Strings, shown_runs
 from tapeprop.profiler.profile import Profile
@@ -131,7 +132,7 @@ def test_figures_are_those_of_the_table(by):
     for f, (key, rows, numbers, texts, names) in zip(expected, data["scopes"][0]["figures"][by], strict=True):
         assert (text(key), rows) == (f.key, [number for _, number in f.rows])
         assert numbers[0] == pytest.approx(f.seconds, rel=1e-5)
-        assert tuple(map(text, texts)) == tables.cells(f)
+        assert tuple(map(text, texts)) == tables.cells(f, any(tape.workers > 1 for tape in found.tapes))
         assert [text(name) for name in names] == [f.phase, f.op, f.node, f.layer]
     assert data["scopes"][0]["unit"] == "of one step"
 
@@ -148,7 +149,7 @@ def test_several_tapes_each_have_figures_and_all_together():
     assert [text(figure[0]) for figure in everything] == ["fit 1 matmul", "fit 0 matmul", "forward 0 matmul"]
     assert [scope["unit"] for scope in data["scopes"]] == ["of one step", "of one step", "in all"]
     alone = Profile("fit", "", {}, [long[0]], [replace(long[1], tape=0)], 1.0)
-    assert [tuple(map(text, figure[3])) for figure in fit] == [tables.cells(f) for f in tables.figures(alone)]
+    assert [tuple(map(text, figure[3])) for figure in fit] == [tables.cells(f, False) for f in tables.figures(alone)]
 
 
 def test_spans_are_nanoseconds_since_the_first():
@@ -288,3 +289,8 @@ def test_an_unwritable_path_is_named(tmp_path):
 def test_a_profile_from_a_file_gives_the_same_page(tmp_path):
     found = small(workers=2, roofs=ROOFS)
     assert page(Profile.load(found.to_json(tmp_path / "p.json"))) == page(found)
+
+
+def test_phases_have_the_colours_of_all_pictures():
+    data = data_of(profile(tape([row(0), row(1, "loss"), row(2, "formula")], [1e-3, 2e-3, 1e-3])))
+    assert data["phases"] == {phase: phase_colour(phase) for phase in ("forward", "loss", "formula")}

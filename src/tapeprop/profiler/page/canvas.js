@@ -1,6 +1,5 @@
 // What all drawings share: sharp canvases, colours of the theme, and the box with details beside the pointer.
 
-const PHASES = { fold: 300, gather: 195, forward: 250, loss: 95, backward: 50, update: 150 };
 let theme = {};
 let colours = { of: [], list: [], names: [] };
 
@@ -24,14 +23,15 @@ function chooseColours() {
     time.set(row[by], (time.get(row[by]) ?? 0) + (figure?.numbers.time ?? 0));
   });
   const names = [...time.keys()];
-  if (by === "phase") names.sort((a, b) => (Object.keys(PHASES).indexOf(a) - Object.keys(PHASES).indexOf(b)));
+  const { phases } = model.data; // { name: colour }, in order, of one list for all pictures
+  if (by === "phase") names.sort((a, b) => Object.keys(phases).indexOf(a) - Object.keys(phases).indexOf(b));
   else names.sort((a, b) => time.get(b) - time.get(a));
   const number = new Map(names.map((name, i) => [name, i]));
   colours = {
     of: Int16Array.from(model.rows, (row) => number.get(row[by])),
     names,
     time: names.map((name) => time.get(name)),
-    list: names.map((name, i) => hue(by === "phase" ? (PHASES[name] ?? 20 + 40 * i) : 250 + 137.5 * i)),
+    list: names.map((name, i) => (by === "phase" ? phases[name] : hue(250 + 137.5 * i))),
   };
 }
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from tapeprop.graph.drawing.layered import layout
+from tapeprop.profiler.colours import phase_colour
 from tapeprop.profiler.findings import diagnose
 from tapeprop.profiler.page.spans import Strings, shown_runs
 from tapeprop.profiler.profile import Memory, Outline, Profile, Roofs, TapeInfo
@@ -28,6 +29,7 @@ def content(profile: Profile) -> dict[str, Any]:
         "created": profile.created,
         "dropped": profile.dropped,
         "machine": [[name, _plain(value)] for name, value in profile.machine.items()],
+        "phases": {phase: phase_colour(phase) for phase in _phases(profile)},
         "counters": [[name, f"{value:,}"] for name, value in profile.counters.items()],
         "tapes": [
             _tape(tape, median.tolist(), profile.roofs, strings)
@@ -39,6 +41,11 @@ def content(profile: Profile) -> dict[str, Any]:
         **shown_runs(profile, strings),
     }
     return found | {"strings": strings.texts}
+
+
+def _phases(profile: Profile) -> list[str]:
+    """In the order in which they come up."""
+    return list(dict.fromkeys(row.phase for tape in profile.tapes for row in tape.rows))
 
 
 def _bases(tapes: list[TapeInfo]) -> list[int]:
@@ -119,12 +126,13 @@ def _scope(profile: Profile, t: int | None, bases: list[int], strings: Strings) 
         runs = [replace(run, tape=0) for run in profile.runs if run.tape == t]
         part = replace(profile, what=tape.name, tapes=[tape], runs=runs)
     bases = bases if t is None else start
+    shared = any(tape.workers > 1 for tape in part.tapes)
     return {
         "tape": t,
         "name": "all tapes" if t is None else f"{profile.tapes[t].name}({', '.join(profile.tapes[t].sizes)})",
         "unit": "of one step" if part.per_step else "in all",
         "facts": _facts(part),
-        "figures": {by: [_figure(f, bases, strings) for f in figures(part, by)] for by in BY},
+        "figures": {by: [_figure(f, bases, strings, shared) for f in figures(part, by)] for by in BY},
     }
 
 
@@ -150,7 +158,12 @@ def _facts(profile: Profile) -> list[list[str]]:
     else:
         facts.append(("time in tapes", seconds_text(wall)))
     if wall:
-        facts += [("in instructions", share_text(busy / wall)), ("in waits", share_text(waits / wall))]
+        rest = max(wall - busy - waits, 0.0)  # calls of the executor, Python between its stretches
+        facts += [
+            (name, share_text(seconds / wall))
+            for name, seconds in (("in instructions", busy), ("in waits", waits), ("around them", rest))
+            if name != "around them" or rest >= 0.0005 * wall
+        ]
     facts += [
         ("instructions", f"{sum(len(tape.rows) for tape in tapes):,}"),
         ("workers", f"{max((tape.workers for tape in tapes), default=0)}"),
@@ -161,14 +174,14 @@ def _facts(profile: Profile) -> list[list[str]]:
     return [list(fact) for fact in facts]
 
 
-def _figure(f: Figures, bases: list[int], strings: Strings) -> list[Any]:
+def _figure(f: Figures, bases: list[int], strings: Strings, shared: bool) -> list[Any]:
     """[key, rows counted through all tapes, numbers to sort by, the same as the table prints them, names where all rows agree]."""
     numbers = (f.seconds, f.share, f.calls, f.flops, f.gflops, f.traffic, f.gbytes, f.roof, f.wait, f.imbalance)
     return [
         strings.number(f.key),
         [bases[t] + row for t, row in f.rows],
         [_short(number) for number in numbers],
-        [strings.number(text) for text in cells(f)],
+        [strings.number(text) for text in cells(f, shared)],
         [strings.number(text) for text in (f.phase, f.op, f.node, f.layer)],
     ]
 

@@ -88,7 +88,7 @@ function drawNode([name, layer, merge, shape, x, y, isRoot, isTerm], [, , width,
   const time = figure ? `${figure.texts.time}  ${figure.texts.share}` : "-";
   const part = Math.sqrt(share / most);
   const box = svg("rect", { x: left, y: top, width, height, rx: 6 });
-  box.style.fill = `color-mix(in oklab, var(--paper), oklch(0.62 0.19 35) ${Math.round(part * 88)}%)`;
+  box.style.fill = `color-mix(in oklab, var(--paper), var(--hot) ${Math.round(part * 88)}%)`;
   const made = svg(
     "g",
     { class: `node${isRoot || isTerm ? " end" : ""}${part > 0.55 ? " dark" : ""}`, tabindex: "0", role: "button", "aria-label": `${name}: ${time}` },

@@ -69,10 +69,10 @@ function looksOf(lane) {
   }
   const mine = (i) => scope().tape === null || lane.tape[i] === scope().tape;
   if (lane.kind === "phase") {
-    const names = Object.keys(PHASES);
+    const names = Object.keys(model.data.phases);
     return {
-      list: names.map((name) => hue(PHASES[name])),
-      number: (i) => Math.max(names.indexOf(lane.item[i]), 0),
+      list: Object.values(model.data.phases),
+      number: (i) => names.indexOf(lane.item[i]),
       vivid: mine,
       label: (i) => lane.item[i],
       ink: theme["on-box"],

@@ -110,6 +110,7 @@ function readTracks(data, rows, text) {
   const bases = basesOf(data);
   for (const run of data.runs) addRun(run, tracks[run.track], rows, bases[run.tape]);
   for (const track of tracks) {
+    track.workers = track.workers.filter((lane) => lane.begin.length); // the others never took part
     track.lanes = [track.steps, track.phases, ...track.workers];
     for (const lane of track.lanes) lane.freeze();
   }
