@@ -70,7 +70,7 @@ class Live(Progress):
     def on_epoch_begin(self, epoch: int) -> None:
         super().on_epoch_begin(epoch)
         self._epoch, self._done = epoch, 0
-        self._drawn, self._drawn_done = time.perf_counter(), 0
+        self._drawn = time.perf_counter()
 
     def on_batch_end(self, done: int, logs: Mapping[str, float]) -> None:
         self._sampler.stop()
@@ -82,8 +82,9 @@ class Live(Progress):
         self._logs |= logs
         if "loss" in logs:
             self._curve.append(float(logs["loss"]))
-        self._rate = self._samples(done - self._drawn_done) / max(now - self._drawn, 1e-9)
-        self._drawn, self._drawn_done = now, done
+        # Of the epoch so far: between two drawings there may be one small batch alone, which says nothing.
+        self._rate = self._samples(done) / max(now - self._start, 1e-9)
+        self._drawn = now
         self._draw()
         self._sampler.start()
 
