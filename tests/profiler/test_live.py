@@ -163,6 +163,14 @@ def test_a_narrow_terminal(terminal, monkeypatch) -> None:
     assert max(len(line) for frame in terminal.frames() for line in frame.splitlines()[:3]) <= 30
 
 
+def test_a_figure_is_not_parted_from_its_name(terminal, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    trained(Live(refresh=1e-9, stream=terminal), validation_data=(X, Y))
+    assert all(
+        re.search(rf"{name} \d", terminal.frames()[-1]) for name in ("loss", "accuracy", "val_loss", "val_accuracy")
+    )
+
+
 @pytest.mark.parametrize("term", ["dumb", "unknown"])
 def test_a_terminal_without_a_cursor_gets_lines(terminal, monkeypatch, term) -> None:
     monkeypatch.setenv("TERM", term)

@@ -149,8 +149,7 @@ class Live(Progress):
             f"{self._done:,}/{self.run.batches:,} batches",
             self._state(),
         )
-        figures = rich.table.Table.grid(padding=(0, 2))
-        figures.add_row(*(rich.text.Text(text) for text in self._figures()))
+        figures = rich.text.Text(_filled(self._figures(), self._width() - 4))
         parts = [head, figures]
         if len(self._curve) > 1:
             parts.append(rich.text.Text(f"loss {_curve(list(self._curve))}", style="cyan"))
@@ -238,6 +237,16 @@ def _close(display: Any, broken: bool) -> None:
 def _name(row: HotRow) -> str:
     where = f" of {row.layer}" if row.layer else ""
     return f"{row.op}{where} ({row.phase})"
+
+
+def _filled(words: list[str], width: int) -> str:
+    """Words side by side, on as many lines as they need; none is broken."""
+    lines = [""]
+    for word in words:
+        if lines[-1] and len(lines[-1]) + 2 + len(word) > width:
+            lines.append("")
+        lines[-1] += ("  " if lines[-1] else "") + word
+    return "\n".join(lines)
 
 
 def _curve(values: list[float]) -> str:
