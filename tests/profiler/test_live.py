@@ -15,7 +15,7 @@ from training.fakes import PlainCrossEntropy, PlainGraph, blobs
 
 import tapeprop as tp
 from tapeprop import LayerGraph, LayerNode
-from tapeprop.callbacks import Callback, Live, Progress
+from tapeprop.callbacks import Callback, Live, Progress, Run
 from tapeprop.layers import Activation, Dense, PythonLayer, Sequential
 from tapeprop.losses import CrossEntropy
 from tapeprop.optimizers import SGD
@@ -163,6 +163,14 @@ def test_a_narrow_terminal(terminal, monkeypatch) -> None:
     assert max(len(line) for frame in terminal.frames() for line in frame.splitlines()[:3]) <= 30
 
 
+def test_a_figure_is_not_parted_from_its_name(terminal, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    trained(Live(refresh=1e-9, stream=terminal), validation_data=(X, Y))
+    assert all(
+        re.search(rf"{name} \d", terminal.frames()[-1]) for name in ("loss", "accuracy", "val_loss", "val_accuracy")
+    )
+
+
 @pytest.mark.parametrize("term", ["dumb", "unknown"])
 def test_a_terminal_without_a_cursor_gets_lines(terminal, monkeypatch, term) -> None:
     monkeypatch.setenv("TERM", term)
@@ -194,6 +202,21 @@ def test_output_to_the_same_terminal_stands_above(terminal, monkeypatch) -> None
     trained(Live(stream=terminal), Say())
     assert sys.stdout is terminal
     assert "said 0\n" in ESCAPES.sub("", terminal.getvalue())
+
+
+def test_the_rate_is_that_of_the_epoch_so_far() -> None:
+    """A last batch that is drawn right behind the one before says nothing of the speed."""
+    shown = Live(refresh=1e-9, stream=io.StringIO())
+    shown.run = Run(network(), 1, 10, 1000, False)
+    shown.on_train_begin()
+    try:
+        shown.on_epoch_begin(0)
+        shown._start -= 1000.0  # seconds ago
+        for done, rate in ((9, 0.9), (10, 1.0)):
+            shown.on_batch_end(done, {"loss": 1.0})
+            assert shown._rate == pytest.approx(rate, rel=0.01)
+    finally:
+        shown.on_train_end()
 
 
 # ---- it always ends, and it changes nothing

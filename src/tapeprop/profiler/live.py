@@ -70,7 +70,7 @@ class Live(Progress):
     def on_epoch_begin(self, epoch: int) -> None:
         super().on_epoch_begin(epoch)
         self._epoch, self._done = epoch, 0
-        self._drawn, self._drawn_done = time.perf_counter(), 0
+        self._drawn = time.perf_counter()
 
     def on_batch_end(self, done: int, logs: Mapping[str, float]) -> None:
         self._sampler.stop()
@@ -82,8 +82,9 @@ class Live(Progress):
         self._logs |= logs
         if "loss" in logs:
             self._curve.append(float(logs["loss"]))
-        self._rate = self._samples(done - self._drawn_done) / max(now - self._drawn, 1e-9)
-        self._drawn, self._drawn_done = now, done
+        # Of the epoch so far: between two drawings there may be one small batch alone, which says nothing.
+        self._rate = self._samples(done) / max(now - self._start, 1e-9)
+        self._drawn = now
         self._draw()
         self._sampler.start()
 
@@ -148,8 +149,7 @@ class Live(Progress):
             f"{self._done:,}/{self.run.batches:,} batches",
             self._state(),
         )
-        figures = rich.table.Table.grid(padding=(0, 2))
-        figures.add_row(*(rich.text.Text(text) for text in self._figures()))
+        figures = rich.text.Text(_filled(self._figures(), self._width() - 4))
         parts = [head, figures]
         if len(self._curve) > 1:
             parts.append(rich.text.Text(f"loss {_curve(list(self._curve))}", style="cyan"))
@@ -237,6 +237,16 @@ def _close(display: Any, broken: bool) -> None:
 def _name(row: HotRow) -> str:
     where = f" of {row.layer}" if row.layer else ""
     return f"{row.op}{where} ({row.phase})"
+
+
+def _filled(words: list[str], width: int) -> str:
+    """Words side by side, on as many lines as they need; none is broken."""
+    lines = [""]
+    for word in words:
+        if lines[-1] and len(lines[-1]) + 2 + len(word) > width:
+            lines.append("")
+        lines[-1] += ("  " if lines[-1] else "") + word
+    return "\n".join(lines)
 
 
 def _curve(values: list[float]) -> str:
