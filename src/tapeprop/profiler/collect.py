@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from tapeprop.compiler.interpret import array_type
 from tapeprop.profiler.memory import memory_of
-from tapeprop.profiler.profile import NodeInfo, Outline, Profile, RowInfo, RunSamples, TapeInfo
+from tapeprop.profiler.profile import NodeInfo, Outline, Profile, Roofs, RowInfo, RunSamples, TapeInfo
 from tapeprop.profiler.roofs import machine_roofs
 from tapeprop.runtime import ledger
 from tapeprop.runtime.executable import Executable
@@ -117,8 +117,15 @@ def profile_of(recorder: Recorder, what: str) -> Profile:
         dropped=dropped,
         counters=_counters(totals, counted),
         outlines=tuple(outlines),
-        roofs=machine_roofs(max(tape.workers for tape in tapes)) if tapes else None,
+        roofs=_roofs(tapes) if tapes else None,
     )
+
+
+def _roofs(tapes: Sequence[TapeInfo]) -> Roofs:
+    from tapeprop.targets.cpu.machine import usable_cpus
+
+    # More workers than CPUs are never all at work at once, so their own measurement would show no more than one reaches.
+    return machine_roofs(min(max(tape.workers for tape in tapes), usable_cpus()))
 
 
 def machine() -> dict[str, Any]:
