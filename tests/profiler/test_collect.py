@@ -458,3 +458,18 @@ def test_two_graphs_have_two_outlines():
         graph.predict(X)
         other.predict(np.ones((2, 3)))
     assert [p.outlines[tape.outline].nodes[0].name for tape in p.tapes] == ["stem", "other"]
+
+
+def test_roofs_are_those_of_the_cpus_where_workers_outnumber_them(monkeypatch):
+    from tapeprop.profiler import collect
+    from tapeprop.profiler.roofs import machine_roofs
+    from tapeprop.targets.cpu import machine
+
+    asked = []
+    monkeypatch.setattr(machine, "usable_cpus", lambda: 1)
+    monkeypatch.setattr(collect, "machine_roofs", lambda workers: asked.append(workers) or machine_roofs(workers))
+    node = tp.LayerNode(Dense(256, 256), name="n")
+    graph = tp.LayerGraph({node: []}, root=node, term=node, seed=0).build((None, 256), workers=3)
+    profile = graph.profile(np.ones((512, 256), "float32"), repeats=1)
+    assert profile.tapes[0].workers > 1
+    assert asked == [1]

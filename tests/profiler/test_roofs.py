@@ -1,4 +1,5 @@
 import math
+import os
 
 import pytest
 
@@ -89,3 +90,13 @@ def test_this_machine():
     assert 0 < least.seconds < 1
     with pytest.raises(ValueError, match="workers: expected"):
         machine_roofs(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_that_is_forked_while_roofs_are_measured_may_measure_its_own():
+    with module._lock:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if module._lock.acquire(timeout=5) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

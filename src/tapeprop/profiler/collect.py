@@ -13,7 +13,7 @@ import numpy as np
 
 from tapeprop.compiler.interpret import array_type
 from tapeprop.profiler.memory import memory_of
-from tapeprop.profiler.profile import NodeInfo, Outline, Profile, RowInfo, RunSamples, TapeInfo
+from tapeprop.profiler.profile import NodeInfo, Outline, Profile, Roofs, RowInfo, RunSamples, TapeInfo
 from tapeprop.profiler.roofs import machine_roofs
 from tapeprop.runtime import ledger
 from tapeprop.runtime.executable import Executable
@@ -95,8 +95,8 @@ def profiling(spans: int = SPANS_KEPT) -> Iterator[Profiling]:
         raise ValueError(f"profiling: expected to keep at least 1 span, got {spans!r}")
     recorder = Recorder(int(spans))
     found = Profiling(recorder)
-    listen(recorder)
     try:
+        listen(recorder)
         yield found
     finally:
         stop_listening(recorder)
@@ -129,8 +129,15 @@ def profile_of(recorder: Recorder, what: str) -> Profile:
         dropped=dropped,
         counters=_counters(totals, counted),
         outlines=tuple(outlines),
-        roofs=machine_roofs(max(tape.workers for tape in tapes)) if tapes else None,
+        roofs=_roofs(tapes) if tapes else None,
     )
+
+
+def _roofs(tapes: Sequence[TapeInfo]) -> Roofs:
+    from tapeprop.targets.cpu.machine import usable_cpus
+
+    # More workers than CPUs are never all at work at once, so their own measurement would show no more than one reaches.
+    return machine_roofs(min(max(tape.workers for tape in tapes), usable_cpus()))
 
 
 def machine() -> dict[str, Any]:
@@ -259,8 +266,10 @@ def _kind(dtype: str, shape: tuple[int, ...]) -> str:
 
 
 def _samples_of(run: RecordedRun, tape: int, zero: int, scale: float) -> RunSamples:
-    times = (run.ticks - zero) * scale
+    def seconds(ticks: Any) -> Any:
+        return np.rint((ticks - zero) * (scale * 1e9)) / 1e9  # whole nanoseconds, as files hold them
+
+    times = seconds(run.ticks)
     times[run.ticks == 0] = np.nan
-    return RunSamples(
-        tape, run.rows, times[..., 0], times[..., 1], (run.start - zero) * scale, (run.stop - zero) * scale, run.thread
-    )
+    start, stop = float(seconds(run.start)), float(seconds(run.stop))
+    return RunSamples(tape, run.rows, times[..., 0], times[..., 1], start, stop, run.thread)

@@ -7,6 +7,7 @@ CACM 2009), with a roof for each cache (Ilic, Pratas and Sousa, "Cache-aware roo
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +37,16 @@ def machine_roofs(workers: int) -> Roofs:
                 return roofs  # next time the team may be free
             _measured[workers] = roofs
         return _measured[workers]
+
+
+def _after_fork() -> None:
+    # Whoever held it in the parent is not there to let go.
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def level_names(levels: int) -> list[str]:

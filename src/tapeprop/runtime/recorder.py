@@ -168,8 +168,8 @@ _first: tuple[int, float] | None = None
 @contextmanager
 def recording_runs(recorder: Recorder) -> Iterator[Recorder]:
     """Lets `recorder` hear of every run inside, of all threads; it has ended afterwards."""
-    listen(recorder)
     try:
+        listen(recorder)
         yield recorder
     finally:
         stop_listening(recorder)
