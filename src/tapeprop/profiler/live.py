@@ -98,9 +98,10 @@ class Live(Progress):
 
     def on_train_end(self) -> None:
         self._sampler.stop()
-        display, self._display = self._display, None
+        display = self._display
         if display is not None:
             self._quietly(display.update, self._picture())
+            self._display = None
             _close(display, self._broken)
         elif hottest := self._sampler.top(self.top):
             for row in hottest:
