@@ -62,6 +62,7 @@ class Live(Progress):
         self._begin = self._drawn = time.perf_counter()
         self._epoch, self._done, self._calls, self._rate = 0, 0, 0, math.nan
         self._logs: dict[str, float] = {}
+        self._validating = False
         self._curve: deque[float] = deque(maxlen=CURVE)
         self._parameters = _parameter_bytes(self.run.graph)
         self._quietly(self._open)
@@ -76,6 +77,7 @@ class Live(Progress):
         self._sampler.stop()
         self._calls += 1
         self._done = done
+        self._validating = self.run.validated and done >= self.run.batches
         now = time.perf_counter()
         if now - self._drawn < self.refresh and done < self.run.batches:
             return
@@ -90,6 +92,7 @@ class Live(Progress):
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float]) -> None:
         self._logs |= logs
+        self._validating = False
         super().on_epoch_end(epoch, logs)
         if self._display is None and (hottest := self._sampler.top(SHOWN_IN_LINES)):
             words = ", ".join(f"{_name(row)} {share_text(row.share)}" for row in hottest)
@@ -182,7 +185,7 @@ class Live(Progress):
 
     def _state(self) -> str:
         passed = time.perf_counter() - self._begin
-        if self._done >= self.run.batches and self.run.validated and self._display is not None:
+        if self._validating:
             return f"{seconds_text(passed)}, validating"
         done = self._epoch + self._done / max(self.run.batches, 1)
         left = passed / done * (self.run.epochs - done) if done > 0 else math.nan
