@@ -10,7 +10,7 @@ from profiler.profiles import NASTY, ROOFS, profile, row, small, tape
 import tapeprop as tp
 from tapeprop.layers import Dense
 from tapeprop.profiler.tables import BY, SORTS, figures, row_seconds, table
-from tapeprop.profiler.text import Table, count_text, seconds_text, share_text, size_text, write_text
+from tapeprop.profiler.text import Table, count_text, seconds_text, share_text, size_text
 
 
 def test_by_instruction():
@@ -215,21 +215,3 @@ def test_sizes_counts_and_shares():
         "4,200 G",
     ]
     assert [share_text(x) for x in (0.5, 1.25, math.nan, math.inf)] == ["50.0%", "125.0%", "-", "-"]
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "a.txt"
-    assert write_text(path, ["one ", "two"]) == path
-    assert path.read_text() == "one two"
-
-    def parts():
-        yield "half"
-        raise RuntimeError("no more")
-
-    with pytest.raises(RuntimeError):
-        write_text(path, parts())
-    assert path.read_text() == "one two"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
-    for bad in (tmp_path / "none" / "a.txt", tmp_path):
-        with pytest.raises(OSError, match=str(bad)):
-            write_text(bad, ["x"])

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import reprlib
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn
@@ -22,6 +21,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 
 from tapeprop.errors import DTypeError, GraphError, WeightFileError
+from tapeprop.runtime.writing import whole_file
 
 __all__ = ["read", "write"]
 
@@ -210,25 +210,12 @@ def write(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | 
     text += b" " * (-len(text) % 8)
     if len(text) > LONGEST_HEADER:
         raise GraphError(f"{os.fspath(path)}: expected a header of at most {LONGEST_HEADER:,} bytes, got {len(text):,}")
-    # a link is followed, so that what it points to is replaced and not the link
-    target = os.path.realpath(path)
-    temporary = os.path.join(os.path.dirname(target), f".tapeprop-{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(len(text).to_bytes(8, "little"))
-            file.write(text)
-            for key in order:
-                if arrays[key].size:
-                    file.write(stored(arrays[key]))
-            file.flush()
-            os.fsync(file.fileno())  # or a crash could leave the new name with no contents
-        os.replace(temporary, target)
-    except BaseException as error:
-        if isinstance(error, OSError) and error.filename == temporary:
-            error.filename, error.filename2 = os.fspath(path), None  # the name that the caller knows
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
+    with whole_file(path, binary=True, durable=True) as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for key in order:
+            if arrays[key].size:
+                file.write(stored(arrays[key]))
 
 
 def stored(array: np.ndarray) -> memoryview:

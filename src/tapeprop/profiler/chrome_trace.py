@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from tapeprop.profiler.profile import Profile, RowInfo, RunSamples, TapeInfo
-from tapeprop.profiler.text import write_text
 from tapeprop.profiler.tracks import (
     Spans,
     groups,
@@ -31,6 +30,7 @@ from tapeprop.profiler.tracks import (
     whole_rows,
     worker_spans,
 )
+from tapeprop.runtime.writing import write_text
 
 __all__ = ["CATEGORIES", "write"]
 

@@ -28,7 +28,8 @@ import numpy as np
 from tapeprop.profiler.alignment import Side, pair_rows, pair_tapes
 from tapeprop.profiler.profile import Profile
 from tapeprop.profiler.tables import BY
-from tapeprop.profiler.text import Table, seconds_text, size_text, write_text
+from tapeprop.profiler.text import Table, seconds_text, size_text
+from tapeprop.runtime.writing import write_text
 
 __all__ = ["Change", "Comparison", "Count", "compare"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tapeprop.profiler.profile import Block, Memory, NodeInfo, Outline, Profile, Roofs, RowInfo, RunSamples, TapeInfo
-from tapeprop.profiler.text import write_text
+from tapeprop.runtime.writing import write_text
 
 FORMAT, VERSION = "tapeprop profile", 1
 _PLAIN = ("what", "created", "machine", "seconds", "compile_seconds", "lowering_seconds", "dropped", "counters")

@@ -17,8 +17,9 @@ from pathlib import Path
 from tapeprop.profiler.colours import phase_colour
 from tapeprop.profiler.profile import Profile
 from tapeprop.profiler.tables import row_seconds
-from tapeprop.profiler.text import seconds_text, share_text, write_text
+from tapeprop.profiler.text import seconds_text, share_text
 from tapeprop.profiler.tracks import node_name
+from tapeprop.runtime.writing import write_text
 
 __all__ = ["folded", "stacks", "write"]
 

@@ -18,7 +18,7 @@ from tapeprop.profiler.profile import Profile
 from tapeprop.profiler.roofs import level_names, most_measured
 from tapeprop.profiler.tables import figures
 from tapeprop.profiler.text import one_line, seconds_text, share_text
-from tapeprop.profiler.writing import whole_file
+from tapeprop.runtime.writing import whole_file
 
 if TYPE_CHECKING:
     from tapeprop.profiler.tables import Figures

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tapeprop.profiler.profile import Profile, RowInfo
-from tapeprop.profiler.text import write_text
 from tapeprop.profiler.tracks import (
     Spans,
     groups,
@@ -24,6 +23,7 @@ from tapeprop.profiler.tracks import (
     with_waits,
     worker_spans,
 )
+from tapeprop.runtime.writing import write_text
 
 __all__ = ["SCHEMA", "write"]
 

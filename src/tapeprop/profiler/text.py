@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import html
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
-from tapeprop.profiler.writing import whole_file
-
-__all__ = ["Table", "count_text", "one_line", "seconds_text", "share_text", "size_text", "write_text"]
+__all__ = ["Table", "count_text", "one_line", "seconds_text", "share_text", "size_text"]
 
 
 def seconds_text(seconds: float) -> str:
@@ -108,10 +104,3 @@ class Table:
     def _cut(self, cell: str) -> str:
         line = one_line(cell)
         return line if len(line) <= self.width else line[: self.width - 3] + "..."
-
-
-def write_text(path: str | os.PathLike[str], parts: Iterable[str]) -> Path:
-    """Writes parts one after another to a file, whole or not at all; its path. OSError, which names the path, where that fails."""
-    with whole_file(path) as file:
-        file.writelines(parts)
-    return Path(path)

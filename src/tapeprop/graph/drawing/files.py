@@ -10,6 +10,7 @@ from tapeprop.errors import GraphError
 from tapeprop.graph.drawing.picture import Picture
 from tapeprop.graph.drawing.svg import svg
 from tapeprop.graph.drawing.text import dot, mermaid
+from tapeprop.runtime.writing import write_text
 
 
 def _fenced(picture: Picture) -> str:
@@ -39,5 +40,5 @@ def written(picture: Picture, path: str | os.PathLike[str] | None) -> str:
     if path is None:
         return mermaid(picture)
     drawing = LANGUAGES[check_ending(path)](picture)
-    Path(path).write_text(drawing, encoding="utf-8")
+    write_text(path, [drawing])
     return drawing

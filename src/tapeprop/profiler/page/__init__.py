@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tapeprop.profiler.page.content import content
 from tapeprop.profiler.profile import Profile
-from tapeprop.profiler.text import write_text
+from tapeprop.runtime.writing import write_text
 
 __all__ = ["page", "write"]
 

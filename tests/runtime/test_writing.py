@@ -3,7 +3,7 @@ import stat
 
 import pytest
 
-from tapeprop.profiler.writing import whole_file
+from tapeprop.runtime.writing import whole_file, write_text
 
 
 def test_text_and_bytes(tmp_path):
@@ -64,3 +64,32 @@ def test_no_device_becomes_a_file():
     with whole_file(os.devnull) as file:
         file.write("gone")
     assert not os.path.isfile(os.devnull)
+
+
+def test_text_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.txt"
+    assert write_text(path, ["one ", "two"]) == path
+    assert path.read_text() == "one two"
+
+    def parts():
+        yield "half"
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError):
+        write_text(path, parts())
+    assert path.read_text() == "one two"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    for bad in (tmp_path / "none" / "a.txt", tmp_path):
+        with pytest.raises(OSError, match=str(bad)):
+            write_text(bad, ["x"])
+
+
+def test_what_is_to_last_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path, synced = tmp_path / "a", []
+    monkeypatch.setattr("os.fsync", lambda number: synced.append(path.exists()))
+    with whole_file(path, binary=True, durable=True) as file:
+        file.write(b"x")
+    assert synced == [False]
+    with whole_file(path, binary=True) as file:
+        file.write(b"y")
+    assert (synced, path.read_bytes()) == ([False], b"y")
