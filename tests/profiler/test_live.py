@@ -130,7 +130,7 @@ def test_a_display_on_a_terminal(terminal) -> None:
         assert text in last, text
     assert re.search(r"values [\d.]+ (B|KiB), parameters 268 B, process [\d.]+ (MiB|GiB)", last)
     assert re.search(r"seen in [\d,]+ of \d+ native calls", last)
-    assert re.search(r"dense +head +(forward|backward) +[\d.]+ (ns|us|ms) +\d+\.\d%", last)
+    assert re.search(r"(head|body\.\d) +(forward|backward|loss) +[\d.]+ (ns|us|ms) +\d+\.\d%", last)
     assert any(bar in last for bar in live.BARS)
     assert any("validating" in frame for frame in frames)
     assert "validating" not in last

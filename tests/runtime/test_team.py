@@ -185,6 +185,7 @@ def test_the_interpreter_ends_by_an_interrupt():
         RING
         + """
     import os, signal
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let what they start in the background ignore it
     ring()
     try:
         os.kill(os.getpid(), signal.SIGINT)
