@@ -62,7 +62,7 @@ def _steps_of(profile: Profile) -> list[_Steps]:
     for run in profile.runs:
         if not run.steps or not len(run.rows):
             continue
-        part = _Steps(run.tape, run.rows, _row_seconds(run), _walls(run))
+        part = _Steps(run.tape, run.rows, _row_seconds(run), run.walls)
         before = begun.get(run.tape)
         whole = len(run.rows) >= len(profile.tapes[run.tape].rows) or run.steps > 1
         if not whole and before is not None and before.rows[-1] < run.rows[0]:
@@ -76,12 +76,6 @@ def _steps_of(profile: Profile) -> list[_Steps]:
         else:
             begun[run.tape] = part
     return found
-
-
-def _walls(run: RunSamples) -> np.ndarray:
-    """float64 (steps,): from begin to begin, the first from the call on, the last to its end."""
-    begins = np.fmin.reduce(run.begin.reshape(run.steps, -1), axis=1)
-    return np.diff([run.start, *begins[1:], run.stop])
 
 
 def pair_tapes(a: Sequence[TapeInfo], b: Sequence[TapeInfo]) -> tuple[list[str], list[str]]:

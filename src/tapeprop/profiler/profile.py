@@ -145,6 +145,14 @@ class RunSamples:
         return len(self.begin)
 
     @property
+    def walls(self) -> np.ndarray:
+        """float64 (steps,): how long each step took, from begin to begin; the first from the call on, the last to its end."""
+        if not self.steps:
+            return np.zeros(0)
+        begins = np.fmin.reduce(self.begin.reshape(self.steps, -1), axis=1)
+        return np.diff([self.start, *begins[1:], self.stop])
+
+    @property
     def seconds(self) -> np.ndarray:
         """float64 (steps, slots): how long each row took; of several workers the slowest counts."""
         if not self.begin.shape[1]:
@@ -223,8 +231,7 @@ class Profile:
         whole = [run for run in self.runs if run.begin.size and len(run.rows) >= len(tape.rows)]
         if not whole:  # row by row, or their spans were dropped
             return tape.wall / tape.steps
-        spans = [np.nanmax(run.end, axis=(1, 2)) - np.nanmin(run.begin, axis=(1, 2)) for run in whole]
-        return float(np.median(np.concatenate(spans)))
+        return float(np.median(np.concatenate([run.walls for run in whole])))
 
     def figures(self, by: str = "instruction", sort: str = "time") -> list[Figures]:
         """Time, work and waits of each "instruction", "op", "node", "layer" or "phase"; see `tapeprop.profiler.tables.figures`."""
