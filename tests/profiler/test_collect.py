@@ -9,7 +9,7 @@ import pytest
 
 import tapeprop as tp
 from tapeprop import ops
-from tapeprop.errors import NotBuiltError
+from tapeprop.errors import NotBuiltError, StateError
 from tapeprop.layers import (
     Activation,
     BatchNorm2D,
@@ -25,6 +25,7 @@ from tapeprop.layers import (
 )  # fmt: skip
 from tapeprop.losses import MSE, CrossEntropy
 from tapeprop.optimizers import SGD, Adam
+from tapeprop.runtime.recorder import listeners
 
 RANDOM = np.random.default_rng(0)
 X, Y = RANDOM.standard_normal((16, 3, 8, 8)), RANDOM.integers(0, 10, 16)
@@ -348,6 +349,22 @@ def test_tapes_of_one_name_are_told_apart():
         for size in (3, 5):
             graph.predict(X[:size])
     assert not any("inputs of" in note for note in p.compare(other).notes), "those with equal inputs belong together"
+
+
+def test_a_block_has_to_be_written_and_is_one_block():
+    p = tp.profiling()
+    assert repr(p) == "<profiling that has not begun>"
+    with pytest.raises(StateError, match="with tapeprop"):
+        p.table()
+    with pytest.raises(StateError, match="with tapeprop"):
+        str(p)
+    with p:
+        network().predict(X)
+    for _ in range(2):  # before its figures are asked for and after
+        with pytest.raises(StateError, match="make another"):
+            p.__enter__()
+        assert p.tapes[0].steps == 1
+    assert listeners() == ()
 
 
 def test_nothing_ran():

@@ -83,8 +83,8 @@ def pair_tapes(a: Sequence[TapeInfo], b: Sequence[TapeInfo]) -> tuple[list[str],
     if len(a) == len(b) == 1 and a[0].name == b[0].name:
         return [""], [""]
     # Not by the numbers that tell tapes of one name apart: they go by which ran first.
-    names = _paired(*([(t.name.partition(" #")[0], t.sizes) for t in side] for side in (a, b)))
-    return tuple([" ".join(filter(None, name)) for name in side] for side in names)  # type: ignore[return-value]
+    before, after = _paired(*([(t.name.partition(" #")[0], t.sizes) for t in side] for side in (a, b)))
+    return [" ".join(filter(None, name)) for name in before], [" ".join(filter(None, name)) for name in after]
 
 
 def pair_rows(a: Side, b: Side) -> tuple[list[list[tuple[str, ...]]], list[list[tuple[str, ...]]]]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 
 from tapeprop.compiler.interpret import array_type
+from tapeprop.errors import StateError
 from tapeprop.profiler.memory import memory_of
 from tapeprop.profiler.profile import NodeInfo, Outline, Profile, Roofs, RowInfo, RunSamples, TapeInfo
 from tapeprop.profiler.roofs import machine_roofs
@@ -49,18 +50,33 @@ def profile_trial(opened: AbstractContextManager[Trial], repeats: int = 20) -> P
 
 
 class Profiling:
-    """What `profiling()` gives: inside the block nothing yet, behind it the profile under `profile`, whose methods it has."""
+    """What `profiling()` gives, a context manager: from the beginning of its block on it has the methods of a `Profile`."""
 
-    def __init__(self, recorder: Recorder):
-        self._recorder: Recorder | None = recorder
+    def __init__(self, spans: int):
+        self._spans = spans
+        self._recorder: Recorder | None = None
         self._profile: Profile | None = None
+
+    def __enter__(self) -> Profiling:
+        if self._recorder is not None or self._profile is not None:
+            raise StateError("profiling: this one has begun already; make another by tapeprop.profiling()")
+        self._recorder = Recorder(self._spans)
+        listen(self._recorder)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._recorder is not None:
+            stop_listening(self._recorder)
 
     @property
     def profile(self) -> Profile:
-        """Of what has run until now, or until the end of the block."""
+        """Of what has run until now, or until the end of the block. StateError before its beginning."""
         if self._profile is not None:
             return self._profile
-        assert self._recorder is not None
+        if self._recorder is None:
+            raise StateError(
+                "profiling: nothing is recorded yet; write `with tapeprop.profiling() as p:` around what runs"
+            )
         found, over = profile_of(self._recorder, "profiling"), self._recorder.ended is not None
         if over:
             self._profile, self._recorder = found, None  # which holds the memory of all that ran
@@ -75,14 +91,14 @@ class Profiling:
         return str(self.profile)
 
     def __repr__(self) -> str:
-        return repr(self.profile)
+        begun = self._recorder is not None or self._profile is not None
+        return repr(self.profile) if begun else "<profiling that has not begun>"
 
     def _repr_html_(self) -> str:
         return self.profile._repr_html_()
 
 
-@contextmanager
-def profiling(spans: int = SPANS_KEPT) -> Iterator[Profiling]:
+def profiling(spans: int = SPANS_KEPT) -> Profiling:
     """Profiles all that runs inside, by any graph and any thread: fit, forward and backward, predict.
 
         with tp.profiling() as p:
@@ -90,16 +106,11 @@ def profiling(spans: int = SPANS_KEPT) -> Iterator[Profiling]:
         print(p.table())
 
     spans: how many (an instruction on a worker each time it runs) are kept, of the last runs; the totals hold all. 16 bytes each.
+    ValueError for fewer than one.
     """
     if isinstance(spans, bool) or not isinstance(spans, int | np.integer) or spans < 1:
         raise ValueError(f"profiling: expected to keep at least 1 span, got {spans!r}")
-    recorder = Recorder(int(spans))
-    found = Profiling(recorder)
-    try:
-        listen(recorder)
-        yield found
-    finally:
-        stop_listening(recorder)
+    return Profiling(int(spans))
 
 
 def profile_of(recorder: Recorder, what: str) -> Profile:

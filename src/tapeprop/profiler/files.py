@@ -92,7 +92,11 @@ def _tape_to_plain(tape: TapeInfo) -> dict[str, Any]:
 
 
 def _tape_from_plain(found: dict[str, Any]) -> TapeInfo:
-    rows = [RowInfo(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in found["rows"]]  # type: ignore[arg-type]
+    plain: list[dict[str, Any]] = [
+        {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+        for row in found["rows"]
+    ]
+    rows = [RowInfo(**row) for row in plain]
     memory = dict(found["memory"])
     memory["live"], memory["blocks"] = tuple(memory["live"]), tuple(Block(**block) for block in memory["blocks"])
     shape = len(rows), int(found["workers"])

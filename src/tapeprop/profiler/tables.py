@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -98,7 +98,7 @@ def figures(profile: Profile, by: str = "instruction", sort: str = "time") -> li
     total = float(sum(s.sum() for s in seconds)) or 1.0
     steps = profile.tapes[0].steps if profile.per_step else 1
     found = [_figures(profile, key, rows, seconds, total, steps) for key, rows in groups.items()]
-    orders: dict[str, Callable[[Figures], object]] = {
+    orders: dict[str, Callable[[Figures], Any]] = {
         "time": lambda f: -f.seconds,
         "row": lambda f: f.rows[0],
         "calls": lambda f: -f.calls,
@@ -107,7 +107,7 @@ def figures(profile: Profile, by: str = "instruction", sort: str = "time") -> li
         "wait": lambda f: -f.wait,
         "name": lambda f: f.key,
     }
-    return sorted(found, key=orders[sort])  # type: ignore[arg-type]
+    return sorted(found, key=orders[sort])
 
 
 def _key(profile: Profile, tape: int, row: RowInfo, by: str) -> str:

@@ -414,8 +414,9 @@ class Network:
         title, batch, found = self._training_tape(shapes)
         options = self.options
         setting = Setting(options.dtype, batch, self.workers, options.workers, options.debug_nan)
-        tell = diagnose_program if isinstance(found, Program) else diagnose_tape
-        return tell(found, title, setting)  # type: ignore[arg-type]
+        if isinstance(found, Program):
+            return diagnose_program(found, title, setting)
+        return diagnose_tape(found, title, setting)
 
     def _training_tape(self, shapes: Sequence[Shape] | None) -> tuple[str, int | None, Program | Tape]:
         """(title, batch where it is known, the tape; its program where sizes are open)."""
