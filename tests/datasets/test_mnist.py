@@ -82,7 +82,14 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path, damage: str, zipped: 
         read_idx(path)
 
 
-@pytest.mark.parametrize("content", [gzip.compress(WHOLE)[:-12], gzip.compress(WHOLE)[:5], gzip.compress(WHOLE) + b"x"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(gzip.compress(WHOLE)[:-12], id="tail cut off"),
+        pytest.param(gzip.compress(WHOLE)[:5], id="header cut off"),
+        pytest.param(gzip.compress(WHOLE) + b"x", id="bytes left over"),
+    ],
+)
 def test_damaged_gzip_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file.gz").write_bytes(content)
     with pytest.raises(ValueError, match=r"file\.gz: expected a whole gzip file"):
