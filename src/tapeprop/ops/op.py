@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from tapeprop.errors import DTypeError, GraphError, ShapeError
+from tapeprop.errors import DeviceError, DTypeError, GraphError, ShapeError
 from tapeprop.ir import Constant, Instruction, Parameter, Shape, Tensor, current
 from tapeprop.ir.kernels import Kernel
 from tapeprop.ops.scalar import Scalar
@@ -81,6 +81,51 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Tile:
+    """How a block of threads of a GPU computes a stretch of a matrix product.
+
+    A block makes (m, n) elements of the result, k terms at a time; each of its (m / thread_m) * (n / thread_n) threads keeps
+    (thread_m, thread_n) of them in registers.
+    """
+
+    m: int
+    n: int
+    k: int
+    thread_m: int
+    thread_n: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.m // self.thread_m * (self.n // self.thread_n)
+
+
+@dataclass(frozen=True)
+class Device:
+    """What launches on a GPU are cut to. The bits of a result may depend on it, and on nothing else but shapes.
+
+    block: threads of a block where the kernel does not ask for another number; a power of two, and whole warps on a real device.
+    blocks: the most blocks of a launch whose threads stride over the work. tiles: of matrix products, the largest first.
+    """
+
+    block: int = 256
+    blocks: int = 1024
+    tiles: tuple[Tile, ...] = (Tile(128, 128, 8, 8, 8), Tile(64, 64, 16, 4, 4), Tile(32, 32, 16, 2, 2))
+
+    def spread(self, count: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """(grid, block) for threads that stride over `count` elements: for (i = cuda.grid(1); i < count; i += cuda.gridsize(1))."""
+        return (max(1, min(-(-count // self.block), self.blocks)), 1, 1), (self.block, 1, 1)
+
+    def rows(self, count: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """(grid, block) for blocks that stride over `count` rows: for (row = blockIdx.x; row < count; row += gridDim.x)."""
+        return (max(1, min(count, 16 * self.blocks)), 1, 1), (self.block, 1, 1)
+
+
+#: For Numba's simulator, where a thread takes milliseconds to start: the smallest that still has several threads, blocks and tiles.
+SIMULATED_DEVICE = Device(4, 2, (Tile(8, 8, 4, 4, 4), Tile(4, 4, 4, 2, 2)))
+
+
+@dataclass(frozen=True)
 class Ref:
     """A field of a row that becomes an address: that of an operand, of a result, or of the workers' scratch.
 
@@ -102,7 +147,7 @@ class Launch:
     Ref where an address belongs.
     partition: how the work is cut. None: one worker reads what another wrote, or wrote what another will read; equal keys on
     two rows: each worker touches only its own part of what both rows share, so no barrier is needed between them.
-    scratch: (elements per worker, dtype), or None. label, flops, traffic: what this row does, where an instruction takes several;
+    scratch: (elements per worker, dtype), or None; on a GPU all threads share it. grid, block: of a launch on a GPU. label, flops, traffic: what this row does, where an instruction takes several;
     None: as the op says of the call.
     """
 
@@ -113,6 +158,8 @@ class Launch:
     label: str | None = None
     flops: int | None = None
     traffic: int | None = None
+    grid: tuple[int, int, int] = (1, 1, 1)
+    block: tuple[int, int, int] = (1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -142,6 +189,8 @@ class Op:
     alias: ClassVar[bool] = False
     #: Whether Python computes it, by `reference`, between two stretches of native rows; such an op has no kernel.
     in_python: ClassVar[bool] = False
+    #: Whether it exists for the vectors of a CPU alone: a layout, which no other target's programs use.
+    cpu_only: ClassVar[bool] = False
     #: The ONNX operators that this op covers.
     onnx: ClassVar[tuple[str, ...]] = ()
 
@@ -166,6 +215,16 @@ class Op:
     def cpu_rows(self, call: Call) -> Sequence[Launch]:
         """The rows that compute this call on a CPU, one after another; most ops take one."""
         return [self.cpu(call)]
+
+    def cuda(self, call: Call, device: Device) -> Launch:
+        """The launch that computes this call on a GPU."""
+        raise DeviceError(
+            f"{self.name}: has no CUDA kernel; give the op a method cuda(call, device), or build the graph with device='cpu'"
+        )
+
+    def cuda_rows(self, call: Call, device: Device) -> Sequence[Launch]:
+        """The launches that compute this call on a GPU, one after another; most ops take one."""
+        return [self.cuda(call, device)]
 
     def why_in_python(self, call: Instruction) -> str:
         """What Python has to do there, for an op that it computes: see `diagnose()`."""
@@ -365,3 +424,32 @@ def operand(index: int, call: Call) -> tuple[Ref, tuple[int, ...]]:
 def result(index: int, call: Call) -> tuple[Ref, tuple[int, ...]]:
     """The `arrays` entry of a result in its own shape."""
     return Ref("result", index), call.results[index].shape
+
+
+def cuda_launch(
+    builder: str,
+    arrays: Sequence[tuple[Ref, tuple[int, ...]]],
+    integers: Sequence[int] = (),
+    *,
+    grid: tuple[int, int, int],
+    block: tuple[int, int, int],
+    scratch: tuple[int, str] | None = None,
+    label: str | None = None,
+    flops: int | None = None,
+    traffic: int | None = None,
+    **parameters: Any,
+) -> Launch:
+    """The launch of a `CudaKernel` (`targets.cuda.kernel`): each array as its address and sizes, then the integers.
+
+    arrays: (ref, shape as the kernel's body sees it; () for a single element). scratch: (elements, dtype) of the memory that
+    Ref("scratch") names; what an earlier launch of the same call left there is found by the next. builder: "module:function";
+    parameters: its keyword arguments, literals only.
+    """
+    fields: list[int | Ref] = []
+    for ref, shape in arrays:
+        fields += [ref, *map(int, shape)]
+    fields += [int(n) for n in integers]
+    kernel = Kernel.of(builder, **parameters)
+    return Launch(
+        kernel, tuple(fields), None, scratch, label=label, flops=flops, traffic=traffic, grid=grid, block=block
+    )

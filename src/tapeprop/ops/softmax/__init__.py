@@ -17,11 +17,13 @@ from tapeprop.ir.dims import same, text
 from tapeprop.ops import elementwise
 from tapeprop.ops.op import (
     Call,
+    Device,
     Launch,
     Op,
     Ref,
     Sample,
     as_tensor,
+    cuda_launch,
     launch,
     record,
     register,
@@ -49,6 +51,18 @@ def _launch(builder: str, call: Call, **parameters: Any) -> Launch:
     arrays.append((Ref("scratch"), (1, 3 * BLOCK)))
     scratch = (3 * BLOCK, "float64")
     return launch(f"{HERE}:{builder}_columns", call, arrays, sizes, dtype=dtype, scratch=scratch, **parameters)
+
+
+def _cuda_launch(builder: str, call: Call, device: Device, **parameters: Any) -> Launch:
+    """As `_launch`; a block takes rows, or threads take columns."""
+    shape, axis = call.results[0].shape, call["axis"]
+    sizes = _product(shape[:axis]), shape[axis], _product(shape[axis + 1 :])
+    arrays: list[tuple[Ref, tuple[int, ...]]] = [(Ref("operand", i), (a.size,)) for i, a in enumerate(call.operands)]
+    arrays.append((Ref("result", 0), (call.results[0].size,)))
+    rows = sizes[2] == 1
+    grid, block = device.rows(sizes[0]) if rows else device.spread(sizes[0] * sizes[2])
+    builder = f"tapeprop.ops.softmax.cuda:{builder}_{'rows' if rows else 'columns'}"
+    return cuda_launch(builder, arrays, sizes, grid=grid, block=block, dtype=call.results[0].dtype, **parameters)
 
 
 def _product(sizes: tuple[int, ...]) -> int:
@@ -110,6 +124,9 @@ class Softmax(Op):
     def cpu(self, call: Call) -> Launch:
         return _launch("softmax", call, logarithm=False)
 
+    def cuda(self, call: Call, device: Device) -> Launch:
+        return _cuda_launch("softmax", call, device, logarithm=False)
+
     def flops(self, call: Call) -> int:
         return 5 * call.results[0].size
 
@@ -138,6 +155,9 @@ class LogSoftmax(Op):
 
     def cpu(self, call: Call) -> Launch:
         return _launch("softmax", call, logarithm=True)
+
+    def cuda(self, call: Call, device: Device) -> Launch:
+        return _cuda_launch("softmax", call, device, logarithm=True)
 
     def flops(self, call: Call) -> int:
         return 5 * call.results[0].size
@@ -173,6 +193,9 @@ class SoftmaxGrad(Op):
 
     def cpu(self, call: Call) -> Launch:
         return _launch("softmax_grad", call, logarithm=False)
+
+    def cuda(self, call: Call, device: Device) -> Launch:
+        return _cuda_launch("softmax_grad", call, device, logarithm=False)
 
     def flops(self, call: Call) -> int:
         return 4 * call.results[0].size
@@ -215,6 +238,9 @@ class LogSoftmaxGrad(Op):
 
     def cpu(self, call: Call) -> Launch:
         return _launch("softmax_grad", call, logarithm=True)
+
+    def cuda(self, call: Call, device: Device) -> Launch:
+        return _cuda_launch("softmax_grad", call, device, logarithm=True)
 
     def flops(self, call: Call) -> int:
         return 4 * call.results[0].size

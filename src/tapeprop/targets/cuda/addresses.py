@@ -1,0 +1,68 @@
+"""Arrays from addresses, inside kernels: `float32_at(address, shape)` and its likes, C-contiguous and writable."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from tapeprop.targets.cuda.library import SIMULATED, numba_cuda
+
+DTYPES = ("float32", "float64", "int64", "int32", "uint8")
+
+
+@cache
+def functions() -> dict[str, Callable]:
+    """{"float32_at": ...}: as intrinsics of numba.cuda, or in the simulator as views of host memory."""
+    make = _view_maker if SIMULATED else _intrinsic
+    return {f"{dtype}_at": make(dtype) for dtype in DTYPES}
+
+
+def _view_maker(dtype: str) -> Callable:
+    kind = np.dtype(dtype)
+
+    def array_at(address: int, shape: tuple[int, ...]) -> Any:
+        from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray, FakeWithinKernelCUDAArray
+
+        shape = tuple(int(size) for size in shape)
+        count = int(np.prod(shape, dtype=np.int64))
+        memory: Any = (ctypes.c_uint8 * (count * kind.itemsize)).from_address(int(address))
+        array = np.frombuffer(memory, kind).reshape(shape) if count else np.zeros(shape, kind)
+        return FakeWithinKernelCUDAArray(FakeCUDAArray(array))  # as arguments of simulated kernels are
+
+    return array_at
+
+
+def _intrinsic(dtype: str) -> Callable:
+    numba_cuda()
+    from numba.cuda import cgutils, types
+    from numba.cuda.extending import intrinsic
+    from numba.cuda.np.arrayobj import make_array, populate_array
+
+    element = getattr(types, dtype)
+
+    @intrinsic
+    def array_at(typing_context, address, shape):
+        kind = types.Array(element, len(shape), "C")
+
+        def generate(context, builder, signature, arguments):
+            where, sizes = arguments
+            storage = context.get_data_type(element)
+            item = context.get_constant(types.intp, context.get_abi_sizeof(storage))
+            sizes = cgutils.unpack_tuple(builder, sizes)
+            strides: list[Any] = []
+            step = item
+            for size in reversed(sizes):
+                strides.insert(0, step)
+                step = builder.mul(step, size)
+            array = make_array(kind)(context, builder)
+            data = builder.inttoptr(where, storage.as_pointer())
+            populate_array(array, data=data, shape=sizes, strides=strides, itemsize=item, meminfo=None)
+            return array._getvalue()
+
+        return kind(address, shape), generate
+
+    return array_at

@@ -1,0 +1,138 @@
+"""The functions of `language` on a GPU: libdevice, and reductions by warp shuffles."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tapeprop.targets.cuda.library import numba_cuda
+
+cuda: Any = numba_cuda()
+device: Any = cuda.jit(device=True)
+
+ALL = 0xFFFFFFFF  # every lane of a warp takes part
+
+
+@device
+def exp(x):
+    """e^x."""
+    return math.exp(x)
+
+
+@device
+def expm1(x):
+    """e^x - 1, accurate near 0."""
+    return math.expm1(x)
+
+
+@device
+def log(x):
+    """The natural logarithm."""
+    return math.log(x)
+
+
+@device
+def log1p(x):
+    """log(1 + x), accurate near 0."""
+    return math.log1p(x)
+
+
+@device
+def tanh(x):
+    """The hyperbolic tangent."""
+    return math.tanh(x)
+
+
+@device
+def erf(x):
+    """The error function."""
+    return math.erf(x)
+
+
+@device
+def sin(x):
+    """The sine."""
+    return math.sin(x)
+
+
+@device
+def cos(x):
+    """The cosine."""
+    return math.cos(x)
+
+
+@device
+def sqrt(x):
+    """The square root; NaN below -0."""
+    return math.sqrt(x)
+
+
+@device
+def floor(x):
+    """The largest integer <= x, as a float."""
+    return type(x)(math.floor(x))
+
+
+@device
+def power(x, y):
+    """x^y with C's special values."""
+    return math.pow(x, y)
+
+
+@device
+def isnan(x):
+    """Whether x is NaN."""
+    return x != x
+
+
+@device
+def fma(a, b, c):
+    """a * b + c, rounded once."""
+    return cuda.fma(a, b, c)
+
+
+@device
+def sigmoid(x):
+    """1 / (1 + e^-x), its negative tail kept down to denormals."""
+    one = type(x)(1)
+    small = math.exp(-abs(x))
+    if x >= 0:
+        return one / (one + small)
+    return small / (one + small)
+
+
+@device
+def block_sum(value, shared):
+    """The sum over a block of whole warps, which every thread gets: a tree in each warp, then the warps in order."""
+    offset = 16
+    while offset > 0:
+        value += cuda.shfl_xor_sync(ALL, value, offset)
+        offset >>= 1
+    if cuda.laneid == 0:
+        shared[cuda.threadIdx.x >> 5] = value
+    cuda.syncthreads()
+    total = shared[0]
+    for warp in range(1, cuda.blockDim.x >> 5):
+        total += shared[warp]
+    cuda.syncthreads()  # the next call may write
+    return total
+
+
+@device
+def block_max(value, shared):
+    """The largest of a block of whole warps, NaN where one is NaN; every thread gets it."""
+    offset = 16
+    while offset > 0:
+        other = cuda.shfl_xor_sync(ALL, value, offset)
+        if not (value >= other or value != value):
+            value = other
+        offset >>= 1
+    if cuda.laneid == 0:
+        shared[cuda.threadIdx.x >> 5] = value
+    cuda.syncthreads()
+    top = shared[0]
+    for warp in range(1, cuda.blockDim.x >> 5):
+        if not (top >= shared[warp] or top != top):
+            top = shared[warp]
+    cuda.syncthreads()
+    return top

@@ -1,0 +1,111 @@
+"""Machine code of CUDA kernels, made and inspected without a GPU or a driver.
+
+numba.cuda makes LTO IR of a kernel, NVIDIA's linker a cubin of that. The same road serves a machine with a GPU, the cache on
+disk and the compile gate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from tapeprop.errors import CompileError, DeviceError
+from tapeprop.ir.kernels import Kernel
+from tapeprop.targets.cuda.kernel import shim
+from tapeprop.targets.cuda.library import numba_cuda
+
+__all__ = ["Capability", "Cubin", "Usage", "compile_to_cubin"]
+
+#: Compute capability, as (9, 0) or (9, 0, "a").
+Capability = tuple
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a kernel takes of a GPU. registers: per thread; stack, spills: bytes per thread; shared: bytes per block."""
+
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+
+
+@dataclass(frozen=True)
+class Cubin:
+    """A kernel's machine code for one compute capability; symbol: its entry. usage: None where it was not asked for."""
+
+    symbol: str
+    code: bytes
+    usage: Usage | None = None
+
+
+def compile_to_cubin(kernel: Kernel, capability: Capability, *, report: bool = False) -> Cubin:
+    """The machine code of a kernel for a compute capability.
+
+    CompileError, naming the kernel, where numba.cuda, NVVM or the linker refuse it.
+    """
+    cuda = numba_cuda()
+    function = shim(kernel)
+    from numba.core.errors import NumbaError
+    from numba.cuda import types
+
+    signature = types.void(types.int64, types.int64)
+    label = f"kernel {kernel.label}"
+    try:
+        with _pretended(capability):
+            intermediate, _ = cuda.compile(
+                function, signature, device=False, abi="numba", output="ltoir", cc=capability
+            )
+        return _linked(intermediate, capability, report)
+    except DeviceError:
+        raise
+    except Exception as error:  # Numba, NVVM and the linker have many kinds
+        raise CompileError(f"{label}: cannot be compiled for sm_{_arch(capability)}: {error}") from error
+
+
+def _arch(capability: Capability) -> str:
+    return "".join(map(str, capability))
+
+
+def _linked(intermediate: bytes, capability: Capability, report: bool) -> Cubin:
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+
+    more: dict[str, Any] = {"ptxas_options": ["-v"]}  # its report also names the kernel's symbol
+    options = LinkerOptions(arch=f"sm_{_arch(capability)}", link_time_optimization=True, **more)
+    linker = Linker(ObjectCode.from_ltoir(intermediate), options=options)
+    code = bytes(linker.link("cubin").code)
+    log = linker.get_info_log()
+    found = re.search(r"Compiling entry function '([^']+)'", log)
+    if found is None:
+        raise CompileError(f"the linker's report names no kernel: {log!r:.200}")
+    return Cubin(found[1], code, _usage(log) if report else None)
+
+
+def _usage(log: str) -> Usage:
+    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    shared = [int(n) for n in re.findall(r"(\d+) bytes smem", log)]
+    return Usage(
+        max(int(n) for n in re.findall(r"Used (\d+) registers", log)),
+        max(int(stack) for stack, _, _ in frames),
+        max(int(stores) + int(loads) for _, stores, loads in frames),
+        max(shared, default=0),
+    )
+
+
+@contextlib.contextmanager
+def _pretended(capability: Capability) -> Iterator[None]:
+    """numba-cuda 0.30 asks the current device for its capability where a kernel calls a device function: it is told this one."""
+    from numba.cuda import dispatcher
+    from numba.cuda.codegen import CUDACodeLibrary
+
+    saved = dispatcher.get_current_device, CUDACodeLibrary._ensure_cc
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
+    CUDACodeLibrary._ensure_cc = lambda self, asked: capability if asked is None else asked
+    try:
+        yield
+    finally:
+        dispatcher.get_current_device, CUDACodeLibrary._ensure_cc = saved

@@ -1,0 +1,110 @@
+"""The compile gate: every CUDA kernel of the catalogue to machine code, without a GPU or a driver.
+
+    python tests/compile_gate.py [--ops NAME ...] [--processes N] [--json FILE]
+
+Kernels are those that the ops' samples ask for, with every tile of the device. Each is compiled for sm_90a in float32 and
+float64, and for sm_80 and sm_90 in float32. Prints registers, stack and spills; ends with status 1 where a kernel does not
+compile, spills, keeps an unexpected stack, or takes more registers or shared memory than its block can have.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+sys.path.insert(0, os.path.dirname(__file__))
+
+from tapeprop.errors import CompileError
+from tapeprop.ir.kernels import Kernel
+from tapeprop.ops import registry
+from tapeprop.ops.op import Device
+
+TARGETS = {"float32": ((9, 0, "a"), (8, 0), (9, 0)), "float64": ((9, 0, "a"),)}
+#: Local arrays that a body declares on purpose: {builder: bytes of stack}.
+STACK: dict[str, int] = {}
+REGISTERS_PER_BLOCK, SHARED_PER_BLOCK = 65536, 48 * 1024
+
+
+def devices() -> list[Device]:
+    """The real device, and one for each tile alone, so that samples too small for it meet it as well."""
+    whole = Device()
+    return [whole, *(dataclasses.replace(whole, tiles=(tile,)) for tile in whole.tiles)]
+
+
+def kernels_of(names: list[str], dtype: str) -> dict[Kernel, int]:
+    """{kernel: the most threads that a block of it has}, of the samples of these ops in a dtype."""
+    from ops.test_catalogue import has_kernel, make_call
+
+    found: dict[Kernel, int] = {}
+    for name in names:
+        op = registry[name]
+        if not has_kernel(op) or op.cpu_only:
+            continue
+        for number in range(len(op.samples())):
+            call = make_call(op, number, dtype)[0]
+            for device in devices():
+                for launch in op.cuda_rows(call, device):
+                    threads = launch.block[0] * launch.block[1] * launch.block[2]
+                    found[launch.kernel] = max(threads, found.get(launch.kernel, 0))
+    return found
+
+
+def check(job: tuple[Kernel, int, tuple]) -> dict:
+    """A row of the table: one kernel for one compute capability; "fault" says what is wrong, or is empty."""
+    from tapeprop.targets.cuda.object_code import compile_to_cubin
+
+    kernel, threads, capability = job
+    row = {"kernel": kernel.label, "sm": "".join(map(str, capability)), "threads": threads}
+    try:
+        usage = compile_to_cubin(kernel, capability, report=True).usage
+    except CompileError as error:
+        return row | {"fault": str(error)}
+    row |= dataclasses.asdict(usage)
+    faults = []
+    if usage.spills:
+        faults.append(f"spills {usage.spills} bytes")
+    if usage.stack > STACK.get(kernel.builder, 0):
+        faults.append(f"keeps {usage.stack} bytes on the stack")
+    if usage.registers * threads > REGISTERS_PER_BLOCK:
+        faults.append(f"{usage.registers} registers for each of {threads} threads")
+    if usage.shared > SHARED_PER_BLOCK:
+        faults.append(f"{usage.shared} bytes of shared memory")
+    return row | {"fault": ", ".join(faults)}
+
+
+def main() -> int:
+    """Compiles, prints the table, and says whether all is well."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--ops", nargs="+", default=sorted(registry), metavar="NAME", help="these ops alone")
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--json", metavar="FILE", help="write the table there")
+    given = parser.parse_args()
+    jobs = [
+        (kernel, threads, capability)
+        for dtype, capabilities in TARGETS.items()
+        for kernel, threads in kernels_of(given.ops, dtype).items()
+        for capability in capabilities
+    ]
+    begin = time.perf_counter()
+    with ProcessPoolExecutor(given.processes) as pool:
+        rows = list(pool.map(check, jobs, chunksize=4))
+    print(f"{'sm':>4} {'regs':>5} {'stack':>6} {'spills':>7} {'shared':>7} {'threads':>8}  kernel")
+    for row in sorted(rows, key=lambda row: (row["kernel"], row["sm"])):
+        figures = [row.get(name, "-") for name in ("registers", "stack", "spills", "shared", "threads")]
+        print("{:>4} {:>5} {:>6} {:>7} {:>7} {:>8}  {}".format(row["sm"], *figures, row["kernel"]))
+    faults = [row for row in rows if row["fault"]]
+    for row in faults:
+        print(f"FAULT sm_{row['sm']} {row['kernel']}: {row['fault']}", file=sys.stderr)
+    if given.json:
+        with open(given.json, "w", encoding="utf-8") as file:
+            json.dump(rows, file, indent=1)
+    count = len({(row["kernel"]) for row in rows})
+    print(f"{len(rows)} compilations of {count} kernels in {time.perf_counter() - begin:.0f} s, {len(faults)} faults")
+    return 1 if faults or not rows else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""Every op's CUDA kernels in the simulator against the NumPy reference, on the op's samples.
+
+The bounds are those of `ops.test_catalogue`; sums run in the working precision here, which a random walk of rounding errors
+covers as well.
+"""
+
+import numpy as np
+import pytest
+from ops.test_catalogue import CASES, _in_float64, compare, has_kernel, make_call
+from simulator.launches import run_launches
+
+from tapeprop.ops.op import SIMULATED_DEVICE
+
+pytestmark = pytest.mark.simulator
+
+
+@pytest.mark.parametrize(("op", "number"), CASES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_cuda_equals_reference(op, number, dtype):
+    if not has_kernel(op) or op.cpu_only:
+        return
+    call, arrays, sample, _, _ = make_call(op, number, dtype)
+    with np.errstate(all="ignore"):
+        exact = [a.astype(np.float64) if a.dtype == np.float32 else a for a in arrays]
+        expected = op.reference(_in_float64(call), *exact)
+    found = run_launches(op.cuda_rows(call, SIMULATED_DEVICE), call, arrays)
+    for value, wanted, kind in zip(found, expected, call.results, strict=True):
+        wanted = np.asarray(wanted).reshape(kind.shape)
+        if value.dtype.kind != "f":
+            np.testing.assert_array_equal(value, wanted)
+        else:
+            compare(value, wanted, exact, str(value.dtype), sample.depth, dtype)
