@@ -147,8 +147,8 @@ class Launch:
     Ref where an address belongs.
     partition: how the work is cut. None: one worker reads what another wrote, or wrote what another will read; equal keys on
     two rows: each worker touches only its own part of what both rows share, so no barrier is needed between them.
-    scratch: (elements per worker, dtype), or None; on a GPU all threads share it. grid, block: of a launch on a GPU. label, flops, traffic: what this row does, where an instruction takes several;
-    None: as the op says of the call.
+    scratch: (elements per worker, dtype), or None; on a GPU all threads share it. grid, block: of a launch on a GPU.
+    label, flops, traffic: what this row does, where an instruction takes several; None: as the op says of the call.
     """
 
     kernel: Kernel | None

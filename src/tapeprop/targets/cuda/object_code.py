@@ -50,7 +50,6 @@ def compile_to_cubin(kernel: Kernel, capability: Capability, *, report: bool = F
     """
     cuda = numba_cuda()
     function = shim(kernel)
-    from numba.core.errors import NumbaError
     from numba.cuda import types
 
     signature = types.void(types.int64, types.int64)
