@@ -165,6 +165,11 @@ class CompiledGraph(OptimizedGraph):
                 self._install(self._network_for(replace(self._options, device=device)))
         return self
 
+    def on_device(self, array: Any, dtypes: Sequence[str], what: str) -> Any | None:
+        """An array that lies on the graph's device as its tapes read it; None for one of the host. See `runtime.machine`."""
+        network, _ = self._compiled(what)
+        return network.machine.given(array, dtypes, what)
+
     @property
     def device(self) -> str:
         """Where the graph runs: "cpu" or "cuda"."""

@@ -331,6 +331,10 @@ class Executable:
         """Copies `values` to a place."""
         self.array_at(place, kind)[...] = values
 
+    def export(self, tensor: Tensor) -> Any:
+        """A fresh array of what a run has left of a tensor that the plan keeps, on the device that ran it."""
+        return self.view(tensor).copy()
+
     def is_input(self, tensor: Tensor) -> int | None:
         """The index of the input whose memory the tensor is, or None."""
         buffer = self.plan.places[tensor].buffer

@@ -11,7 +11,7 @@ from tapeprop.compiler.layout import BatchLanes, batch_lanes
 from tapeprop.errors import DeviceError, DTypeError, ShapeError
 from tapeprop.runtime.executable import Executable, link_together
 from tapeprop.runtime.memory import Arena, Buffer, aligned
-from tapeprop.runtime.mirror import DeviceArena, DeviceInput, HostInput, PinnedInput
+from tapeprop.runtime.mirror import DeviceArena, DeviceInput, DeviceView, HostInput, PinnedInput
 
 if TYPE_CHECKING:
     from tapeprop.targets.cuda.driver import Driver
@@ -47,8 +47,8 @@ class Host:
         """Whole arrays that steps gather batches from."""
         return list(arrays)
 
-    def given(self, array: Any, dtype: str, what: str) -> Any | None:
-        """An array of another device that a caller gave, or None where it is one of the host. DeviceError."""
+    def given(self, array: Any, dtypes: Sequence[str], what: str) -> Any | None:
+        """None for an array of the host. DeviceError for one that lies on a device."""
         if hasattr(array, "__cuda_array_interface__"):
             raise DeviceError(
                 f"{what}: got an array that lies on a CUDA device, and this graph is built for the CPU; copy it to the host, "
@@ -108,19 +108,19 @@ class Gpu:
                 found.append(PinnedInput(self.driver, array))
         return found
 
-    def given(self, array: Any, dtype: str, what: str) -> Any | None:
-        """An array of the device that a caller gave, to be read where it lies, or None where it is one of the host.
+    def given(self, array: Any, dtypes: Sequence[str], what: str) -> DeviceView | None:
+        """An array of the device that a caller gave, to be read where it lies; None for one of the host.
 
         DTypeError, ShapeError where it would have to be converted first; DeviceError where it lies on another device.
         """
-        if isinstance(array, np.ndarray):
-            return None
+        if isinstance(array, np.ndarray | DeviceView):
+            return array if isinstance(array, DeviceView) else None
         found = self.driver.external(array)
         if found is None:
             return None
-        if found.dtype != dtype:
+        if found.dtype not in dtypes:
             raise DTypeError(
-                f"{what}: expected {dtype} of an array on the device, got {found.dtype}; convert it there first"
+                f"{what}: expected {' or '.join(dtypes)} of an array on the device, got {found.dtype}; convert it there first"
             )
         if found.strides is not None:
             raise ShapeError(
@@ -128,7 +128,7 @@ class Gpu:
             )
         if 0 in found.shape:
             raise ShapeError(f"{what}: expected at least one sample and no empty axis, got shape {found.shape}")
-        return found
+        return DeviceView(self.driver, found.address, found.shape, found.dtype, found.owner)
 
     def link(self, executables: Sequence[Executable]) -> None:
         """Readies tapes to run, their kernels compiled together."""

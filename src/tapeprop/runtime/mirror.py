@@ -129,6 +129,57 @@ class DeviceInput:
         return found
 
 
+class DeviceView:
+    """An array of a caller's that lies on the device, C-contiguous, read where it lies.
+
+    owner: keeps it alive. Rows may be cut out of it; as a NumPy array it is a copy on the host.
+    """
+
+    def __init__(self, driver: Driver, address: int, shape: Sequence[int], dtype: str | np.dtype, owner: Any):
+        self.driver, self.address, self.owner = driver, address, owner
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return self.size * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> DeviceView:
+        start, stop, step = rows.indices(len(self))
+        if step != 1:
+            raise IndexError(f"expected rows side by side, got a step of {step}")
+        row = self.nbytes // max(len(self), 1)
+        shape = (max(stop - start, 0), *self.shape[1:])
+        return DeviceView(self.driver, self.address + start * row, shape, self.dtype, self.owner)
+
+    def reshape(self, shape: Sequence[int]) -> DeviceView:
+        """The same elements under another shape of as many."""
+        return DeviceView(self.driver, self.address, shape, self.dtype, self.owner)
+
+    def read(self) -> np.ndarray:
+        """A copy on the host."""
+        found = np.empty(self.shape, self.dtype)
+        if found.size:
+            self.driver.download(found, self.address)
+        return found
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.read().astype(dtype or self.dtype, copy=False)
+
+
 class PinnedInput:
     """An array in page-locked memory of the host, which a device reads over the bus: for data sets that it has no room for."""
 

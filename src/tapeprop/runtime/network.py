@@ -171,7 +171,7 @@ class Network:
 
     def take(self, array: object, dtype: str, what: str) -> Any:
         """A caller's array as the network reads it: where it lies on the device, else as `as_input` has it."""
-        given = self.machine.given(array, dtype, what)
+        given = self.machine.given(array, (dtype,), what)
         return as_input(array, dtype, what) if given is None else given
 
     def execute(
@@ -259,7 +259,10 @@ class Network:
             versions = found.folding.versions()
             self._run_on(executable, found.inputs, arrays, "forward" if found.folding.stands(versions) else None)
             found.folding.made_of = versions
-            return [_result(executable, found.places[tensor], arrays) for tensor in found.outputs]
+            places = [found.places[tensor] for tensor in found.outputs]
+            if _on_device(arrays):
+                return [executable.export(place) for place in places]
+            return [_result(executable, place, arrays) for place in places]
 
     def predict_plan(self, shapes: tuple[tuple[int, ...], ...]) -> tuple[Forward, Executable]:
         """What predict() runs on arrays of these shapes."""
@@ -376,8 +379,18 @@ class Network:
 
             watched = {key: read(plan.forward.watched[key]) for key in self.watching}
             self._gradients = {key: gradient for key, gradient in watched.items() if gradient is not None}
+            if _on_device(seeds):
+                return [
+                    executable.export(results[t]) if t in results else self._zeros(own)
+                    for own, t in zip(plan.inputs, plan.forward.inputs, strict=True)
+                ]
             pairs = zip(plan.inputs, map(read, plan.forward.inputs), strict=True)
             return [np.zeros(own.shape, own.dtype) if gradient is None else gradient for own, gradient in pairs]
+
+    def _zeros(self, like: HostInput | DeviceInput) -> Any:
+        """An array of the device without a gradient in it."""
+        driver = self.machine.driver  # type: ignore[union-attr]
+        return driver.export(driver.allocate(like.nbytes), like.shape, str(like.dtype))
 
     @staticmethod
     def _read_gradient(executable, tensor, seeds, subset, inputs: int) -> np.ndarray:
