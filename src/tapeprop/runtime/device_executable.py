@@ -51,8 +51,6 @@ class DeviceExecutable(Executable):
         self._graphs: dict[tuple[int, int], Any] = {}
         self._rows: Any = None  # the rows on the device
         self._rows_changed = True
-        #: Why the rows run as plain launches where that is so, or None.
-        self.why_plain: str | None = None
         self._scratch_at = -(-self.tape.arena_bytes // _LINE) * _LINE
         self.arena.ensure(self._scratch_at + self.tape.scratch_bytes)
         stored = {self._locate(leaf).buffer for leaf in self._targets}
@@ -132,6 +130,10 @@ class DeviceExecutable(Executable):
 
     # ---- running
 
+    def where(self) -> dict[str, Any]:
+        """The device."""
+        return {"gpu": self.driver.describe()}
+
     def _before_run(self) -> None:
         for mirror in self._mirrors.values():
             mirror.bring()
@@ -164,7 +166,7 @@ class DeviceExecutable(Executable):
     def _launch_of(self, first: int, count: int) -> Any:
         """What launches rows first to first + count with one call: a captured graph, where there can be one."""
         rows = range(first, first + count)
-        if count == 1 or not self.driver.captures or self.why_plain is not None:
+        if count == 1 or not self.driver.captures or self.driver.capture_failure is not None:
             return partial(self._launch_rows, rows)
         graph = self._graphs.get((first, count))
         if graph is None:
@@ -173,7 +175,7 @@ class DeviceExecutable(Executable):
                     self._launch_rows(rows)
             except DeviceError as error:
                 self.driver.synchronize()  # raises where the device is lost
-                self.why_plain = str(error)
+                self.driver.capture_failure = str(error)
                 return partial(self._launch_rows, rows)
             graph = self._graphs[first, count] = capture.graph
         return graph.launch

@@ -211,6 +211,10 @@ class Executable:
 
     # ---- running
 
+    def where(self) -> dict[str, Any]:
+        """What it runs on beside the processor; nothing on the host."""
+        return {}
+
     def rows_of(self, first: str, last: str | None = None) -> tuple[int, int]:
         """(first row, count) of the stretch from the span `first` to the span `last`, both included."""
         names = [span.name for span in self.program.spans]

@@ -60,6 +60,10 @@ class Host:
         """Readies tapes to run."""
         link_together(executables)
 
+    def why_plain(self) -> str | None:
+        """None: rows are called natively."""
+        return None
+
     def take_home(self, buffers: Iterable[Buffer]) -> None:
         """Brings what a device has back to the host."""
         for buffer in buffers:
@@ -135,6 +139,12 @@ class Gpu:
         self.driver.load([kernel for executable in executables for kernel in executable.tape.kernels])
         for executable in executables:
             executable.prepare()
+
+    def why_plain(self) -> str | None:
+        """Why rows are single launches and no captured graph, or None where they are one."""
+        if not self.driver.captures:
+            return f"{self.driver.name} has no graphs"
+        return self.driver.capture_failure
 
     def take_home(self, buffers: Iterable[Buffer]) -> None:
         """Nothing: what a tape uses is brought to the device when it is bound."""

@@ -442,7 +442,15 @@ class Network:
         """What makes that tape slow, as far as it can be told before it runs."""
         title, batch, found = self._training_tape(shapes)
         options = self.options
-        setting = Setting(options.dtype, batch, self.workers, options.workers, options.debug_nan)
+        setting = Setting(
+            options.dtype,
+            batch,
+            self.workers,
+            options.workers,
+            options.debug_nan,
+            self.machine.name,
+            self.machine.why_plain(),
+        )
         if isinstance(found, Program):
             return diagnose_program(found, title, setting)
         return diagnose_tape(found, title, setting)
