@@ -22,6 +22,8 @@ Attributes = Mapping[str, Any]
 registry: dict[str, Op] = {}
 
 FLOATS = ("float32", "float64")
+#: Indices below it are divided by multiplication on a GPU: see `inverse`.
+NARROW = 2**31
 ITEM_BYTES = {"float32": 4, "float64": 8, "int64": 8, "int32": 4, "uint8": 1}
 
 _failures: dict[int, tuple[str, str]] = {}
@@ -116,9 +118,15 @@ class Device:
         """(grid, block) for threads that stride over `count` elements: for (i = cuda.grid(1); i < count; i += cuda.gridsize(1))."""
         return (max(1, min(-(-count // self.block), self.blocks)), 1, 1), (self.block, 1, 1)
 
-    def rows(self, count: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        """(grid, block) for blocks that stride over `count` rows: for (row = blockIdx.x; row < count; row += gridDim.x)."""
-        return (max(1, min(count, 16 * self.blocks)), 1, 1), (self.block, 1, 1)
+    def rows(self, count: int, length: int | None = None) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """(grid, block) for blocks that stride over `count` rows: for (row = blockIdx.x; row < count; row += gridDim.x).
+
+        length: of a row, whose block then has a thread for about four elements, but at least a warp.
+        """
+        block = self.block
+        if length is not None:
+            block = min(block, max(32, 1 << (-(-length // 4) - 1).bit_length()))
+        return (max(1, min(count, 16 * self.blocks)), 1, 1), (block, 1, 1)
 
 
 #: For Numba's simulator, where a thread takes milliseconds to start: the smallest that still has several threads, blocks and tiles.
@@ -424,6 +432,18 @@ def operand(index: int, call: Call) -> tuple[Ref, tuple[int, ...]]:
 def result(index: int, call: Call) -> tuple[Ref, tuple[int, ...]]:
     """The `arrays` entry of a result in its own shape."""
     return Ref("result", index), call.results[index].shape
+
+
+def inverse(size: int) -> int:
+    """What `targets.cuda.language.divider` divides by `size` with: n // size = n * (it >> 6) >> (it & 63), 0 <= n < 2^31.
+
+    Rounded up to 32 bits (Granlund and Montgomery, "Division by invariant integers using multiplication", 1994); 0 for a size
+    above 2^31, by which only the wide form divides.
+    """
+    if size > NARROW:
+        return 0
+    shift = 31 + (size - 1).bit_length()
+    return (((1 << shift) // size + 1) << 6) | shift
 
 
 def cuda_launch(
