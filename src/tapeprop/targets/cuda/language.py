@@ -8,6 +8,7 @@ NumPy's and warp shuffles do not exist. A `cuda.py` of an op imports this at its
     exp expm1 log log1p tanh sigmoid erf sin cos sqrt floor power fma isnan    of one float32 or float64, in its precision
     larger smaller                                              of two, NaN where one is NaN, of equal ones the first
     block_sum(value, shared), block_max(value, shared)          over a block; every thread gets the result
+    divider(wide)                                               a function (n, size, inverse) -> n // size, for indices
     report(control, number, code)                               a failure, told by the tape's status word
 
 `cuda` must be a global of the module: the simulator replaces it there while a kernel runs.
@@ -22,8 +23,8 @@ import numpy as np
 from tapeprop.targets.cuda.library import SIMULATED, numba_cuda
 
 __all__ = [
-    "BLOCK_SLOTS", "FLOAT", "block_max", "block_sum", "cos", "cuda", "device", "erf", "exp", "expm1", "floor", "fma", "isnan",
-    "larger", "log", "log1p", "power", "report", "sigmoid", "sin", "smaller", "sqrt", "tanh",
+    "BLOCK_SLOTS", "FLOAT", "block_max", "block_sum", "cos", "cuda", "device", "divider", "erf", "exp", "expm1", "floor", "fma",
+    "isnan", "larger", "log", "log1p", "power", "report", "sigmoid", "sin", "smaller", "sqrt", "tanh",
 ]  # fmt: skip
 
 cuda: Any = numba_cuda()
@@ -97,3 +98,21 @@ def report(control, number, code):
     control, number: as a body with reports=True receives them. The rows that follow do nothing.
     """
     cuda.atomic.compare_and_swap(control, 0, ((number + 1) << 16) | code)
+
+
+@device
+def _by_division(n, size, inverse):
+    return n // size
+
+
+@device
+def _by_inverse(n, size, inverse):
+    return (n * (inverse >> 6)) >> (inverse & 63)
+
+
+def divider(wide: bool) -> Any:
+    """The device function (n, size, inverse) -> n // size, for 0 <= n and the `inverse` that `ops.op.inverse(size)` gives.
+
+    wide: n may be 2^31 or more; then it divides, which takes a GPU some 40 instructions. Otherwise it multiplies and shifts.
+    """
+    return _by_division if wide else _by_inverse
