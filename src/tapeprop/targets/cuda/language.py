@@ -23,12 +23,14 @@ import numpy as np
 from tapeprop.targets.cuda.library import SIMULATED, numba_cuda
 
 __all__ = [
-    "BLOCK_SLOTS", "FLOAT", "block_max", "block_sum", "cos", "cuda", "device", "divider", "erf", "exp", "expm1", "floor", "fma",
-    "isnan", "larger", "log", "log1p", "power", "report", "sigmoid", "sin", "smaller", "sqrt", "tanh",
+    "BLOCK_SLOTS", "FLOAT", "PRODUCT", "block_max", "block_sum", "cos", "cuda", "device", "divider", "erf", "exp", "expm1",
+    "floor", "fma", "inlined", "isnan", "larger", "log", "log1p", "power", "report", "sigmoid", "sin", "smaller", "sqrt", "tanh",
 ]  # fmt: skip
 
 cuda: Any = numba_cuda()
 device: Any = cuda.jit(device=True)
+#: A device function of which each call is a copy.
+inlined: Any = device if SIMULATED else cuda.jit(device=True, forceinline=True)
 
 #: {dtype: what makes a number of it in a body}. A literal such as 0.5 is a float64: write number(0.5) in float32 code.
 FLOAT: dict[str, Any] = {"float32": np.float32, "float64": np.float64}
@@ -37,6 +39,7 @@ BLOCK_SLOTS = 32
 
 if SIMULATED:
     from tapeprop.targets.cuda.language_simulated import (
+        PRODUCT,
         block_max,
         block_sum,
         cos,
@@ -56,6 +59,7 @@ if SIMULATED:
     )  # fmt: skip
 else:
     from tapeprop.targets.cuda.language_device import (
+        PRODUCT,
         block_max,
         block_sum,
         cos,

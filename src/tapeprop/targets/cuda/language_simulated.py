@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from tapeprop.targets.cuda.library import numba_cuda
 cuda: Any = numba_cuda()
 device: Any = cuda.jit(device=True)
 
+PRODUCT: dict[str, Any] = {"float32": operator.mul, "float64": operator.mul}
 exp, expm1, log, log1p, tanh, sin, cos = np.exp, np.expm1, np.log, np.log1p, np.tanh, np.sin, np.cos
 sqrt, floor, power, isnan = np.sqrt, np.floor, np.power, np.isnan
 
