@@ -386,6 +386,11 @@ def result(index: int, call: Call) -> tuple[Ref, tuple[int, ...]]:
     return Ref("result", index), call.results[index].shape
 
 
+def float_bits(value: float) -> int:
+    """The int64 with the bits of a float64: how a float comes in a row of integers."""
+    return int(np.float64(value).view(np.int64))
+
+
 def inverse(size: int) -> int:
     """What `targets.cuda.language.divider` divides by `size` with: n // size = n * (it >> 6) >> (it & 63), 0 <= n < 2^31.
 

@@ -317,7 +317,7 @@ class MeanLoss(Op):
         return 1
 
     def samples(self) -> list[Sample]:
-        return [Sample(lambda r, n=n: [r.uniform(0, 3, n)], depth=n) for n in (1, 5, 77)]
+        return [Sample(lambda r, n=n: [r.uniform(0, 3, n)], depth=n) for n in (1, 5, 77, 5000)]
 
 
 @register

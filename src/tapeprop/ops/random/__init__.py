@@ -30,6 +30,7 @@ from tapeprop.ops.op import (
     Sample,
     as_tensor,
     cuda_launch,
+    float_bits,
     inverse,
     launch,
     record,
@@ -179,7 +180,7 @@ class Dropout(Op):
 
     def _draw(self, call: Call) -> tuple[int, int, int]:
         """(site, threshold, bits of the float64 that the elements that stay are multiplied with)."""
-        return call["site"], threshold(call["rate"]), int(np.float64(scale(call["rate"])).view(np.int64))
+        return call["site"], threshold(call["rate"]), float_bits(scale(call["rate"]))
 
     def samples(self) -> list[Sample]:
         return [

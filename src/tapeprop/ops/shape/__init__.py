@@ -311,6 +311,7 @@ class Transpose(Op):
             Sample(drawn((2, 3, 4, 5)), {"axes": (0, 2, 1, 3)}),
             Sample(drawn((2, 3, 4, 5)), {"axes": (3, 1, 0, 2)}),
             Sample(drawn((2, 20, 1, 17)), {"axes": (0, 3, 2, 1)}),
+            Sample(drawn((2, 17, 3, 18)), {"axes": (2, 0, 3, 1)}),
             Sample(drawn((2, 3, 2, 3, 2, 2)), {"axes": (5, 3, 1, 4, 2, 0)}),
             Sample(drawn((1,)), {"axes": (0,)}),
         ]

@@ -8,6 +8,7 @@ NumPy's and warp shuffles do not exist. A `cuda.py` of an op imports this at its
     exp expm1 log log1p tanh sigmoid erf sin cos sqrt floor power fma isnan    of one float32 or float64, in its precision
     larger smaller                                              of two, NaN where one is NaN, of equal ones the first
     block_sum(value, shared), block_max(value, shared)          over a block; every thread gets the result
+    block_before(value, shared)                                 (the sum of the threads before, of all), of int64
     divider(wide)                                               a function (n, size, inverse) -> n // size, for indices
     report(control, number, code)                               a failure, told by the tape's status word
 
@@ -23,8 +24,9 @@ import numpy as np
 from tapeprop.targets.cuda.library import SIMULATED, numba_cuda
 
 __all__ = [
-    "BLOCK_SLOTS", "FLOAT", "PRODUCT", "block_max", "block_sum", "cos", "cuda", "device", "divider", "erf", "exp", "expm1",
-    "floor", "fma", "inlined", "isnan", "larger", "log", "log1p", "power", "report", "sigmoid", "sin", "smaller", "sqrt", "tanh",
+    "BLOCK_SLOTS", "FLOAT", "PRODUCT", "block_before", "block_max", "block_sum", "cos", "cuda", "device", "divider", "erf",
+    "exp", "expm1", "floor", "fma", "inlined", "isnan", "larger", "log", "log1p", "power", "report", "sigmoid", "sin", "smaller",
+    "sqrt", "tanh",
 ]  # fmt: skip
 
 cuda: Any = numba_cuda()
@@ -34,12 +36,13 @@ inlined: Any = device if SIMULATED else cuda.jit(device=True, forceinline=True)
 
 #: {dtype: what makes a number of it in a body}. A literal such as 0.5 is a float64: write number(0.5) in float32 code.
 FLOAT: dict[str, Any] = {"float32": np.float32, "float64": np.float64}
-#: Elements of the shared array that `block_sum` and `block_max` take: cuda.shared.array(BLOCK_SLOTS, dtype).
+#: Elements of the shared array that `block_sum` and its likes take: cuda.shared.array(BLOCK_SLOTS, dtype).
 BLOCK_SLOTS = 32
 
 if SIMULATED:
     from tapeprop.targets.cuda.language_simulated import (
         PRODUCT,
+        block_before,
         block_max,
         block_sum,
         cos,
@@ -60,6 +63,7 @@ if SIMULATED:
 else:
     from tapeprop.targets.cuda.language_device import (
         PRODUCT,
+        block_before,
         block_max,
         block_sum,
         cos,

@@ -66,3 +66,17 @@ def block_max(value, shared):
             top = shared[k]
     cuda.syncthreads()
     return top
+
+
+@device
+def block_before(value, shared):
+    """(The sum of the threads before this one, that of the block) of int64."""
+    shared[cuda.threadIdx.x] = value
+    cuda.syncthreads()
+    before, total = value - value, value - value
+    for k in range(cuda.blockDim.x):
+        if k < cuda.threadIdx.x:
+            before += shared[k]
+        total += shared[k]
+    cuda.syncthreads()
+    return before, total
