@@ -43,9 +43,15 @@ class Device:
         """(grid, block) for threads that stride over `count` elements: for (i = cuda.grid(1); i < count; i += cuda.gridsize(1))."""
         return (max(1, min(-(-count // self.block), self.blocks)), 1, 1), (self.block, 1, 1)
 
-    def rows(self, count: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        """(grid, block) for blocks that stride over `count` rows: for (row = blockIdx.x; row < count; row += gridDim.x)."""
-        return (max(1, min(count, 16 * self.blocks)), 1, 1), (self.block, 1, 1)
+    def rows(self, count: int, length: int | None = None) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """(grid, block) for blocks that stride over `count` rows: for (row = blockIdx.x; row < count; row += gridDim.x).
+
+        length: of a row, whose block then has a thread for about four elements, but at least a warp.
+        """
+        block = self.block
+        if length is not None:
+            block = min(block, max(32, 1 << (-(-length // 4) - 1).bit_length()))
+        return (max(1, min(count, 16 * self.blocks)), 1, 1), (block, 1, 1)
 
 
 #: For Numba's simulator, where a thread takes milliseconds to start: the smallest that still has several threads, blocks and tiles.

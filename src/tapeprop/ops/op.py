@@ -25,6 +25,8 @@ Attributes = Mapping[str, Any]
 registry: dict[str, Op] = {}
 
 FLOATS = ("float32", "float64")
+#: Indices below it are divided by multiplication on a GPU: see `inverse`.
+NARROW = 2**31
 ITEM_BYTES = {"float32": 4, "float64": 8, "int64": 8, "int32": 4, "uint8": 1}
 
 _failures: dict[int, tuple[str, str]] = {}
@@ -382,6 +384,23 @@ def operand(index: int, call: Call) -> tuple[Ref, tuple[int, ...]]:
 def result(index: int, call: Call) -> tuple[Ref, tuple[int, ...]]:
     """The `arrays` entry of a result in its own shape."""
     return Ref("result", index), call.results[index].shape
+
+
+def float_bits(value: float) -> int:
+    """The int64 with the bits of a float64: how a float comes in a row of integers."""
+    return int(np.float64(value).view(np.int64))
+
+
+def inverse(size: int) -> int:
+    """What `targets.cuda.language.divider` divides by `size` with: n // size = n * (it >> 6) >> (it & 63), 0 <= n < 2^31.
+
+    Rounded up to 32 bits (Granlund and Montgomery, "Division by invariant integers using multiplication", 1994); 0 for a size
+    above 2^31, by which only the wide form divides.
+    """
+    if size > NARROW:
+        return 0
+    shift = 31 + (size - 1).bit_length()
+    return (((1 << shift) // size + 1) << 6) | shift
 
 
 def cuda_launch(

@@ -59,7 +59,8 @@ def _intrinsic(dtype: str) -> Callable:
                 strides.insert(0, step)
                 step = builder.mul(step, size)
             array = make_array(kind)(context, builder)
-            data = builder.inttoptr(where, storage.as_pointer())
+            # by way of the global address space: so NVVM knows that no thread's own memory is meant (ld.global instead of ld)
+            data = builder.addrspacecast(builder.inttoptr(where, storage.as_pointer(1)), storage.as_pointer())
             populate_array(array, data=data, shape=sizes, strides=strides, itemsize=item, meminfo=None)
             return array._getvalue()
 

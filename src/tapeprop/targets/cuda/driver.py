@@ -127,6 +127,8 @@ class Driver(ABC):
     limits: Device
     #: (device type, number) as DLPack says it: (2, 0) is the first CUDA device, (1, 0) the host.
     dlpack_device: tuple[int, int]
+    #: Why a capture failed, once one has: nobody tries again, and `diagnose()` says so.
+    capture_failure: str | None = None
 
     # ---- what there is
 
