@@ -148,7 +148,7 @@ class Driver(ABC):
 
     @abstractmethod
     def pinned(self, nbytes: int) -> np.ndarray:
-        """Zeroed page-locked host memory, uint8 (nbytes,), whose address the device can read too.
+        """Page-locked host memory, uint8 (nbytes,), whose address the device can read too.
 
         Freed when neither the array nor a view of it is left. DeviceMemoryError where the host gives no more.
         """

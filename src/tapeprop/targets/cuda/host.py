@@ -6,6 +6,7 @@ import ctypes
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,12 +58,7 @@ class HostDriver(Driver):
         self._lock: Any = threading.RLock()
         self._arrays: dict[int, np.ndarray] = {}
         self._recording: list[tuple] | None = None
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._after_fork)
-
-    def _after_fork(self) -> None:
-        self._lock = threading.RLock()  # another thread of the parent may have held it
-        self._recording = None
+        _drivers.add(self)
 
     def describe(self) -> dict[str, Any]:
         """For reports."""
@@ -201,6 +197,19 @@ class HostDriver(Driver):
 
     def handed_to(self, stream: int | None) -> None:
         """Nothing is on its way here."""
+
+
+_drivers: weakref.WeakSet[HostDriver] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for driver in _drivers:
+        driver._lock = threading.RLock()  # another thread of the parent may have held it
+        driver._recording = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _machine_bytes() -> int:

@@ -65,4 +65,4 @@ class SimulatedDriver(HostDriver):
             try:
                 handle[grid, block](row_address, control_address)
             finally:
-                sys.setswitchinterval(interval)
+                sys.setswitchinterval(interval + 0.5e-6)  # Python cuts it to whole microseconds
