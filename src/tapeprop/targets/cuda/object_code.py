@@ -63,7 +63,9 @@ def compile_to_cubin(kernel: Kernel, capability: Capability, *, report: bool = F
     except DeviceError:
         raise
     except Exception as error:  # Numba, NVVM and the linker have many kinds
-        raise CompileError(f"{label}: cannot be compiled for sm_{_arch(capability)}: {error}") from error
+        raise CompileError(
+            f"{label}: cannot be compiled for sm_{_arch(capability)}: {error}; build the graph with device='cpu'"
+        ) from error
 
 
 def _arch(capability: Capability) -> str:
