@@ -152,7 +152,7 @@ def test_a_data_set_without_room_on_the_device_is_read_over_the_bus():
 
 def test_a_plan_without_room_says_what_would_fit():
     with use_driver(DryDriver(capacity=600_000)):
-        make, shape = NETWORKS["digits"]
+        make, _shape = NETWORKS["digits"]
         graph = make().build(device="cuda")
         graph.set_optimizer(Adam())
         with pytest.raises(tp.errors.DeviceMemoryError, match="largest batch that fits is") as told:

@@ -3,6 +3,8 @@
 Figures of the two agree to 1e-4 in float32 and 1e-9 in float64, relative to the largest: other orders of the same sums.
 """
 
+import itertools
+
 import numpy as np
 import pytest
 from simulator.launches import driver
@@ -35,7 +37,7 @@ DTYPES = ["float32", "float64"]
 
 def line(*layers, seed=0):
     nodes = [tp.LayerNode(layer, name=f"n{i}") for i, layer in enumerate(layers)]
-    edges = {a: [b] for a, b in zip(nodes, nodes[1:])}
+    edges = {a: [b] for a, b in itertools.pairwise(nodes)}
     return tp.LayerGraph({**edges, nodes[-1]: []}, root=nodes[0], term=nodes[-1], seed=seed)
 
 
