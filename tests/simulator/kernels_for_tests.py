@@ -1,4 +1,4 @@
-"""Builders of the kernels that the driver's tests run in the simulator."""
+"""Builders of kernels for tests of the driver and of what compiles for it."""
 
 import numpy as np
 
@@ -28,6 +28,18 @@ def count() -> CudaKernel:
                 report(control, number, 5)
 
     return CudaKernel(body, [("x", "int64", 1)], reports=True)
+
+
+def scaled(factor: float) -> CudaKernel:
+    """y[i] = factor * y[i]."""
+
+    def body(y):
+        i = cuda.grid(1)
+        while i < y.size:
+            y[i] *= np.float32(factor)
+            i += cuda.gridsize(1)
+
+    return CudaKernel(body, [("y", "float32", 1)])
 
 
 def failing() -> CudaKernel:

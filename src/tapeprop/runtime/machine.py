@@ -159,6 +159,6 @@ def machine_of(device: str, workers: int | None, what: str = "build") -> Machine
         return Host(workers)
     if device != "cuda":
         raise DeviceError(f"{what}: expected device 'cpu' or 'cuda', got {device!r}")
-    from tapeprop.targets.cuda.driver import open_driver
+    from tapeprop.runtime.cuda_cache import open_device
 
-    return Gpu(open_driver(what))
+    return Gpu(open_device(what))
