@@ -67,10 +67,10 @@ def examine() -> dict[str, Any]:
 def gpu() -> dict[str, Any]:
     """{"available": ..., and what the device says of itself, or the reason why there is none}."""
     from tapeprop.errors import DeviceError
-    from tapeprop.targets.cuda.driver import open_driver
+    from tapeprop.runtime.cuda_cache import open_device
 
     try:
-        return {"available": True, **open_driver("doctor").describe()}
+        return {"available": True, **open_device("doctor").describe()}
     except DeviceError as error:
         return {"available": False, "reason": str(error)}
 
