@@ -80,10 +80,10 @@ def build(kernel: Kernel) -> CudaKernel:
     return built
 
 
-def shim_source(kernel: CudaKernel) -> str:
-    """Source of `shim(row, control)`, which reads the row's words and calls `body`."""
+def shim_source(kernel: CudaKernel, name: str = "shim") -> str:
+    """Source of `name(row, control)`, which reads the row's words and calls `body`."""
     lines = [
-        "def shim(row, control):",
+        f"def {name}(row, control):",
         "    if control != 0:",
         "        status = int64_at(control, (1,))",
         "        if status[0] != 0:",
@@ -106,11 +106,15 @@ def shim_source(kernel: CudaKernel) -> str:
 
 
 def shim(kernel: Kernel) -> Callable:
-    """The Python function of a kernel, its body a device function of numba.cuda. CompileError where its builder fails."""
+    """The Python function of a kernel, its body a device function of numba.cuda. CompileError where its builder fails.
+
+    It bears the builder's name, which tools such as Nsight show.
+    """
     from tapeprop.targets.cuda import addresses
     from tapeprop.targets.cuda.library import numba_cuda
 
     built = build(kernel)
     scope = {**addresses.functions(), "body": numba_cuda().jit(device=True)(built.body)}
-    exec(compile(shim_source(built), f"<shim of {kernel.label}>", "exec"), scope)
-    return scope["shim"]
+    name = f"tapeprop_{kernel.builder.rpartition(':')[2].replace('.', '_')}"
+    exec(compile(shim_source(built, name), f"<shim of {kernel.label}>", "exec"), scope)
+    return scope[name]
