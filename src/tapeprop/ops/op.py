@@ -15,6 +15,9 @@ import numpy as np
 
 from tapeprop.errors import DeviceError, DTypeError, GraphError, ShapeError
 from tapeprop.ir import Constant, Instruction, Parameter, Shape, Tensor, current
+from tapeprop.ir.device import SIMULATED_DEVICE as SIMULATED_DEVICE
+from tapeprop.ir.device import Device as Device
+from tapeprop.ir.device import Tile as Tile
 from tapeprop.ir.kernels import Kernel
 from tapeprop.ops.scalar import Scalar
 
@@ -22,6 +25,8 @@ Attributes = Mapping[str, Any]
 registry: dict[str, Op] = {}
 
 FLOATS = ("float32", "float64")
+#: Indices below it are divided by multiplication on a GPU: see `inverse`.
+NARROW = 2**31
 ITEM_BYTES = {"float32": 4, "float64": 8, "int64": 8, "int32": 4, "uint8": 1}
 
 _failures: dict[int, tuple[str, str]] = {}
@@ -78,55 +83,6 @@ class Call:
 
     def __getitem__(self, name: str) -> Any:
         return self.attributes[name]
-
-
-@dataclass(frozen=True)
-class Tile:
-    """How a block of threads of a GPU computes a stretch of a matrix product.
-
-    A block makes (m, n) elements of the result, k terms at a time; each of its (m / thread_m) * (n / thread_n) threads keeps
-    (thread_m, thread_n) of them in registers.
-    """
-
-    m: int
-    n: int
-    k: int
-    thread_m: int
-    thread_n: int
-
-    @property
-    def threads(self) -> int:
-        """Threads of a block."""
-        return self.m // self.thread_m * (self.n // self.thread_n)
-
-
-@dataclass(frozen=True)
-class Device:
-    """What launches on a GPU are cut to. The bits of a result may depend on it, and on nothing else but shapes.
-
-    block: threads of a block where the kernel does not ask for another number; a power of two, and whole warps on a real device.
-    blocks: the most blocks of a launch whose threads stride over the work. tiles: of matrix products, the largest first.
-    multiprocessors: how many blocks of a product keep every part of the device at work.
-    """
-
-    block: int = 256
-    blocks: int = 1024
-    tiles: tuple[Tile, ...] = (
-        Tile(128, 128, 8, 8, 8), Tile(64, 64, 16, 4, 4), Tile(16, 128, 16, 4, 4), Tile(32, 32, 16, 2, 2)
-    )  # fmt: skip
-    multiprocessors: int = 132
-
-    def spread(self, count: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        """(grid, block) for threads that stride over `count` elements: for (i = cuda.grid(1); i < count; i += cuda.gridsize(1))."""
-        return (max(1, min(-(-count // self.block), self.blocks)), 1, 1), (self.block, 1, 1)
-
-    def rows(self, count: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        """(grid, block) for blocks that stride over `count` rows: for (row = blockIdx.x; row < count; row += gridDim.x)."""
-        return (max(1, min(count, 16 * self.blocks)), 1, 1), (self.block, 1, 1)
-
-
-#: For Numba's simulator, where a thread takes milliseconds to start: the smallest that still has several threads, blocks and tiles.
-SIMULATED_DEVICE = Device(4, 2, (Tile(8, 8, 4, 4, 4), Tile(4, 4, 4, 2, 2)), 2)
 
 
 @dataclass(frozen=True)
@@ -428,6 +384,23 @@ def operand(index: int, call: Call) -> tuple[Ref, tuple[int, ...]]:
 def result(index: int, call: Call) -> tuple[Ref, tuple[int, ...]]:
     """The `arrays` entry of a result in its own shape."""
     return Ref("result", index), call.results[index].shape
+
+
+def float_bits(value: float) -> int:
+    """The int64 with the bits of a float64: how a float comes in a row of integers."""
+    return int(np.float64(value).view(np.int64))
+
+
+def inverse(size: int) -> int:
+    """What `targets.cuda.language.divider` divides by `size` with: n // size = n * (it >> 6) >> (it & 63), 0 <= n < 2^31.
+
+    Rounded up to 32 bits (Granlund and Montgomery, "Division by invariant integers using multiplication", 1994); 0 for a size
+    above 2^31, by which only the wide form divides.
+    """
+    if size > NARROW:
+        return 0
+    shift = 31 + (size - 1).bit_length()
+    return (((1 << shift) // size + 1) << 6) | shift
 
 
 def cuda_launch(

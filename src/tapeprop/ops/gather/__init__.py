@@ -11,14 +11,18 @@ from tapeprop.errors import DTypeError, ShapeError
 from tapeprop.ir import Size, Tensor
 from tapeprop.ir.dims import at_least, product, same, text
 from tapeprop.ops.op import (
+    NARROW,
     Call,
+    Device,
     Launch,
     Op,
     Ref,
     Sample,
     as_tensor,
     check_rank,
+    cuda_launch,
     failure,
+    inverse,
     launch,
     operand,
     record,
@@ -30,6 +34,9 @@ from tapeprop.ops.shape import refuse_empty
 __all__ = ["accumulate", "advance", "count_correct", "scatter_rows", "take", "take_rows"]
 
 HERE = "tapeprop.ops.gather.cpu"
+CUDA = "tapeprop.ops.gather.cuda"
+INDICES_OF_A_THREAD = 4  # that a thread of a scattering block looks through at a time
+CLASSES_OF_A_THREAD = 32  # rows of logits that are longer are a block's on a GPU
 INDEX_OUT_OF_RANGE = failure(
     2, "index", "an index is negative or not below the number of rows of the table; check the indices"
 )
@@ -51,6 +58,24 @@ def _check_integers(name: str, what: str, x: Tensor) -> None:
 def _split(shape: tuple[int, ...], at: int) -> tuple[int, int]:
     """The elements before and from axis `at` of a concrete shape."""
     return int(np.prod(shape[:at], dtype=np.int64)), int(np.prod(shape[at:], dtype=np.int64))
+
+
+def _flat(call: Call) -> list[tuple[Ref, tuple[int, ...]]]:
+    """Result 0 and the operands, each as one axis."""
+    return [
+        (Ref("result"), (call.results[0].size,)),
+        *((Ref("operand", i), (x.size,)) for i, x in enumerate(call.operands)),
+    ]
+
+
+def _cuda_take(builder: str, call: Call, device: Device, *batch: int) -> Launch:
+    """The launch that fills result 0 with rows of operand 0: a thread for each element."""
+    table, y = call.operands[0], call.results[0]
+    rows, length = _split(table.shape, 1)
+    grid, block = device.spread(y.size)
+    integers = (*batch, length, inverse(length), rows)
+    wide = y.size >= NARROW
+    return cuda_launch(f"{CUDA}:{builder}", _flat(call), integers, grid=grid, block=block, dtype=table.dtype, wide=wide)
 
 
 # ---- batches
@@ -93,6 +118,9 @@ class TakeRows(Op):
         ]
         return launch(f"{HERE}:take_rows", call, arrays, dtype=table.dtype)
 
+    def cuda(self, call: Call, device: Device) -> Launch:
+        return _cuda_take("take_rows", call, device, call["batch"])
+
     def flops(self, call: Call) -> int:
         return 0
 
@@ -106,7 +134,11 @@ class TakeRows(Op):
 
             return Sample(make, {"batch": batch}, gradient=())
 
-        return [case(20, (3, 5), 4, 2), case(9, (), 7, 0), case(5, (33,), 1, 1)]
+        def bytes_of(r):
+            return [r.integers(0, 256, (9, 12)).astype(np.uint8), r.integers(0, 9, 6), np.array([1])]
+
+        floats = [case(20, (3, 5), 4, 2), case(9, (), 7, 0), case(5, (33,), 1, 1)]
+        return [*floats, Sample(bytes_of, {"batch": 5}, gradient=())]
 
 
 def take_rows(table: Any, indices: Any, cursor: Any, batch: Size) -> Tensor:
@@ -150,6 +182,9 @@ class Take(Op):
             (Ref("operand", 1), (indices.size,)),
         ]
         return launch(f"{HERE}:take", call, arrays, dtype=table.dtype)
+
+    def cuda(self, call: Call, device: Device) -> Launch:
+        return _cuda_take("take", call, device)
 
     def flops(self, call: Call) -> int:
         return 0
@@ -213,6 +248,21 @@ class ScatterRows(Op):
         ]
         return launch(f"{HERE}:scatter_rows", call, arrays, dtype=x.dtype)
 
+    def cuda(self, call: Call, device: Device) -> Launch:
+        rows, length = _split(call.results[0].shape, 1)
+        column_blocks = -(-length // device.block)
+        row_blocks = min(rows, max(1, device.blocks // column_blocks))
+        return cuda_launch(
+            f"{CUDA}:scatter_rows",
+            _flat(call),
+            (rows, length, row_blocks, column_blocks),
+            grid=device.rows(row_blocks * column_blocks)[0],
+            block=(device.block, 1, 1),
+            dtype=call.operands[0].dtype,
+            threads=device.block,
+            each=INDICES_OF_A_THREAD,
+        )
+
     def flops(self, call: Call) -> int:
         return call.operands[0].size
 
@@ -251,6 +301,10 @@ class Advance(Op):
         n = call.results[0].size
         arrays = [(Ref("result"), (n,)), (Ref("operand"), (n,))]
         return launch(f"{HERE}:advance", call, arrays, [call["step"]])
+
+    def cuda(self, call: Call, device: Device) -> Launch:
+        grid, block = device.spread(call.results[0].size)
+        return cuda_launch(f"{CUDA}:advance", _flat(call), [call["step"]], grid=grid, block=block)
 
     def samples(self):
         return [
@@ -302,6 +356,40 @@ class CountCorrect(Op):
         one_hot = len(call.operands[1].shape) == 2
         return launch(f"{HERE}:count_correct", call, arrays, dtype=call.operands[0].dtype, one_hot=one_hot)
 
+    def cuda_rows(self, call: Call, device: Device) -> list[Launch]:
+        logits, labels = call.operands
+        n, c = logits.shape
+        team = c > CLASSES_OF_A_THREAD
+        grid, block = device.rows(n, c) if team else device.spread(n)
+        parameters: dict[str, Any] = {"dtype": logits.dtype, "one_hot": len(labels.shape) == 2, "team": team}
+        read = [(Ref("operand", 0), (logits.size,)), (Ref("operand", 1), (labels.size,))]
+        total, counts = (Ref("result"), (1,)), (Ref("scratch"), grid[:1])
+        if grid[0] == 1:
+            arrays = [total, *read]
+            return [cuda_launch(f"{CUDA}:count_correct", arrays, [n, c], grid=grid, block=block, **parameters)]
+        scratch = (grid[0], "float64")
+        return [
+            cuda_launch(
+                f"{CUDA}:count_correct",
+                [counts, *read],
+                [n, c],
+                grid=grid,
+                block=block,
+                scratch=scratch,
+                label="counts of correct rows",
+                **parameters,
+            ),
+            cuda_launch(
+                f"{CUDA}:count_total",
+                [counts, total],
+                grid=(1, 1, 1),
+                block=(device.block, 1, 1),
+                scratch=scratch,
+                flops=grid[0],
+                traffic=8 * grid[0],
+            ),
+        ]
+
     def parts(self, call):
         return 1
 
@@ -313,6 +401,8 @@ class CountCorrect(Op):
             Sample(lambda r: [r.standard_normal((33, 4)), r.integers(0, 4, (33,))], gradient=()),
             Sample(lambda r: [r.standard_normal((33, 4)), np.eye(4)[r.integers(0, 4, 33)]], gradient=()),
             Sample(lambda r: [r.standard_normal((1, 1)), np.zeros(1, np.int64)], gradient=()),
+            Sample(lambda r: [r.standard_normal((3, 40)), r.integers(0, 40, (3,))], gradient=()),
+            Sample(lambda r: [r.standard_normal((3, 40)), np.eye(40)[r.integers(0, 40, 3)]], gradient=()),
         ]
 
 
@@ -352,6 +442,18 @@ class Accumulate(Op):
         _, value, *weights = (x.dtype for x in call.operands)
         integers = [] if weights else [call["weight"]]
         return launch(f"{HERE}:accumulate", call, arrays, integers, dtype=value, weight=weights[0] if weights else None)
+
+    def cuda(self, call: Call, device: Device) -> Launch:
+        _, value, *weights = (x.dtype for x in call.operands)
+        return cuda_launch(
+            f"{CUDA}:accumulate",
+            _flat(call),
+            [] if weights else [call["weight"]],
+            grid=(1, 1, 1),
+            block=(1, 1, 1),
+            dtype=value,
+            weight=weights[0] if weights else None,
+        )
 
     def flops(self, call: Call) -> int:
         return 2

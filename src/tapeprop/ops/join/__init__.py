@@ -12,14 +12,32 @@ import numpy as np
 from tapeprop.errors import DTypeError, ShapeError
 from tapeprop.ir import Dim, Size, Tensor
 from tapeprop.ir.dims import at_least, same, text
-from tapeprop.ops.op import Call, Launch, Op, Ref, Sample, alike, as_tensor, launch, record, register, registry
+from tapeprop.ops.op import (
+    NARROW,
+    Call,
+    Device,
+    Launch,
+    Op,
+    Ref,
+    Sample,
+    alike,
+    as_tensor,
+    cuda_launch,
+    float_bits,
+    inverse,
+    launch,
+    record,
+    register,
+    registry,
+)
 from tapeprop.ops.shape import drawn, normalise_axes, refuse_empty, reshape
-from tapeprop.ops.shape.strides import contiguous, copy_launch, padded
+from tapeprop.ops.shape.strides import contiguous, copy_launch, cuda_copy_launch, padded
 
 __all__ = ["concat", "index", "pad", "place", "slice", "split"]
 
 PLACE_AXES = 5  # of the kernel, beside its inner one
 JOINED_AT_ONCE = 32  # operands of one concat: a kernel is compiled for each number of them
+JOINED_BY_A_LAUNCH = 4  # operands that one launch on a GPU copies
 GRAIN = 4096  # elements of a row that one worker places at a time; a row with a step is not cut
 
 
@@ -72,6 +90,31 @@ class Concat(Op):
             count=len(parts),
             dtype=y.dtype,
         )
+
+    def cuda_rows(self, call: Call, device: Device) -> list[Launch]:
+        y = call.results[0]
+        rows = int(np.prod(y.shape[: call["axis"]], dtype=np.int64))
+        columns, left, launches = y.size // rows, 0, []
+        for first in range(0, len(call.operands), JOINED_BY_A_LAUNCH):
+            group = call.operands[first : first + JOINED_BY_A_LAUNCH]
+            widths = [x.size // rows for x in group]
+            width, unused = sum(widths), JOINED_BY_A_LAUNCH - len(group)
+            read = [(Ref("operand", first + i), (x.size,)) for i, x in enumerate(group)]
+            grid, block = device.spread(rows * width)
+            launches.append(
+                cuda_launch(
+                    "tapeprop.ops.join.cuda:concat",
+                    [(Ref("result"), (y.size,)), *read, *[read[-1]] * unused],
+                    [rows, columns, left, width, inverse(width), *widths, *[0] * unused],
+                    grid=grid,
+                    block=block,
+                    traffic=2 * sum(x.nbytes for x in group),
+                    dtype=y.dtype,
+                    wide=rows * width >= NARROW,
+                )
+            )
+            left += width
+        return launches
 
     def flops(self, call: Call) -> int:
         return 0
@@ -188,9 +231,16 @@ class Slice(Op):
         return [arrays[0][np.ix_(*picked)] if picked else arrays[0].copy()]
 
     def cpu(self, call: Call) -> Launch:
+        return copy_launch(call, *self._plan(call))
+
+    def cuda(self, call: Call, device: Device) -> Launch:
+        return cuda_copy_launch(call, device, *self._plan(call))
+
+    def _plan(self, call: Call) -> tuple[list[int], int]:
+        """(strides, offset) in the operand, in elements."""
         strides = contiguous(call.operands[0].shape)
         offset = int(np.dot(call["starts"], strides))
-        return copy_launch(call, [stride * step for stride, step in zip(strides, call["steps"])], offset)
+        return [stride * step for stride, step in zip(strides, call["steps"])], offset
 
     def flops(self, call: Call) -> int:
         return 0
@@ -241,10 +291,7 @@ class Place(Op):
         return [y]
 
     def cpu(self, call: Call) -> Launch:
-        x, y = call.operands[0], call.results[0]
-        axes = _merge_region(y.shape, call["starts"], x.shape, call["steps"])
-        if len(axes) > PLACE_AXES + 1:
-            raise ShapeError(f"place: expected at most {PLACE_AXES + 1} axes that cannot be merged, got {len(axes)}")
+        x, y, axes = call.operands[0], call.results[0], self._axes(call)
         columns = [
             padded([axis[part] for axis in axes], PLACE_AXES + 1, fill) for part, fill in enumerate((1, 0, 1, 1))
         ]
@@ -256,6 +303,30 @@ class Place(Op):
             dtype=x.dtype,
             value=float(call["value"]),
         )
+
+    def cuda(self, call: Call, device: Device) -> Launch:
+        x, y = call.operands[0], call.results[0]
+        axes = self._axes(call)[::-1] or [(1, 0, 1, 1)]
+        lengths, starts, sizes, steps = zip(*axes)
+        grid, block = device.spread(y.size)
+        return cuda_launch(
+            "tapeprop.ops.join.cuda:place",
+            [(Ref("result"), (y.size,)), (Ref("operand"), (x.size,))],
+            [float_bits(call["value"]), *lengths, *map(inverse, lengths), *starts, *sizes, *steps],
+            grid=grid,
+            block=block,
+            dtype=x.dtype,
+            axes=len(axes),
+            stepped=any(step != 1 for step in steps),
+            wide=y.size >= NARROW,
+        )
+
+    def _axes(self, call: Call) -> list[tuple[int, int, int, int]]:
+        """(length, start, size, step) of each axis that is left when neighbours are merged. ShapeError."""
+        axes = _merge_region(call.results[0].shape, call["starts"], call.operands[0].shape, call["steps"])
+        if len(axes) > PLACE_AXES + 1:
+            raise ShapeError(f"place: expected at most {PLACE_AXES + 1} axes that cannot be merged, got {len(axes)}")
+        return axes
 
     def flops(self, call: Call) -> int:
         return 0

@@ -18,14 +18,18 @@ from tapeprop.ir import Constant, Size, Tensor, UndecidedError
 from tapeprop.ir.dims import same, text
 from tapeprop.ops import elementwise, scalar
 from tapeprop.ops.op import (
+    NARROW,
     Call,
+    Device,
     Launch,
     Op,
     Ref,
     Sample,
     as_tensor,
     check_rank,
+    cuda_launch,
     failure,
+    inverse,
     launch,
     operand,
     record,
@@ -51,6 +55,9 @@ __all__ = [
 ]
 
 HERE = "tapeprop.ops.losses.cpu"
+CUDA = "tapeprop.ops.losses.cuda"
+CLASSES_OF_A_THREAD = 8  # rows that are longer are a block's on a GPU
+LOSSES_OF_A_THREAD = 16  # of a mean; where there are more, blocks add up parts of it
 LABEL_OUT_OF_RANGE = failure(
     1, "label", "a label is outside 0 .. classes - 1; check the labels, or give the last layer more outputs"
 )
@@ -96,10 +103,30 @@ def _weighted(weights: np.ndarray, costs: np.ndarray) -> np.ndarray:
 def _label_launch(builder: str, call: Call, labels: int, shape: tuple[int, ...]) -> Launch:
     """Every array flat, then N and C. labels: which operand they are."""
     dense = call.operands[labels].dtype != "int64"
-    arrays: list[tuple[Ref, tuple[int, ...]]] = [(Ref("operand", i), (a.size,)) for i, a in enumerate(call.operands)]
-    arrays += [(Ref("result", i), (a.size,)) for i, a in enumerate(call.results)]
     integers = (*shape, LABEL_OUT_OF_RANGE)
-    return launch(f"{HERE}:{builder}", call, arrays, integers, dtype=call.results[0].dtype, dense=dense)
+    return launch(f"{HERE}:{builder}", call, _flat(call), integers, dtype=call.results[0].dtype, dense=dense)
+
+
+def _flat(call: Call) -> list[tuple[Ref, tuple[int, ...]]]:
+    arrays: list[tuple[Ref, tuple[int, ...]]] = [(Ref("operand", i), (a.size,)) for i, a in enumerate(call.operands)]
+    return arrays + [(Ref("result", i), (a.size,)) for i, a in enumerate(call.results)]
+
+
+def _cuda_label_rows(builder: str, call: Call, device: Device, may_team: bool = True) -> Launch:
+    """As `_label_launch` of labels in operand 1; a thread takes a row, or a block, where rows are long and `may_team`."""
+    n, c = call.operands[0].shape
+    team = may_team and c > CLASSES_OF_A_THREAD
+    grid, block = device.rows(n, c) if team else device.spread(n)
+    return cuda_launch(
+        f"{CUDA}:{builder}",
+        _flat(call),
+        (n, c, LABEL_OUT_OF_RANGE),
+        grid=grid,
+        block=block,
+        dtype=call.results[0].dtype,
+        dense=call.operands[1].dtype != "int64",
+        team=team,
+    )
 
 
 def _label_samples(negative: bool) -> list[Sample]:
@@ -180,6 +207,9 @@ class SoftmaxCrossEntropy(Op):
     def cpu(self, call: Call) -> Launch:
         return _label_launch(self.name, call, 1, call.operands[0].shape)
 
+    def cuda(self, call: Call, device: Device) -> Launch:
+        return _cuda_label_rows(self.name, call, device)
+
     def flops(self, call: Call) -> int:
         return 6 * call.operands[0].size
 
@@ -247,6 +277,39 @@ class MeanLoss(Op):
         arrays = [operand(0, call), (Ref("result", 0), (1,))]
         return launch(f"{HERE}:mean_loss", call, arrays, dtype=call.results[0].dtype)
 
+    def cuda_rows(self, call: Call, device: Device) -> list[Launch]:
+        n, dtype = call.operands[0].size, call.results[0].dtype
+        blocks = min(device.blocks, -(-n // (LOSSES_OF_A_THREAD * device.block)))
+        block = (device.block, 1, 1)
+        mean, scratch = (Ref("result", 0), (1,)), (blocks, "float64")
+        if blocks == 1:
+            arrays = [operand(0, call), mean]
+            return [cuda_launch(f"{CUDA}:mean_loss", arrays, [n], grid=(1, 1, 1), block=block, dtype=dtype, to=dtype)]
+        sums = (Ref("scratch"), (blocks,))
+        return [
+            cuda_launch(
+                f"{CUDA}:partial_sums",
+                [operand(0, call), sums],
+                grid=(blocks, 1, 1),
+                block=block,
+                scratch=scratch,
+                label="sums of losses",
+                dtype=dtype,
+            ),
+            cuda_launch(
+                f"{CUDA}:mean_loss",
+                [sums, mean],
+                [n],
+                grid=(1, 1, 1),
+                block=block,
+                scratch=scratch,
+                flops=blocks,
+                traffic=8 * blocks,
+                dtype="float64",
+                to=dtype,
+            ),
+        ]
+
     def flops(self, call: Call) -> int:
         return call.operands[0].size
 
@@ -254,7 +317,7 @@ class MeanLoss(Op):
         return 1
 
     def samples(self) -> list[Sample]:
-        return [Sample(lambda r, n=n: [r.uniform(0, 3, n)], depth=n) for n in (1, 5, 77)]
+        return [Sample(lambda r, n=n: [r.uniform(0, 3, n)], depth=n) for n in (1, 5, 77, 5000)]
 
 
 @register
@@ -278,6 +341,11 @@ class MeanLossGrad(Op):
     def cpu(self, call: Call) -> Launch:
         arrays = [(Ref("operand", 0), (1,)), result(0, call)]
         return launch(f"{HERE}:mean_loss_grad", call, arrays, dtype=call.results[0].dtype)
+
+    def cuda(self, call: Call, device: Device) -> Launch:
+        grid, block = device.spread(call.results[0].size)
+        arrays = [(Ref("operand", 0), (1,)), result(0, call)]
+        return cuda_launch(f"{CUDA}:mean_loss_grad", arrays, grid=grid, block=block, dtype=call.results[0].dtype)
 
     def parts(self, call: Call) -> int:
         return 1
@@ -317,6 +385,9 @@ class NLL(Op):
     def cpu(self, call: Call) -> Launch:
         return _label_launch(self.name, call, 1, call.operands[0].shape)
 
+    def cuda(self, call: Call, device: Device) -> Launch:
+        return _cuda_label_rows(self.name, call, device, may_team=call.operands[1].dtype != "int64")
+
     def samples(self) -> list[Sample]:
         return _label_samples(negative=True)
 
@@ -346,6 +417,20 @@ class NLLGrad(Op):
 
     def cpu(self, call: Call) -> Launch:
         return _label_launch(self.name, call, 0, call.results[0].shape)
+
+    def cuda(self, call: Call, device: Device) -> Launch:
+        made = call.results[0]
+        grid, block = device.spread(made.size)
+        return cuda_launch(
+            f"{CUDA}:nll_grad",
+            _flat(call),
+            (*made.shape, LABEL_OUT_OF_RANGE, inverse(made.shape[1])),
+            grid=grid,
+            block=block,
+            dtype=made.dtype,
+            dense=call.operands[0].dtype != "int64",
+            wide=made.size >= NARROW,
+        )
 
     def samples(self) -> list[Sample]:
         return [

@@ -19,12 +19,30 @@ import numpy as np
 from tapeprop.errors import DTypeError, GraphError, ShapeError
 from tapeprop.ir import Tensor, current
 from tapeprop.ir.dims import text
-from tapeprop.ops.op import LATER, Call, Launch, Op, Ref, Sample, as_tensor, launch, record, register, same_dtype
+from tapeprop.ops.op import (
+    LATER,
+    NARROW,
+    Call,
+    Device,
+    Launch,
+    Op,
+    Ref,
+    Sample,
+    as_tensor,
+    cuda_launch,
+    float_bits,
+    inverse,
+    launch,
+    record,
+    register,
+    same_dtype,
+)
 from tapeprop.ops.shape import normalise_axes
 
 __all__ = ["dropout"]
 
 HERE = "tapeprop.ops.random.cpu"
+CUDA = "tapeprop.ops.random.cuda"
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 KEY_STEPS = 0x9E3779B9, 0xBB67AE85
 MASK = 0xFFFFFFFF
@@ -96,6 +114,10 @@ class NextRandom(Op):
     def cpu(self, call: Call) -> Launch:
         return launch(f"{HERE}:next_random", call, [(Ref("operand", 0), (2,)), (Ref("result", 0), (2,))])
 
+    def cuda(self, call: Call, device: Device) -> Launch:
+        arrays: list[tuple[Ref, tuple[int, ...]]] = [(Ref("operand", 0), (2,)), (Ref("result", 0), (2,))]
+        return cuda_launch(f"{CUDA}:next_random", arrays, grid=(1, 1, 1), block=(1, 1, 1))
+
     def samples(self) -> list[Sample]:
         return [Sample(lambda r: [np.array([r.integers(-(2**62), 2**62), 41])], gradient=())]
 
@@ -139,10 +161,26 @@ class Dropout(Op):
             (Ref("result", 0), size),
             (Ref("scratch"), (1, GROUP)),
         ]
-        factor = int(np.float64(scale(call["rate"])).view(np.int64))
         dtype = call.results[0].dtype
-        integers = (*axes, call["site"], threshold(call["rate"]), factor)
+        integers = (*axes, *self._draw(call))
         return launch(f"{HERE}:dropout", call, arrays, integers, scratch=(GROUP, dtype), dtype=dtype)
+
+    def cuda(self, call: Call, device: Device) -> Launch:
+        y = call.results[0]
+        arrays = [(Ref("operand", 0), (y.size,)), (Ref("operand", 1), (2,)), (Ref("result", 0), (y.size,))]
+        _, *axes = _runs(call.operands[0].shape, call["shared_axes"])
+        shared0, _, shared1, _, inner = axes
+        if shared0 * shared1 * inner == 1:
+            grid, block = device.spread(-(-y.size // GROUP) * (GROUP // 4))
+            return cuda_launch(f"{CUDA}:dropout", arrays, self._draw(call), grid=grid, block=block, dtype=y.dtype)
+        grid, block = device.spread(y.size)
+        integers = (*axes, *map(inverse, axes), *self._draw(call))
+        wide = y.size >= NARROW
+        return cuda_launch(f"{CUDA}:dropout_shared", arrays, integers, grid=grid, block=block, dtype=y.dtype, wide=wide)
+
+    def _draw(self, call: Call) -> tuple[int, int, int]:
+        """(site, threshold, bits of the float64 that the elements that stay are multiplied with)."""
+        return call["site"], threshold(call["rate"]), float_bits(scale(call["rate"]))
 
     def samples(self) -> list[Sample]:
         return [

@@ -10,8 +10,8 @@ import numpy as np
 from tapeprop.errors import DTypeError, ShapeError
 from tapeprop.ir import Dim, Shape, Size, Tensor, UndecidedError
 from tapeprop.ir.dims import product, same, text
-from tapeprop.ops.op import Call, Launch, Op, Ref, Sample, as_tensor, launch, record, register
-from tapeprop.ops.shape.strides import contiguous, copy_launch
+from tapeprop.ops.op import Call, Device, Launch, Op, Ref, Sample, as_tensor, cuda_launch, launch, record, register
+from tapeprop.ops.shape.strides import contiguous, copy_launch, cuda_copy_launch
 
 __all__ = [
     "cast",
@@ -189,6 +189,9 @@ class Copy(Op):
         arrays = [(Ref("result"), (n,)), (Ref("operand"), (n,))]
         return launch("tapeprop.ops.shape.cpu:copy", call, arrays, dtype=call.operands[0].dtype)
 
+    def cuda(self, call: Call, device: Device) -> Launch:
+        return _cuda_copy(call, device)
+
     def flops(self, call: Call) -> int:
         return 0
 
@@ -208,6 +211,14 @@ def copy(x: Any) -> Tensor:
 def identity(x: Any) -> Tensor:
     """x itself; nothing is recorded."""
     return as_tensor(x)
+
+
+def _cuda_copy(call: Call, device: Device) -> Launch:
+    """The launch that fills result 0 with operand 0, in its own dtype."""
+    x, y = call.operands[0], call.results[0]
+    grid, block = device.spread(y.size)
+    arrays = [(Ref("result"), (y.size,)), (Ref("operand"), (x.size,))]
+    return cuda_launch("tapeprop.ops.shape.cuda:copy", arrays, grid=grid, block=block, dtype=x.dtype, to=y.dtype)
 
 
 @register
@@ -236,6 +247,9 @@ class Cast(Op):
         (x,), (y,) = call.operands, call.results
         arrays = [(Ref("result"), (y.size,)), (Ref("operand"), (x.size,))]
         return launch("tapeprop.ops.shape.cpu:cast", call, arrays, dtype=x.dtype, to=y.dtype)
+
+    def cuda(self, call: Call, device: Device) -> Launch:
+        return _cuda_copy(call, device)
 
     def samples(self):
         return [
@@ -278,8 +292,14 @@ class Transpose(Op):
         return [np.ascontiguousarray(arrays[0].transpose(call["axes"])).reshape(call.results[0].shape)]
 
     def cpu(self, call: Call) -> Launch:
+        return copy_launch(call, self._strides(call))
+
+    def cuda(self, call: Call, device: Device) -> Launch:
+        return cuda_copy_launch(call, device, self._strides(call))
+
+    def _strides(self, call: Call) -> list[int]:
         strides = contiguous(call.operands[0].shape)
-        return copy_launch(call, [strides[axis] for axis in call["axes"]])
+        return [strides[axis] for axis in call["axes"]]
 
     def flops(self, call: Call) -> int:
         return 0
@@ -291,6 +311,7 @@ class Transpose(Op):
             Sample(drawn((2, 3, 4, 5)), {"axes": (0, 2, 1, 3)}),
             Sample(drawn((2, 3, 4, 5)), {"axes": (3, 1, 0, 2)}),
             Sample(drawn((2, 20, 1, 17)), {"axes": (0, 3, 2, 1)}),
+            Sample(drawn((2, 17, 3, 18)), {"axes": (2, 0, 3, 1)}),
             Sample(drawn((2, 3, 2, 3, 2, 2)), {"axes": (5, 3, 1, 4, 2, 0)}),
             Sample(drawn((1,)), {"axes": (0,)}),
         ]
@@ -368,11 +389,19 @@ class Expand(Op):
         return [y / (y.size // x.size) if call["mean"] else y]
 
     def cpu(self, call: Call) -> Launch:
+        return copy_launch(call, self._strides(call), divisor=self._divisor(call))
+
+    def cuda(self, call: Call, device: Device) -> Launch:
+        return cuda_copy_launch(call, device, self._strides(call), divisor=self._divisor(call))
+
+    def _strides(self, call: Call) -> list[int]:
         x, y = call.operands[0], call.results[0]
         repeated = broadcast_axes("expand", x.shape, y.shape)
         strides = [0] * (len(y.shape) - len(x.shape)) + contiguous(x.shape)
-        strides = [0 if axis in repeated else stride for axis, stride in enumerate(strides)]
-        return copy_launch(call, strides, divisor=y.size // x.size if call["mean"] else None)
+        return [0 if axis in repeated else stride for axis, stride in enumerate(strides)]
+
+    def _divisor(self, call: Call) -> int | None:
+        return call.results[0].size // call.operands[0].size if call["mean"] else None
 
     def flops(self, call: Call) -> int:
         return call.results[0].size if call["mean"] else 0

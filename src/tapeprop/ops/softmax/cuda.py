@@ -32,12 +32,12 @@ def softmax_rows(dtype: str, logarithm: bool) -> CudaKernel:
             total = number(0)
             i = cuda.threadIdx.x
             while i < n:
-                total += exp(_below(x[start + i], top))
+                total += exp(below(x[start + i], top))
                 i += cuda.blockDim.x
             total = block_sum(total, shared)
             i = cuda.threadIdx.x
             while i < n:
-                distance = _below(x[start + i], top)
+                distance = below(x[start + i], top)
                 if logarithm:
                     y[start + i] = distance - log(total)
                 else:
@@ -61,9 +61,9 @@ def softmax_columns(dtype: str, logarithm: bool) -> CudaKernel:
                 top = larger(top, x[start + j * inner])
             total = number(0)
             for j in range(n):
-                total += exp(_below(x[start + j * inner], top))
+                total += exp(below(x[start + j * inner], top))
             for j in range(n):
-                distance = _below(x[start + j * inner], top)
+                distance = below(x[start + j * inner], top)
                 if logarithm:
                     y[start + j * inner] = distance - log(total)
                 else:
@@ -74,7 +74,7 @@ def softmax_columns(dtype: str, logarithm: bool) -> CudaKernel:
 
 
 @cuda.jit(device=True)
-def _below(x, top):
+def below(x, top):
     """x - top; 0 for those at +inf, which share as equal numbers do: inf - inf would be NaN."""
     if x == top and x > 0:
         return type(x)(0)

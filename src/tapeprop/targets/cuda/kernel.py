@@ -26,14 +26,25 @@ class CudaKernel:
     arrays: (name, dtype, ndim) or (dtype, ndim) each, dtype one of "float32", "float64", "int64", "int32", "uint8".
     The row holds, from word 4 on, each array's address and its ndim sizes (C-contiguous). ndim 0 is a single element:
     no size word, the body gets shape (1,). integers: names, an int64 word each, after the arrays.
-    reports: the body gets two more arguments, for `language.report(control, number, code)`.
+    reports: the body gets two more arguments, for `language.report(control, number, code)`. operands: so many arrays at the front
+    may only be read, which is checked. bounds: (most threads of a block, blocks that have to fit into a multiprocessor), which
+    limits registers; None: no limit.
 
     The body is plain Python whose module has `cuda` from `language` as a global. It must give the same bits whenever it
     is launched alike: no atomics on floats, every sum in an order that the shapes decide. It writes every element of
     every result. ValueError for a declaration that is none of the above.
     """
 
-    def __init__(self, body: Callable, arrays: Sequence[tuple], integers: Sequence[str] = (), *, reports: bool = False):
+    def __init__(
+        self,
+        body: Callable,
+        arrays: Sequence[tuple],
+        integers: Sequence[str] = (),
+        *,
+        reports: bool = False,
+        operands: int = 0,
+        bounds: tuple[int, int] | None = None,
+    ):
         named = [item if len(item) == 3 else (f"array{i}", *item) for i, item in enumerate(arrays)]
         for name, dtype, ndim in named:
             if dtype not in DTYPES or type(ndim) is not int or ndim < 0:
@@ -45,6 +56,8 @@ class CudaKernel:
         self.arrays: tuple[tuple[str, str, int], ...] = tuple(named)
         self.integers = tuple(integers)
         self.reports = reports
+        self.operands = operands
+        self.bounds = bounds
 
     @property
     def field_count(self) -> int:
@@ -84,7 +97,8 @@ def shim_source(kernel: CudaKernel) -> str:
     arguments = []
     for i, (_, dtype, ndim) in enumerate(kernel.arrays):
         sizes = "".join(f"words[{word + 1 + axis}], " for axis in range(ndim)) or "1, "
-        lines.append(f"    array{i} = {dtype}_at(words[{word}], ({sizes.rstrip()}))")
+        at = f"{dtype}_read_at" if i < kernel.operands else f"{dtype}_at"
+        lines.append(f"    array{i} = {at}(words[{word}], ({sizes.rstrip()}))")
         arguments.append(f"array{i}")
         word += 1 + ndim
     arguments += [f"words[{word + i}]" for i in range(len(kernel.integers))]
@@ -94,12 +108,15 @@ def shim_source(kernel: CudaKernel) -> str:
     return "\n".join(lines) + "\n"
 
 
-def shim(kernel: Kernel) -> Callable:
-    """The Python function of a kernel, its body a device function of numba.cuda. CompileError where its builder fails."""
+def shim(kernel: Kernel, built: CudaKernel | None = None) -> Callable:
+    """The Python function of a kernel, its body a device function of numba.cuda. CompileError where its builder fails.
+
+    built: what the builder returned, where that is known.
+    """
     from tapeprop.targets.cuda import addresses
     from tapeprop.targets.cuda.library import numba_cuda
 
-    built = build(kernel)
+    built = built or build(kernel)
     scope = {**addresses.functions(), "body": numba_cuda().jit(device=True)(built.body)}
     exec(compile(shim_source(built), f"<shim of {kernel.label}>", "exec"), scope)
     return scope["shim"]

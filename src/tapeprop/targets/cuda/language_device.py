@@ -10,6 +10,8 @@ from tapeprop.targets.cuda.library import numba_cuda
 cuda: Any = numba_cuda()
 device: Any = cuda.jit(device=True)
 
+#: {dtype: a * b of that dtype, rounded by itself. NVVM may join a product that is written * with a sum that takes it.}
+PRODUCT: dict[str, Any] = {"float32": cuda.libdevice.fmul_rn, "float64": cuda.libdevice.dmul_rn}
 ALL = 0xFFFFFFFF  # every lane of a warp takes part
 
 
@@ -80,6 +82,12 @@ def power(x, y):
 
 
 @device
+def from_bits(word):
+    """The float64 whose bits an int64 has: how a row holds a number that is no integer."""
+    return cuda.libdevice.longlong_as_double(word)
+
+
+@device
 def isnan(x):
     """Whether x is NaN."""
     return x != x
@@ -136,3 +144,25 @@ def block_max(value, shared):
             top = shared[warp]
     cuda.syncthreads()
     return top
+
+
+@device
+def block_before(value, shared):
+    """(The sum of the threads before this one, that of the block) of int64, in a block of whole warps."""
+    through = value  # this lane's and those before it in the warp
+    offset = 1
+    while offset < 32:
+        below = cuda.shfl_up_sync(ALL, through, offset)
+        if cuda.laneid >= offset:
+            through += below
+        offset <<= 1
+    if cuda.laneid == 31:
+        shared[cuda.threadIdx.x >> 5] = through
+    cuda.syncthreads()
+    before, total = through - value, value - value
+    for warp in range(cuda.blockDim.x >> 5):
+        if warp < cuda.threadIdx.x >> 5:
+            before += shared[warp]
+        total += shared[warp]
+    cuda.syncthreads()
+    return before, total

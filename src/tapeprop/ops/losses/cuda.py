@@ -1,0 +1,202 @@
+"""CUDA kernels of the losses on (N, C), flat: a row is a thread's, or with team=True a block's.
+
+Sums over the classes of a row run in float64, as on the CPU: a small loss is the difference of numbers near 1. Labels are
+class numbers, or with dense=True weights of the classes. A number outside 0 .. C - 1 is reported, its row loss is NaN.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tapeprop.ops.softmax.cuda import below
+from tapeprop.targets.cuda.kernel import CudaKernel
+from tapeprop.targets.cuda.language import (
+    BLOCK_SLOTS,
+    FLOAT,
+    block_max,
+    block_sum,
+    cuda,
+    divider,
+    exp,
+    larger,
+    log,
+    report,
+)  # fmt: skip
+
+INTEGERS = ("samples", "classes", "code")  # code: what is reported for a label out of range
+
+
+def _labels(dtype: str, dense: bool) -> tuple[str, str, int]:
+    return ("labels", dtype if dense else "int64", 1)
+
+
+def softmax_cross_entropy(dtype: str, dense: bool, team: bool) -> CudaKernel:
+    """Row losses, and the gradient of their mean by the logits. A thread reads the logits where it writes the gradient."""
+    kind, infinity, nan, one = FLOAT[dtype], FLOAT[dtype](np.inf), FLOAT[dtype](np.nan), FLOAT[dtype](1)
+    zero = np.float64(0)
+
+    def body(logits, labels, losses, dlogits, samples, classes, code, control, number):
+        tops = cuda.shared.array(BLOCK_SLOTS, kind)
+        sums = cuda.shared.array(BLOCK_SLOTS, np.float64)
+        share = kind(np.float64(1) / np.float64(samples))
+        sample, lane, step = cuda.grid(1), 0, 1
+        if team:
+            sample, lane, step = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+        while sample < samples:
+            start = np.int64(sample) * classes
+            top = -infinity
+            i = lane
+            while i < classes:
+                top = larger(top, logits[start + i])
+                i += step
+            if team:
+                top = block_max(top, tops)
+            total, weight, loss = zero, zero, zero
+            i = lane
+            while i < classes:
+                total += np.float64(exp(below(logits[start + i], top)))
+                if dense:
+                    weight += np.float64(labels[start + i])
+                i += step
+            if team:
+                total = block_sum(total, sums)
+            if dense and team:
+                weight = block_sum(weight, sums)
+            divisor, whole = kind(total), kind(weight)
+            i = lane
+            if dense:
+                shift = log(total)
+                while i < classes:
+                    distance, wanted = below(logits[start + i], top), labels[start + i]
+                    if wanted != 0:
+                        loss += np.float64(wanted) * (shift - np.float64(distance))
+                    dlogits[start + i] = (exp(distance) / divisor * whole - wanted) * share
+                    i += step
+                if team:
+                    loss = block_sum(loss, sums)
+                if lane == 0:
+                    losses[sample] = loss
+            else:
+                label = labels[sample]
+                if lane == 0 and (label < 0 or label >= classes):
+                    losses[sample] = nan
+                    report(control, number, code)
+                while i < classes:
+                    distance = below(logits[start + i], top)
+                    power = exp(distance) / divisor
+                    if i == label:
+                        losses[sample] = log(total) - np.float64(distance)
+                        power -= one  # 1 / N taken off p / N would round twice
+                    dlogits[start + i] = power * share
+                    i += step
+            sample += cuda.gridDim.x if team else cuda.gridsize(1)
+
+    arrays = [("logits", dtype, 1), _labels(dtype, dense), ("losses", dtype, 1), ("dlogits", dtype, 1)]
+    return CudaKernel(body, arrays, INTEGERS, reports=True)
+
+
+def partial_sums(dtype: str) -> CudaKernel:
+    """sums[b] = the float64 sum of what block b strides over."""
+
+    def body(values, sums):
+        shared = cuda.shared.array(BLOCK_SLOTS, np.float64)
+        total = np.float64(0)
+        i = cuda.grid(1)
+        while i < values.size:
+            total += np.float64(values[i])
+            i += cuda.gridsize(1)
+        total = block_sum(total, shared)
+        if cuda.threadIdx.x == 0:
+            sums[cuda.blockIdx.x] = total
+
+    return CudaKernel(body, [("values", dtype, 1), ("sums", "float64", 1)])
+
+
+def mean_loss(dtype: str, to: str) -> CudaKernel:
+    """The float64 sum of row losses, or of their partial sums, over `samples`. One block."""
+
+    def body(values, mean, samples):
+        shared = cuda.shared.array(BLOCK_SLOTS, np.float64)
+        total = np.float64(0)
+        i = cuda.threadIdx.x
+        while i < values.size:
+            total += np.float64(values[i])
+            i += cuda.blockDim.x
+        total = block_sum(total, shared)
+        if cuda.threadIdx.x == 0:
+            mean[0] = total / np.float64(samples)
+
+    return CudaKernel(body, [("values", dtype, 1), ("mean", to, 1)], ["samples"])
+
+
+def mean_loss_grad(dtype: str) -> CudaKernel:
+    """The gradient of the mean by each row loss."""
+    kind = FLOAT[dtype]
+
+    def body(g, rows):
+        i = cuda.grid(1)
+        while i < rows.size:
+            rows[i] = g[0] / kind(rows.size)
+            i += cuda.gridsize(1)
+
+    return CudaKernel(body, [("g", dtype, 1), ("rows", dtype, 1)])
+
+
+def nll(dtype: str, dense: bool, team: bool) -> CudaKernel:
+    """Row losses from log-probabilities; a class number needs no team."""
+    nan, zero = FLOAT[dtype](np.nan), np.float64(0)
+
+    def whole(logs, labels, losses, samples, classes, code, control, number):
+        sample = cuda.grid(1)
+        while sample < samples:
+            label = labels[sample]
+            if label >= 0 and label < classes:
+                losses[sample] = -logs[sample * classes + label]
+            else:
+                losses[sample] = nan
+                report(control, number, code)
+            sample += cuda.gridsize(1)
+
+    def weighted(logs, labels, losses, samples, classes, code, control, number):
+        sums = cuda.shared.array(BLOCK_SLOTS, np.float64)
+        sample, lane, step = cuda.grid(1), 0, 1
+        if team:
+            sample, lane, step = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+        while sample < samples:
+            start = np.int64(sample) * classes
+            loss = zero
+            i = lane
+            while i < classes:
+                wanted = labels[start + i]
+                if wanted != 0:
+                    loss -= np.float64(wanted) * np.float64(logs[start + i])
+                i += step
+            if team:
+                loss = block_sum(loss, sums)
+            if lane == 0:
+                losses[sample] = loss
+            sample += cuda.gridDim.x if team else cuda.gridsize(1)
+
+    arrays = [("logs", dtype, 1), _labels(dtype, dense), ("losses", dtype, 1)]
+    return CudaKernel(weighted if dense else whole, arrays, INTEGERS, reports=True)
+
+
+def nll_grad(dtype: str, dense: bool, wide: bool) -> CudaKernel:
+    """The gradient of the row losses by the log-probabilities."""
+    zero, quotient = FLOAT[dtype](0), divider(wide)
+
+    def body(labels, g, made, samples, classes, code, inverse, control, number):
+        i = cuda.grid(1)
+        while i < made.size:
+            sample = quotient(i, classes, inverse)
+            if dense:
+                made[i] = -labels[i] * g[sample]
+            else:
+                label, place = labels[sample], i - sample * classes
+                made[i] = -g[sample] if label == place else zero
+                if place == 0 and (label < 0 or label >= classes):
+                    report(control, number, code)
+            i += cuda.gridsize(1)
+
+    arrays = [_labels(dtype, dense), ("g", dtype, 1), ("made", dtype, 1)]
+    return CudaKernel(body, arrays, (*INTEGERS, "inverse"), reports=True)
