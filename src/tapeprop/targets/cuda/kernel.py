@@ -28,6 +28,7 @@ class CudaKernel:
     no size word, the body gets shape (1,). integers: names, an int64 word each, after the arrays.
     reports: the body gets two more arguments, for `language.report(control, number, code)`. operands: so many arrays at the front
     may only be read, which is checked. explain: gives the message of the CompileError where numba.cuda refuses the body.
+    bounds: (most threads of a block, blocks that have to fit into a multiprocessor), which limits registers; None: no limit.
 
     The body is plain Python whose module has `cuda` from `language` as a global. It must give the same bits whenever it
     is launched alike: no atomics on floats, every sum in an order that the shapes decide. It writes every element of
@@ -43,6 +44,7 @@ class CudaKernel:
         reports: bool = False,
         operands: int = 0,
         explain: Callable[[Exception], str] | None = None,
+        bounds: tuple[int, int] | None = None,
     ):
         named = [item if len(item) == 3 else (f"array{i}", *item) for i, item in enumerate(arrays)]
         for name, dtype, ndim in named:
@@ -57,6 +59,7 @@ class CudaKernel:
         self.reports = reports
         self.operands = operands
         self.explain = explain
+        self.bounds = bounds
 
     @property
     def field_count(self) -> int:

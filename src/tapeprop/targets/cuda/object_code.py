@@ -59,7 +59,13 @@ def compile_to_cubin(kernel: Kernel, capability: Capability, *, report: bool = F
     try:
         with _pretended(capability):
             intermediate, _ = cuda.compile(
-                function, signature, device=False, abi="numba", output="ltoir", cc=capability
+                function,
+                signature,
+                device=False,
+                abi="numba",
+                output="ltoir",
+                cc=capability,
+                launch_bounds=built.bounds,
             )
         return _linked(intermediate, capability, report)
     except DeviceError:
