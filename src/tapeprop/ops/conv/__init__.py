@@ -18,7 +18,19 @@ import numpy as np
 from tapeprop.errors import GraphError, ShapeError
 from tapeprop.ir import Shape, Size, Tensor, UndecidedError
 from tapeprop.ir.dims import at_least, same, text
-from tapeprop.ops.op import ArrayType, Attributes, Call, Device, Launch, Op, Sample, check_rank, record, register, same_dtype
+from tapeprop.ops.op import (
+    ArrayType,
+    Attributes,
+    Call,
+    Device,
+    Launch,
+    Op,
+    Sample,
+    check_rank,
+    record,
+    register,
+    same_dtype,
+)
 from tapeprop.ops.reduce import sum as sum_over
 
 __all__ = ["conv2d", "conv2d_input_grad", "conv2d_weight_grad"]

@@ -30,7 +30,9 @@ def product_launches(
         found, sides, axes = turned, sides[::-1], [(size, b_step, a_step) for size, a_step, b_step in axes]
     (left, lda, along_a, c_m, bias_m), (right, ldb, along_b, c_n, bias_n) = sides
     if max(lda, ldb) > LARGEST:
-        raise ShapeError(f"matmul: expected matrices of at most {LARGEST} columns on a GPU, got {max(lda, ldb)}; cut them")
+        raise ShapeError(
+            f"matmul: expected matrices of at most {LARGEST} columns on a GPU, got {max(lda, ldb)}; cut them"
+        )
     integers = [k, lda, ldb, c_m, c_n, *(axis[part] for part in range(3) for axis in axes)]
     added = None if bias is None else Bias(bias, row=bias_m, column=bias_n)
     builder = "tapeprop.ops.matmul.cuda:product"

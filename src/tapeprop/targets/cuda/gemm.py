@@ -172,7 +172,9 @@ def _runs(dtype: str, extent: int, count: int) -> list[int]:
 
 
 @cache
-def _fetching(dtype: str, lanes: Lanes, operand: Operand, tile_k: int, extent: int, padded: int, mask: int) -> tuple[Any, Any, Any]:
+def _fetching(
+    dtype: str, lanes: Lanes, operand: Operand, tile_k: int, extent: int, padded: int, mask: int
+) -> tuple[Any, Any, Any]:
     """(known, fetch, stash) of an operand: what is known before the loop; elements to registers; these to shared memory.
 
     A thread that fetches for one x keeps in registers what that contributes. Those that fetch for several x and one k find it in
@@ -414,7 +416,9 @@ def product_kernel(dtype: str, tile: tuple[int, ...], names: Sequence[str], prod
         unload(bias, c, left, right, sizes, place, batch, start, first_m, first_n, thread, ty, tx, sums)
 
     arrays = [(name, dtype, 1) for name in ("a", "b", "bias", "c")]
-    return CudaKernel(body, arrays, (*SIZES, *names), operands=3, bounds=(threads, Tile(*tile).together(np.dtype(dtype).itemsize)))
+    return CudaKernel(
+        body, arrays, (*SIZES, *names), operands=3, bounds=(threads, Tile(*tile).together(np.dtype(dtype).itemsize))
+    )
 
 
 def merge(dtype: str) -> CudaKernel:
