@@ -35,13 +35,13 @@ def run_launches(launches: Sequence[Launch], call: Call, arrays):
 def run_on(places: dict, launches: Sequence[Launch]) -> int:
     """Runs launches on arrays that lie where `places` says; the code that was reported, or 0."""
     control = aligned(64, "int64")
-    for launch in launches:
+    for number, launch in enumerate(launches):
         words = [
             address_of(places[item.kind][item.index]) + item.offset if isinstance(item, Ref) else item
             for item in launch.fields
         ]
         row = aligned(FIRST_FIELD + len(words), "int64")
-        row[FIRST_FIELD:] = words
+        row[3], row[FIRST_FIELD:] = number, words
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, of what is inf or NaN as it should be
             simulated(launch.kernel)[launch.grid, launch.block](address_of(row), address_of(control))
