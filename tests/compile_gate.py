@@ -23,8 +23,10 @@ from tapeprop.ops import registry
 from tapeprop.ops.op import Device
 
 TARGETS = {"float32": ((9, 0, "a"), (8, 0), (9, 0)), "float64": ((9, 0, "a"),)}
-#: Local arrays that a body declares on purpose: {builder: bytes of stack}.
-STACK: dict[str, int] = {}
+#: Local arrays that a body has on purpose: {builder: bytes of stack}.
+STACK: dict[str, int] = {
+    "tapeprop.ops.elementwise.cuda:loop": 40,  # the digits of pi by which libdevice's sin and cos reduce huge arguments
+}
 REGISTERS_PER_BLOCK, SHARED_PER_BLOCK = 65536, 48 * 1024
 
 

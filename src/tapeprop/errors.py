@@ -7,6 +7,7 @@ __all__ = [
     "CycleError",
     "DTypeError",
     "DeviceError",
+    "DeviceMemoryError",
     "DisconnectedError",
     "DuplicateNameError",
     "GraphError",
@@ -74,3 +75,7 @@ class NotBuiltError(StateError):
 
 class DeviceError(RuntimeError):
     """A device is missing, lost or out of memory."""
+
+
+class DeviceMemoryError(DeviceError):
+    """A device has no room for what was asked."""

@@ -52,7 +52,7 @@ from tapeprop.ops.expression import (
     to_text,
     where,
 )
-from tapeprop.ops.primitives import PRIMITIVES
+from tapeprop.ops.primitives import PRIMITIVES, numpy_fma, numpy_maximum, numpy_minimum, numpy_sigmoid
 from tapeprop.targets.cpu.vector_math import VectorMath
 
 INF, NAN = math.inf, math.nan
@@ -340,28 +340,27 @@ def test_text_is_python_of_the_same_value(name):
 
 
 def test_cuda_source_runs_as_python():
-    """The text, with NumPy's functions for CUDA's, computes what `evaluate` does, in float32."""
-
-    class Math:
-        sqrt, exp, expm1, log, log1p, tanh = np.sqrt, np.exp, np.expm1, np.log, np.log1p, np.tanh
-        sin, cos, pow, floor, inf, nan = np.sin, np.cos, np.power, np.floor, math.inf, math.nan
-        erf = staticmethod(lambda v: np.float32(math.erf(v)))
+    """The text, with NumPy's functions for those of the language, computes what `evaluate` does, in float32."""
 
     class Cuda:
-        fma = staticmethod(lambda a, b, c: np.float32(np.float64(a) * np.float64(b) + np.float64(c)))
+        selp = staticmethod(lambda condition, a, b: a if condition else b)
+
+    language = {name: getattr(np, name) for name in "sqrt exp expm1 log log1p tanh sin cos power floor".split()}
+    language |= {"cuda": Cuda, "number": np.float32, "product": np.multiply, "inf": math.inf, "nan": math.nan}
+    language |= {"larger": numpy_maximum, "smaller": numpy_minimum, "sigmoid": numpy_sigmoid, "fma": numpy_fma}
+    language["erf"] = lambda v: np.float32(math.erf(v))
 
     points = [(0.7, 1.3), (-0.5, 2.0), (2.0, 2.0), (0.0, -1.0), (INF, 1.0), (NAN, 1.0)]
     for name, forward in SMOOTH.items():
         roots = [forward, derivative(forward, 0), less_or_inf(forward)]
         lines = cuda_source(roots, ["x", "y"], ["a", "b", "c"])
         for point in points:
-            space = {"math": Math, "cuda": Cuda, "float32": np.float32}
-            space |= {"x": np.float32(point[0]), "y": np.float32(point[1])}
+            space = {**language, "x": np.float32(point[0]), "y": np.float32(point[1])}
             with np.errstate(all="ignore"):
                 exec("\n".join(lines), space)
             expected = [at(root, *point, dtype=np.float32) for root in roots]
             found = [float(space[result]) for result in "abc"]
-            assert all(type(space[result]) is np.float32 for result in "abc"), name
+            assert all(space[result].dtype == np.float32 for result in "abc"), name
             np.testing.assert_allclose(found, expected, rtol=2e-5, err_msg=f"{name} {point}")
 
 

@@ -172,7 +172,7 @@ def test_a_child_that_dies_is_told(cold, monkeypatch):
 @pytest.mark.parametrize("program", ["/bin/false", "/bin/echo", "/no/such/interpreter"])
 def test_where_no_child_can_be_had_all_is_compiled_here(cold, monkeypatch, program):
     monkeypatch.setattr("tapeprop.targets.cpu.machine.usable_cpus", lambda: 2)
-    monkeypatch.setattr(linker.sys, "executable", program)
+    monkeypatch.setattr("sys.executable", program)
     kernels = [kernel("constant", value=3000 + len(program) * 10 + i) for i in range(5)]
     assert len(load(kernels)) == 5
     assert value_of(kernels[4]) == 3004 + len(program) * 10

@@ -1,60 +1,66 @@
-"""Runs launches of CUDA kernels in Numba's simulator, outside any graph."""
+"""Runs launches of CUDA kernels outside any graph, on the driver at hand: Numba's simulator, or a GPU."""
 
-import warnings
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 
-from tapeprop.ir.kernels import FIRST_FIELD, Kernel
+from tapeprop.ir.kernels import FIRST_FIELD
 from tapeprop.ops.op import Call, Launch, Ref
-from tapeprop.runtime.memory import address_of, aligned
+from tapeprop.runtime.cuda_cache import open_device
+from tapeprop.targets.cuda.driver import Driver
+
+
+def driver() -> Driver:
+    """The driver at hand."""
+    return open_device("tests")
 
 
 def run_launches(launches: Sequence[Launch], call: Call, arrays):
     """The results of launches one after another. Results start as NaN or -1, and so does scratch."""
-    copies = []
-    for array in arrays:
-        copy = aligned(array.size, array.dtype).reshape(array.shape)
-        copy[...] = array
-        copies.append(copy)
+    operands = [np.array(array, order="C") for array in arrays]
     results = []
     for kind in call.results:
-        made = aligned(kind.size, kind.dtype).reshape(kind.shape)
+        made = np.empty(kind.shape, kind.dtype)
         made.fill({"f": np.nan, "u": 255}.get(made.dtype.kind, -1))
         results.append(made)
-    scratch = aligned(max([_scratch_bytes(launch) for launch in launches]))
-    scratch.fill(255)
-    code = run_on({"operand": copies, "result": results, "scratch": [scratch]}, launches)
-    for copy, array in zip(copies, arrays, strict=True):
-        np.testing.assert_array_equal(copy, array, err_msg="a kernel wrote to an operand")
+    scratch = np.full(max(_scratch_bytes(launch) for launch in launches), 255, np.uint8)
+    code = run_on({"operand": operands, "result": results, "scratch": [scratch]}, launches)
+    for operand, array in zip(operands, arrays, strict=True):
+        np.testing.assert_array_equal(operand, array, err_msg="a kernel wrote to an operand")
     assert code == 0, f"the kernel reported {code}"
     return results
 
 
 def run_on(places: dict, launches: Sequence[Launch]) -> int:
-    """Runs launches on arrays that lie where `places` says; the code that was reported, or 0."""
-    control = aligned(64, "int64")
+    """Runs launches on arrays that lie where `places` says; the code that was reported, or 0.
+
+    places: {kind of a Ref: arrays, C-contiguous}. One array in two places is one stretch of memory. They hold what the launches
+    have left there afterwards.
+    """
+    device = driver()
+    arrays = {id(array): array for group in places.values() for array in group}
+    memory = {key: device.allocate(max(array.nbytes, 1)) for key, array in arrays.items()}
+    for key, array in arrays.items():
+        if array.size:
+            device.upload(memory[key].address, array)
+    handles = device.load(launch.kernel for launch in launches)
+    control = device.allocate(64)
     for number, launch in enumerate(launches):
         words = [
-            address_of(places[item.kind][item.index]) + item.offset if isinstance(item, Ref) else item
+            memory[id(places[item.kind][item.index])].address + item.offset if isinstance(item, Ref) else item
             for item in launch.fields
         ]
-        row = aligned(FIRST_FIELD + len(words), "int64")
-        row[3], row[FIRST_FIELD:] = number, words
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, of what is inf or NaN as it should be
-            simulated(launch.kernel)[launch.grid, launch.block](address_of(row), address_of(control))
-    return int(control[0]) & 0xFFFF
-
-
-@cache
-def simulated(kernel: Kernel):
-    """The kernel in the simulator."""
-    from tapeprop.targets.cuda.kernel import shim
-    from tapeprop.targets.cuda.library import numba_cuda
-
-    return numba_cuda().jit(shim(kernel))
+        row = np.array([0, 0, 0, number, *words], np.int64)
+        assert FIRST_FIELD == 4
+        where = device.allocate(row.nbytes)
+        device.upload(where.address, row)
+        device.launch(handles[launch.kernel], launch.grid, launch.block, where.address, control.address)
+    status = np.zeros(1, np.int64)
+    device.download(status, control.address)
+    for key, array in arrays.items():
+        if array.size:
+            device.download(array, memory[key].address)
+    return int(status[0]) & 0xFFFF
 
 
 def _scratch_bytes(launch: Launch) -> int:

@@ -7,11 +7,9 @@ covers as well.
 import numpy as np
 import pytest
 from ops.test_catalogue import CASES, _in_float64, compare, has_kernel, make_call
-from simulator.launches import run_launches
+from simulator.launches import driver, run_launches
 
-from tapeprop.ops.op import SIMULATED_DEVICE
-
-pytestmark = pytest.mark.simulator
+pytestmark = pytest.mark.cuda
 
 
 @pytest.mark.parametrize(("op", "number"), CASES)
@@ -23,7 +21,7 @@ def test_cuda_equals_reference(op, number, dtype):
     with np.errstate(all="ignore"):
         exact = [a.astype(np.float64) if a.dtype == np.float32 else a for a in arrays]
         expected = op.reference(_in_float64(call), *exact)
-    found = run_launches(op.cuda_rows(call, SIMULATED_DEVICE), call, arrays)
+    found = run_launches(op.cuda_rows(call, driver().limits), call, arrays)
     for value, wanted, kind in zip(found, expected, call.results, strict=True):
         wanted = np.asarray(wanted).reshape(kind.shape)
         if value.dtype.kind != "f":

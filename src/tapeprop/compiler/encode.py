@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tapeprop.compiler.plan import ALIGNMENT, Place, Plan, Step
-from tapeprop.errors import CompileError, GraphError
+from tapeprop.errors import CompileError, DeviceError, GraphError
 from tapeprop.ir.kernels import Kernel
-from tapeprop.ops.op import ITEM_BYTES, Launch, Ref
+from tapeprop.ops.op import ITEM_BYTES, Device, Launch, Ref
 
 GROUP_LIMIT = 48  # rows without a barrier between them: keeps the search for conflicts linear in the tape
 
@@ -43,7 +43,7 @@ class Row:
     fields: tuple[int | Place, ...]
     reads: tuple[Extent, ...]
     writes: tuple[Extent, ...]
-    barrier: bool = True
+    barrier: bool = False
 
     @property
     def kernel(self) -> Kernel | None:
@@ -90,11 +90,14 @@ class Tape:
         return [row.kernel for row in self.rows if row.kernel is not None]
 
 
-def encode(plan: Plan, span_names: Iterable[str], arena: str = "arena") -> Tape:
-    """The portable rows of a plan. GraphError, naming the node, where an op refuses the concrete sizes."""
+def encode(plan: Plan, span_names: Iterable[str], arena: str = "arena", device: Device | None = None) -> Tape:
+    """The portable rows of a plan: for the CPU, or for a device, where every row waits for the one before it.
+
+    GraphError or DeviceError, naming the node, where an op refuses the concrete sizes or has no kernel.
+    """
     rows: list[Row] = []
     spans = {name: [len(plan.steps), 0] for name in span_names}
-    launches = [(step, row) for step in plan.steps if not step.instruction.op.alias for row in _launches(step)]
+    launches = [(step, row) for step in plan.steps if not step.instruction.op.alias for row in _launches(step, device)]
     scratch_bytes = max((_scratch_bytes(launched) for _, launched in launches), default=0)
     for step, launched in launches:
         instruction = step.instruction
@@ -110,17 +113,19 @@ def encode(plan: Plan, span_names: Iterable[str], arena: str = "arena") -> Tape:
         bounds = spans[step.span]
         bounds[0], bounds[1] = min(bounds[0], len(rows)), len(rows) + 1
         rows.append(row)
-    _set_barriers(rows, {last - 1 for first, last in spans.values() if last})
+    if device is None:
+        _set_barriers(rows, {last - 1 for first, last in spans.values() if last})
     found = {name: (first, last) if last else (0, 0) for name, (first, last) in spans.items()}
     return Tape(rows, found, scratch_bytes, arena, plan.arena_bytes, plan)
 
 
-def _launches(step: Step) -> Sequence[Launch]:
+def _launches(step: Step, device: Device | None) -> Sequence[Launch]:
+    op = step.instruction.op
     try:
-        return step.instruction.op.cpu_rows(step.call)
+        return op.cpu_rows(step.call) if device is None or op.in_python else op.cuda_rows(step.call, device)
     except CompileError:
         raise
-    except GraphError as error:
+    except (GraphError, DeviceError) as error:
         node = step.instruction.node
         if node and repr(node) not in str(error):
             raise type(error)(f"node {node!r}: {error}") from None
@@ -138,7 +143,7 @@ def _field(item: int | Ref, operands: list[Place], results: list[Place], scratch
     if not isinstance(item, Ref):
         return item
     if item.kind == "scratch":
-        return Place("scratch", 0)
+        return Place("scratch", item.offset)
     if item.kind == "stride":
         return scratch_bytes // item.index
     place = (operands if item.kind == "operand" else results)[item.index]

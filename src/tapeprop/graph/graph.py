@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from tapeprop.layers.edits import edited, edits
 from tapeprop.layers.sizes import open_shape
 from tapeprop.runtime.diagnosis import Diagnosis
 from tapeprop.runtime.listing import Listing
-from tapeprop.runtime.network import CacheInfo, Network, Options, Trial, as_input
-from tapeprop.runtime.state import pack
+from tapeprop.runtime.machine import DEVICES
+from tapeprop.runtime.memory import Buffer
+from tapeprop.runtime.network import CacheInfo, Network, Options, Trial
+from tapeprop.runtime.state import cell, pack
 from tapeprop.runtime.training import FitSession, Trainer, zero_gradients
 
 if TYPE_CHECKING:
@@ -86,7 +89,8 @@ class CompiledGraph(OptimizedGraph):
         input_shape: with the batch, None for an open size; a list of shapes for several roots. Where it is None shapes are checked at
         the first forward(). Other batch sizes are accepted later. dtype: "float32" or "float64", of inputs, weights and results.
         workers: threads; by default the usable CPUs. clip_norm: gradients are scaled to at most this global norm at each update.
-        math_mode: "winograd" computes 3 x 3 convolutions of stride 1 from 32 channels on with fewer products and an error of
+        device: "cpu", or "cuda" for an NVIDIA GPU (the extra `cuda`; see docs/cuda.md): DeviceError, which says what is missing, where
+        there is none. math_mode: "winograd" computes 3 x 3 convolutions of stride 1 from 32 channels on with fewer products and an error of
         another kind (see `tapeprop.ops.lanes.winograd`), in batches of a multiple of 16 (float64: 8); "fp32" sums directly.
         auto_batch_norm: a BatchNorm behind each convolution and dense layer that only activations follow (see
         `tapeprop.graph.auto_norm`), until a build without it; its state keys are `<key of the layer>.auto_norm.weight` and so on, and
@@ -110,7 +114,8 @@ class CompiledGraph(OptimizedGraph):
                 if input_shape is not None:
                     self._check_shapes(input_shape, dtype)
                 self.seed_layers()
-                options = Options(dtype, workers, clip_norm, debug_nan, math_mode=math_mode)
+                options = Options(dtype, workers, clip_norm, debug_nan, math_mode=math_mode, device=device)
+                network = self._network_for(options)
                 pack([self._random, *(parameter for _, parameter in self.named_parameters())], dtype)
             except BaseException:
                 self._allow_dead, self._norms = before
@@ -118,19 +123,57 @@ class CompiledGraph(OptimizedGraph):
             if self._norms != before[1]:
                 edited()  # whose parameters these are, and what they are called
             self._input_shape, self._auto_batch_norm = input_shape, bool(auto_batch_norm)
-            self._options = options
-            self._network = Network(
-                self.trace_all,
-                options,
-                self._random,
-                self._frozen_parameters,
-                names=self._parameter_names,
-                outline=self.outline,
-            )
-            self._trainer = Trainer(self._network, self._optimizers)
+            self._install(network)
             self._stopped = self.stopped
             self._built_version, self._built_key = self.version, self._key
         return self
+
+    def _network_for(self, options: Options) -> Network:
+        return Network(
+            self.trace_all,
+            options,
+            self._random,
+            self._frozen_parameters,
+            names=self._parameter_names,
+            outline=self.outline,
+        )
+
+    def _install(self, network: Network) -> None:
+        self._options, self._network = network.options, network
+        self._trainer = Trainer(network, self._optimizers)
+        network.machine.take_home(self._buffers())
+
+    def _buffers(self) -> list[Buffer]:
+        """All that outlives a run: of parameters and optimizers."""
+        segments = {cell(p).segment for p in (self._random, *(p for _, p in self.named_parameters()))}
+        own = [b for s in segments for b in (s.values, s.gradients, s.pending)]
+        return [*own, *self._optimizers.buffers()]
+
+    def to(self, device: str) -> CompiledGraph:
+        """Lets a built graph run on another device, "cuda" or "cpu"; gives the graph itself.
+
+        Weights, gradients, optimizer and random state go along; a forward() that waits for its backward() is dropped. On a device
+        `value` and `grad` of parameters are read-only copies; views taken before are live no longer. DeviceError, and all stays as
+        it was, where there is no such device. A device that was lost gives back what the host last saw of its parameters.
+        """
+        self._compiled("to()")
+        _check_options(
+            self._options.dtype, device, self._options.workers, self._options.clip_norm, self._options.math_mode
+        )
+        with self._exclusive("to()"):
+            if device != self._options.device:
+                self._install(self._network_for(replace(self._options, device=device)))
+        return self
+
+    def on_device(self, array: Any, dtypes: Sequence[str], what: str) -> Any | None:
+        """An array that lies on the graph's device as its tapes read it; None for one of the host. See `runtime.machine`."""
+        network, _ = self._compiled(what)
+        return network.machine.given(array, dtypes, what)
+
+    @property
+    def device(self) -> str:
+        """Where the graph runs: "cpu" or "cuda"."""
+        return self._options.device
 
     def _check_shapes(self, input_shape: Any, dtype: str) -> None:
         from tapeprop.ir import UndecidedError
@@ -199,10 +242,11 @@ class CompiledGraph(OptimizedGraph):
             return network.predict(list(arrays))
 
     def _inputs(self, X: Any) -> list[np.ndarray]:
-        found = []
+        found: list[Any] = []
+        network, _ = self._compiled("a call")
         for root, x in zip(self.roots, self.arrange_inputs(X, "X"), strict=True):
             if not (type(x) is np.ndarray and x.dtype == self.dtype and x.flags.c_contiguous and x.size):
-                x = as_input(x, self.dtype, f"node {self.label_of(root)!r}: input")
+                x = network.take(x, self.dtype, f"node {self.label_of(root)!r}: input")
             found.append(x)
         return found
 
@@ -223,7 +267,7 @@ class CompiledGraph(OptimizedGraph):
                     if value is None:
                         seeds.append(None)
                         continue
-                    array = as_input(value, dtype, f"node {self.label_of(term)!r}: d_out")
+                    array = network.take(value, dtype, f"node {self.label_of(term)!r}: d_out")
                     if array.shape != shape:
                         raise ShapeError(
                             f"node {self.label_of(term)!r}: expected d_out of the output's shape {shape}, got {array.shape}"
@@ -418,13 +462,15 @@ class CompiledGraph(OptimizedGraph):
 def _check_options(dtype: str, device: str, workers: int | None, clip_norm: float | None, math_mode: str) -> None:
     if dtype not in DTYPES:
         raise GraphError(f"build: expected dtype 'float32' or 'float64', got {dtype!r}")
-    if device == "cuda":
-        raise DeviceError("build: device='cuda' is not offered by this version; use device='cpu'")
-    if device != "cpu":
-        raise DeviceError(f"build: expected device 'cpu', got {device!r}")
+    if device not in DEVICES:
+        raise DeviceError(f"build: expected device 'cpu' or 'cuda', got {device!r}")
     if workers is not None and (not isinstance(workers, int | np.integer) or isinstance(workers, bool) or workers < 1):
         raise GraphError(f"build: expected workers >= 1 or None, got {workers!r}")
     if clip_norm is not None and not (isinstance(clip_norm, int | float) and np.isfinite(clip_norm) and clip_norm > 0):
         raise GraphError(f"build: expected clip_norm > 0 or None, got {clip_norm!r}")
     if math_mode not in MATH_MODES:
         raise GraphError(f"build: expected math_mode {' or '.join(map(repr, MATH_MODES))}, got {math_mode!r}")
+    if device != "cpu" and math_mode != "fp32":
+        raise GraphError(
+            f"build: expected math_mode 'fp32' with device {device!r}, got {math_mode!r}, which is the CPU's"
+        )

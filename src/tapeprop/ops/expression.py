@@ -12,7 +12,6 @@ optimizer rule is one such expression; everything else about it follows from her
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -220,35 +219,21 @@ def to_text(root: Scalar, names: Sequence[str] | None = None) -> str:
     return "; ".join([*bound, text[root][0]])
 
 
-def cuda_source(
-    roots: Sequence[Scalar], names: Sequence[str], results: Sequence[str], dtype: str = "float32"
-) -> list[str]:
-    """The lines of a numba.cuda kernel's body that assign each root to its name in `results`.
+def cuda_source(roots: Sequence[Scalar], names: Sequence[str], results: Sequence[str]) -> list[str]:
+    """The lines of a function for numba.cuda that assign each root to its name in `results`.
 
-    names: the text of each input, by number. The kernel's globals must hold `cuda`, `math` and `dtype` (a numba type):
-    every constant is wrapped, since a bare literal would turn float32 arithmetic into float64.
+    names: the text of each input, by number. The globals of the function must hold `cuda` and the functions of
+    `tapeprop.targets.cuda.language`, its `product` of two numbers of the dtype, `number`, which makes one of that dtype (a bare
+    literal would turn float32 arithmetic into float64), `inf` and `nan`.
     """
     lines: list[str] = []
     text: dict[Scalar, str] = {}
-    roots = _expanded(roots)
     for node in ordered(roots):
         if node.op == "const":
-            value = constant_value(node)
-            literal = repr(value) if math.isfinite(value) else {True: "math.inf", False: "-math.inf"}[value > 0]
-            text[node] = f"{dtype}({'math.nan' if math.isnan(value) else literal})"
+            text[node] = f"number({constant_value(node)!r})"  # inf and nan as well
         elif node.op == "input":
             text[node] = names[int(node.value or 0)]
         else:
             text[node] = f"t{len(lines)}"
-            lines.append(f"{text[node]} = " + str(PRIMITIVES[node.op].cuda).format(*(text[a] for a in node.args)))
+            lines.append(f"{text[node]} = " + PRIMITIVES[node.op].cuda.format(*(text[a] for a in node.args)))
     return lines + [f"{result} = {text[root]}" for result, root in zip(results, roots, strict=True)]
-
-
-def _expanded(roots: Sequence[Scalar]) -> list[Scalar]:
-    """The roots with the primitives that numba.cuda lacks written in others."""
-    values: dict[Scalar, Scalar] = {}
-    for node in ordered(roots):
-        cuda = PRIMITIVES[node.op].cuda if node.op in PRIMITIVES else ""
-        args = [values[a] for a in node.args]
-        values[node] = cuda(*args) if callable(cuda) else make(node.op, *args) if args else node
-    return [values[root] for root in roots]

@@ -20,7 +20,6 @@ import numpy as np
 from tapeprop.ops.scalar import (
     ZERO,
     Scalar,
-    absolute,
     cos,
     equal,
     exp,
@@ -41,12 +40,12 @@ Rule = Callable[[Scalar, tuple[Scalar, ...], list[Tangent]], Tangent]
 class Primitive:
     """The meanings of one primitive.
 
-    numpy: arrays -> array, keeping their dtype. cuda: a format string of the arguments' names, or an expression of
-    primitives that CUDA has. tangent: (node, its args, their tangents, not all None) -> the node's. flops: estimated.
+    numpy: arrays -> array, keeping their dtype. cuda: a format string of the arguments' names, in functions of
+    `tapeprop.targets.cuda.language`. tangent: (node, its args, their tangents, not all None) -> the node's. flops: estimated.
     """
 
     numpy: Callable[..., Any]
-    cuda: str | Callable[..., Scalar]
+    cuda: str
     tangent: Rule
     flops: int
 
@@ -210,38 +209,33 @@ def no_tangent(y: Scalar, args: tuple[Scalar, ...], tangents: list[Tangent]) -> 
     return None
 
 
-def sigmoid_of_exp(x: Scalar) -> Scalar:
-    e = exp(-absolute(x))
-    return where(x < 0, e, 1.0) / (e + 1)
-
-
 TWO_OVER_ROOT_PI = 2 / math.sqrt(math.pi)
 
 
 PRIMITIVES: dict[str, Primitive] = {
     "add": Primitive(np.add, "{0} + {1}", of_add, 1),
     "sub": Primitive(np.subtract, "{0} - {1}", of_sub, 1),
-    "mul": Primitive(np.multiply, "{0} * {1}", times(lambda y, a, b: b, lambda y, a, b: a), 1),
+    "mul": Primitive(np.multiply, "product({0}, {1})", times(lambda y, a, b: b, lambda y, a, b: a), 1),
     "div": Primitive(np.divide, "{0} / {1}", of_div, 1),
-    "fma": Primitive(numpy_fma, "cuda.fma({0}, {1}, {2})", of_fma, 2),
+    "fma": Primitive(numpy_fma, "fma({0}, {1}, {2})", of_fma, 2),
     "neg": Primitive(np.negative, "-{0}", of_neg, 1),
     "abs": Primitive(np.abs, "abs({0})", of_abs, 1),
-    "maximum": Primitive(numpy_maximum, "{0} if {0} >= {1} or {0} != {0} else {1}", extremum(lambda a, b: b < a), 1),
-    "minimum": Primitive(numpy_minimum, "{0} if {0} <= {1} or {0} != {0} else {1}", extremum(lambda a, b: a < b), 1),
-    "floor": Primitive(np.floor, "math.floor({0})", no_tangent, 1),
+    "maximum": Primitive(numpy_maximum, "larger({0}, {1})", extremum(lambda a, b: b < a), 1),
+    "minimum": Primitive(numpy_minimum, "smaller({0}, {1})", extremum(lambda a, b: a < b), 1),
+    "floor": Primitive(np.floor, "floor({0})", no_tangent, 1),
     "less": Primitive(np.less, "{0} < {1}", no_tangent, 1),
     "less_equal": Primitive(np.less_equal, "{0} <= {1}", no_tangent, 1),
     "equal": Primitive(np.equal, "{0} == {1}", no_tangent, 1),
-    "select": Primitive(np.where, "{1} if {0} else {2}", of_select, 1),
-    "sqrt": Primitive(np.sqrt, "math.sqrt({0})", divided_by(lambda y, a: y + y), 1),
-    "exp": Primitive(np.exp, "math.exp({0})", times(lambda y, a: y), 18),
-    "expm1": Primitive(np.expm1, "math.expm1({0})", times(lambda y, a: exp(a)), 20),
-    "log": Primitive(np.log, "math.log({0})", divided_by(lambda y, a: a), 20),
-    "log1p": Primitive(np.log1p, "math.log1p({0})", divided_by(lambda y, a: a + 1), 28),
-    "pow": Primitive(np.power, "math.pow({0}, {1})", of_pow, 60),
-    "tanh": Primitive(np.tanh, "math.tanh({0})", times(lambda y, a: fma(-y, y, 1.0)), 32),
-    "sigmoid": Primitive(numpy_sigmoid, sigmoid_of_exp, times(lambda y, a: y * (1 - y)), 32),
-    "erf": Primitive(numpy_erf, "math.erf({0})", times(lambda y, a: TWO_OVER_ROOT_PI * exp(-(a * a))), 45),
-    "sin": Primitive(np.sin, "math.sin({0})", times(lambda y, a: cos(a)), 22),
-    "cos": Primitive(np.cos, "math.cos({0})", times(lambda y, a: -sin(a)), 22),
+    "select": Primitive(np.where, "cuda.selp({0}, {1}, {2})", of_select, 1),
+    "sqrt": Primitive(np.sqrt, "sqrt({0})", divided_by(lambda y, a: y + y), 1),
+    "exp": Primitive(np.exp, "exp({0})", times(lambda y, a: y), 18),
+    "expm1": Primitive(np.expm1, "expm1({0})", times(lambda y, a: exp(a)), 20),
+    "log": Primitive(np.log, "log({0})", divided_by(lambda y, a: a), 20),
+    "log1p": Primitive(np.log1p, "log1p({0})", divided_by(lambda y, a: a + 1), 28),
+    "pow": Primitive(np.power, "power({0}, {1})", of_pow, 60),
+    "tanh": Primitive(np.tanh, "tanh({0})", times(lambda y, a: fma(-y, y, 1.0)), 32),
+    "sigmoid": Primitive(numpy_sigmoid, "sigmoid({0})", times(lambda y, a: y * (1 - y)), 32),
+    "erf": Primitive(numpy_erf, "erf({0})", times(lambda y, a: TWO_OVER_ROOT_PI * exp(-(a * a))), 45),
+    "sin": Primitive(np.sin, "sin({0})", times(lambda y, a: cos(a)), 22),
+    "cos": Primitive(np.cos, "cos({0})", times(lambda y, a: -sin(a)), 22),
 }

@@ -128,7 +128,7 @@ def profile_of(recorder: Recorder, what: str) -> Profile:
     return Profile(
         what,
         datetime.now().astimezone().isoformat(timespec="seconds"),
-        machine(),
+        machine() | {name: value for executable in totals for name, value in executable.where().items()},
         tapes,
         [
             _samples_of(run, indices[run.executable], recorder.began[0], scale)
@@ -140,7 +140,7 @@ def profile_of(recorder: Recorder, what: str) -> Profile:
         dropped=dropped,
         counters=_counters(totals, counted),
         outlines=tuple(outlines),
-        roofs=_roofs(tapes) if tapes else None,
+        roofs=_roofs(tapes) if tapes and not any(executable.where() for executable in totals) else None,
     )
 
 

@@ -1,8 +1,9 @@
-"""A child process that compiles kernels: `python -m tapeprop.runtime.compile_worker`, driven by `linker`.
+"""A child process that compiles kernels: `python -m tapeprop.runtime.compile_worker`, driven by `compiling`.
 
-It says `READY`. Then messages, both ways, are a length (8 bytes, little-endian) and a pickle. In: one `Kernel` each. Out,
-for each: ("code", ObjectCode), ("absent", message) where the builder's module cannot be imported here, or ("error",
-message). It ends when its input ends, so it does not outlive the process that started it.
+It says `READY`. Then messages, both ways, are a length (8 bytes, little-endian) and a pickle. In: (`Kernel`, capability of
+the GPU as (9, 0, "a"), or None for this CPU). Out, for each: ("code", ObjectCode), ("absent", message) where the builder's
+module cannot be imported here, or ("error", message). It ends when its input ends, so it does not outlive the process that
+started it.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ import pickle
 import signal
 import struct
 import sys
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from tapeprop.ir.kernels import Kernel
 
-__all__ = ["READY", "answer", "main", "receive", "send"]
+if TYPE_CHECKING:
+    from tapeprop.runtime.kernel_cache import Capability
+    from tapeprop.targets.cpu.object_code import ObjectCode
+
+__all__ = ["READY", "answer", "compile_kernel", "main", "receive", "send"]
 
 #: What a worker says before anything else; tells it from other programs.
 READY = b"tapeprop compile worker"
@@ -42,10 +47,25 @@ def receive(stream: BinaryIO) -> object:
     return pickle.loads(content)
 
 
-def answer(kernel: Kernel) -> tuple[str, object]:
+def compile_kernel(kernel: Kernel, capability: Capability | None) -> ObjectCode:
+    """Compiles a kernel here and now. A GPU's machine code is a cubin, with one symbol and no needs.
+
+    CompileError, naming the kernel, where it cannot be; DeviceError where packages are missing.
+    """
+    if capability is None:
+        from tapeprop.targets.cpu.kernel import compile_to_object
+
+        return compile_to_object(kernel)
+    from tapeprop.targets.cpu.object_code import ObjectCode
+    from tapeprop.targets.cuda.object_code import compile_to_cubin
+
+    cubin = compile_to_cubin(kernel, capability)
+    return ObjectCode((cubin.symbol,), cubin.code, ())
+
+
+def answer(kernel: Kernel, capability: Capability | None = None) -> tuple[str, object]:
     """What is sent back for a kernel."""
-    from tapeprop.errors import CompileError
-    from tapeprop.targets.cpu.kernel import compile_to_object
+    from tapeprop.errors import CompileError, DeviceError
 
     try:
         importlib.import_module(kernel.module)
@@ -54,8 +74,8 @@ def answer(kernel: Kernel) -> tuple[str, object]:
     except Exception:  # the compilation meets it again and reports it
         pass
     try:
-        return "code", compile_to_object(kernel)
-    except CompileError as error:
+        return "code", compile_kernel(kernel, capability)
+    except (CompileError, DeviceError) as error:
         return "error", str(error)
 
 
@@ -70,11 +90,11 @@ def main() -> None:
     replies.flush()
     while True:
         try:
-            kernel = receive(sys.stdin.buffer)
+            message = receive(sys.stdin.buffer)
         except EOFError:
             return
-        assert isinstance(kernel, Kernel)
-        send(replies, answer(kernel))
+        assert isinstance(message, tuple)
+        send(replies, answer(*message))
 
 
 if __name__ == "__main__":

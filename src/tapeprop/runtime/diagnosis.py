@@ -67,13 +67,18 @@ def _paragraph(row: dict[str, str], with_remedy: bool) -> str:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a graph was built with. batch: axis 0 of the first input, None where it is open. asked: build()'s workers."""
+    """What a graph was built with. batch: axis 0 of the first input, None where it is open. asked: build()'s workers.
+
+    device: "cpu" or "cuda". plain: why a device gets its rows as single launches, where that is so.
+    """
 
     dtype: str
     batch: int | None
     workers: int
     asked: int | None
     debug_nan: bool
+    device: str = "cpu"
+    plain: str | None = None
 
 
 def diagnose_program(program: Program, title: str, setting: Setting) -> Diagnosis:
@@ -95,6 +100,9 @@ def diagnose_tape(tape: Tape, title: str, setting: Setting) -> Diagnosis:
         Finding("", "", str(number), row.step.span, row.label, row.step.instruction.node)
         for number, row in enumerate(tape.rows)
     ]
+    if setting.device != "cpu":
+        found = [*_switches(setting), *_launches(setting), *_python(calls, places)]
+        return Diagnosis(title, found, _remark(setting) + _native(calls))
     found = [
         *_switches(setting),
         *_unfilled_lanes(tape, setting),
@@ -114,7 +122,11 @@ def _native(calls: Sequence[Instruction]) -> str:
 
 
 def _remark(setting: Setting) -> str:
-    return "in float64, of which a vector holds half as many as of float32\n" if setting.dtype == "float64" else ""
+    if setting.dtype != "float64":
+        return ""
+    if setting.device != "cpu":
+        return "in float64, of which most GPUs compute far fewer per second than of float32\n"
+    return "in float64, of which a vector holds half as many as of float32\n"
 
 
 # ---- the whole tape
@@ -125,6 +137,14 @@ def _switches(setting: Setting) -> Iterator[Finding]:
         yield Finding(
             "debug_nan=True runs it row by row from Python, looks at every result and fuses nothing",
             "Once the NaN is found, build() without it",
+        )
+
+
+def _launches(setting: Setting) -> Iterator[Finding]:
+    if setting.plain is not None:
+        yield Finding(
+            f"its rows are launched one by one from Python and not replayed as one captured graph: {setting.plain}",
+            "A newer driver, or a GPU that no other process is debugging, lets CUDA capture it",
         )
 
 

@@ -19,6 +19,7 @@ from tapeprop.ops.op import ArrayType, failure_text
 from tapeprop.runtime import ledger
 from tapeprop.runtime.executor import BoundTape, Rounds
 from tapeprop.runtime.memory import Arena, Buffer, address_of, aligned, memory_at
+from tapeprop.runtime.mirror import HostInput
 from tapeprop.runtime.recorder import listeners, run_recorded
 from tapeprop.runtime.state import cell
 from tapeprop.runtime.stretches import run_in_stretches
@@ -29,7 +30,7 @@ CONTROL_WORDS = 64
 
 
 class Executable:
-    """One tape over one set of sizes.
+    """One tape over one set of sizes, on the host; `runtime.device_executable` has its twin for a device.
 
     name: what it does, as "train_step". outline: gives what a drawing of the graph needs, for profiles.
     program: its inputs are leaves with an `Input` source, whose arrays `bind` gives. lender, borrowed: the executable of a
@@ -57,12 +58,11 @@ class Executable:
         self.program = program
         self.arena = arena
         self.arenas: dict[str, Arena] = {**(lender.arenas if lender else {}), arena_name: arena}
-        self._fixed: dict[str, np.ndarray] = {}  # buffers that never move: storage and constants
-        self.roles: dict[str, str] = {}  # of these buffers: see `Buffer.role`
+        self._fixed: dict[str, Buffer] = {}  # those that never move: storage and constants
         self._lender = lender
         self._borrowed = dict(borrowed or {})
         self.plan = plan(program, sizes, self._locate, arena=arena_name, share=share)
-        self.tape: Tape = encode(self.plan, [span.name for span in program.spans], arena_name)
+        self.tape: Tape = self._encode([span.name for span in program.spans], arena_name)
         self._check_buffers(sizes)
         #: Each leaf that a run stores to, and the number of the first row of the span that does.
         self._targets = {
@@ -72,16 +72,31 @@ class Executable:
         self.rounds: Rounds | None = None
         #: The rows that Python computes.
         self.python_rows = [number for number, row in enumerate(self.tape.rows) if row.kernel is None]
-        self.workers = worthwhile_workers(self.tape, workers)
-        arena.ensure(self.tape.arena_bytes)
-        self._scratch = aligned(self.tape.scratch_bytes * max(workers, 1))
-        self._bound: BoundTape | None = None
+        self.workers = 1
         self._generations: tuple[int, ...] = ()
         self._patches: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._inputs: dict[Tensor, int] = {}  # where the arrays of the inputs lie
+        self._reserve(workers)
+
+    # ---- what a device does in another way
+
+    def _encode(self, spans: Sequence[str], arena: str) -> Tape:
+        return encode(self.plan, spans, arena)
+
+    def _reserve(self, workers: int) -> None:
+        """Memory for the values, for scratch, and for the status of a run."""
+        self.workers = worthwhile_workers(self.tape, workers)
+        self.arena.ensure(self.tape.arena_bytes)
+        self._scratch = aligned(self.tape.scratch_bytes * max(workers, 1))
+        self._bound: BoundTape | None = None
         self.control = aligned(CONTROL_WORDS, "int64")
 
     # ---- places
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """{buffer that never moves: its role}; see `Buffer.role`."""
+        return {name: buffer.role for name, buffer in self._fixed.items()}
 
     def _locate(self, tensor: Tensor) -> Place:
         if tensor in self._borrowed:
@@ -89,7 +104,6 @@ class Executable:
             place = self._lender.plan.places[self._borrowed[tensor]]
             if place.buffer in self._lender._fixed:
                 self._fixed[place.buffer] = self._lender._fixed[place.buffer]
-                self.roles[place.buffer] = self._lender.roles[place.buffer]
             return place
         source = tensor.source
         if isinstance(source, Input):
@@ -101,7 +115,7 @@ class Executable:
             home = cell(source.parameter)
             return self._storage(home.segment.gradients, home.start * home.dtype.itemsize)
         if isinstance(source, Region):
-            return self._storage(source.array, source.start * source.array.array.itemsize)
+            return self._storage(source.array, source.start * source.array.dtype.itemsize)
         if isinstance(source, Constant):
             copy = Buffer("constant.", source.array.size, tensor.dtype)
             copy.array[:] = source.array.reshape(-1)
@@ -109,14 +123,13 @@ class Executable:
         raise CompileError(f"{tensor!r}: no place is known for it; this is a bug of the compiler")
 
     def _storage(self, buffer: Buffer, offset: int) -> Place:
-        self._fixed[buffer.name] = buffer.array
-        self.roles[buffer.name] = buffer.role
+        self._fixed[buffer.name] = buffer
         return Place(buffer.name, offset)
 
     def _check_buffers(self, sizes: Mapping[str, int]) -> None:
-        known = {name: array.nbytes for name, array in self._fixed.items()}
+        known = {name: buffer.nbytes for name, buffer in self._fixed.items()}
         for name, arena in self.arenas.items():
-            known[name] = max(arena.array.nbytes, self.tape.arena_bytes if arena is self.arena else 0)
+            known[name] = max(arena.nbytes, self.tape.arena_bytes if arena is self.arena else 0)
         for tensor in self.program.inputs:
             name = self.plan.places[tensor].buffer if tensor in self.plan.places else f"input{tensor.source.index}"  # type: ignore[union-attr]
             known[name] = array_type(tensor, sizes).nbytes  # an alias of it may be read where it is not itself
@@ -128,19 +141,29 @@ class Executable:
     def _bind_rows(self) -> None:
         """Writes the rows with addresses as they are now; inputs are patched in by `bind`."""
         kernels = _load(self.tape.kernels)
-        self._generations = tuple(arena.generation for arena in self.arenas.values())
         address = {name: arena.address for name, arena in self.arenas.items()}
-        address |= {name: address_of(array) for name, array in self._fixed.items()}
+        address |= {name: buffer.address for name, buffer in self._fixed.items()}
         address["scratch"] = address_of(self._scratch)
+        control = address_of(self.control)
+        self._write_rows(
+            address,
+            [
+                (kernels[row.kernel] if row.kernel else 0, int(row.barrier), control, number)
+                for number, row in enumerate(self.tape.rows)
+            ],
+        )
+        self._bound = BoundTape(self._flat.reshape(len(self.tape.rows), -1), self.control)
+
+    def _write_rows(self, address: Mapping[str, int], headers: Sequence[tuple[int, ...]]) -> None:
+        """Makes the words of all rows, int64, one row behind the other. headers: the first words of each."""
+        self._generations = tuple(arena.generation for arena in self.arenas.values())
         width = max([HEADER + len(row.fields) for row in self.tape.rows], default=HEADER)
         width = -(-width // 8) * 8
-        count = len(self.tape.rows)
-        bound = aligned(count * width, "int64")
+        self._flat = aligned(len(self.tape.rows) * width, "int64")
         patches: dict[str, list[tuple[int, int]]] = {}
-        control = address_of(self.control)
         words: list[int] = []
-        for number, row in enumerate(self.tape.rows):
-            words += (kernels[row.kernel] if row.kernel else 0, int(row.barrier), control, number)
+        for number, (row, header) in enumerate(zip(self.tape.rows, headers, strict=True)):
+            words += header
             for field in row.fields:
                 if type(field) is not int:
                     assert isinstance(field, Place)
@@ -152,12 +175,10 @@ class Executable:
                 else:
                     words.append(field)
             words += [0] * ((number + 1) * width - len(words))
-        bound[:] = words
+        self._flat[:] = words
         self._patches = {
             name: (np.array([w for w, _ in items]), np.array([o for _, o in items])) for name, items in patches.items()
         }
-        self._flat = bound
-        self._bound = BoundTape(bound.reshape(count, width), self.control)
         for tensor, where in self._inputs.items():
             self._patch(tensor, where)
 
@@ -171,20 +192,28 @@ class Executable:
         """Links the kernels and binds the rows where that has not been done, or the arena has moved."""
         if not self.tape.rows:
             return  # aliases only
-        if self._bound is None or self._generations != tuple(arena.generation for arena in self.arenas.values()):
+        if not self._is_bound():
             _load(self.tape.kernels)  # compiles what has to be, which is told apart from binding
             with ledger.lowering():
                 self._bind_rows()
 
-    def bind(self, tensor: Tensor, array: np.ndarray) -> None:
+    def _is_bound(self) -> bool:
+        """Whether the rows say where everything lies now."""
+        return self._bound is not None and self._generations == tuple(a.generation for a in self.arenas.values())
+
+    def bind(self, tensor: Tensor, array: Any) -> None:
         """Lets an input read `array` (C-contiguous, of the input's dtype and shape). The caller keeps it alive during runs."""
-        where = address_of(array)
+        where = address_of(array.array if isinstance(array, HostInput) else array)
         if self._inputs.get(tensor) != where:
             self._inputs[tensor] = where
             if self._bound is not None:
                 self._patch(tensor, where)
 
     # ---- running
+
+    def where(self) -> dict[str, Any]:
+        """What it runs on beside the processor; nothing on the host."""
+        return {}
 
     def rows_of(self, first: str, last: str | None = None) -> tuple[int, int]:
         """(first row, count) of the stretch from the span `first` to the span `last`, both included."""
@@ -224,7 +253,7 @@ class Executable:
         if count == 0:
             return
         self.prepare()
-        self._count_writes()
+        self._before_run()
         try:
             recorders = listeners()
             if recorders:
@@ -232,7 +261,17 @@ class Executable:
             else:
                 self.walk(start, count, steps)
         finally:
-            self._count_writes()  # once more: another thread may have looked in between
+            self._after_run()
+
+    def _before_run(self) -> None:
+        if Buffer.mirrored:
+            for buffer in self._fixed.values():
+                if buffer.mirror is not None:
+                    buffer.array  # noqa: B018  # brings the host up to date; the device's copy is no longer
+        self._count_writes()
+
+    def _after_run(self) -> None:
+        self._count_writes()  # once more: another thread may have looked in between
 
     def walk(self, start: int, count: int, steps: int, timing: np.ndarray | None = None) -> None:
         """`run_rows` of a prepared tape. timing: a buffer from `times(steps, self.workers, slots)`."""
@@ -253,13 +292,13 @@ class Executable:
     def undone_on_failure(self, last: int) -> Iterator[None]:
         """Puts back what runs inside have stored where an error ends them. last: the number of the last row that may fail."""
         targets = [leaf for leaf, first in self._targets.items() if first <= last]
-        views = [self.array_at(self._locate(leaf), array_type(leaf, {})) for leaf in targets]
-        before = [view.copy() for view in views]
+        places = [(self._locate(leaf), array_type(leaf, {})) for leaf in targets]
+        before = [self.array_at(place, kind).copy() for place, kind in places]
         try:
             yield
         except BaseException:
-            for view, old in zip(views, before, strict=True):
-                view[...] = old
+            for (place, kind), old in zip(places, before, strict=True):
+                self.set_at(place, kind, old)
             self._count_writes()
             raise
 
@@ -285,12 +324,20 @@ class Executable:
     def array_at(self, place: Place, kind: ArrayType) -> np.ndarray:
         """A live view of an array of this kind at a place, which may be one of a bound input."""
         if place.buffer in self.arenas or place.buffer in self._fixed:
-            base = self.arenas[place.buffer].array if place.buffer in self.arenas else self._fixed[place.buffer]
+            base = self.arenas[place.buffer].array if place.buffer in self.arenas else self._fixed[place.buffer].array
             found = base.view(np.uint8)[place.offset : place.offset + kind.nbytes]
         else:
             (address,) = [a for t, a in self._inputs.items() if f"input{t.source.index}" == place.buffer]  # type: ignore[union-attr]
             found = memory_at(address + place.offset, kind.nbytes)
         return found.view(kind.dtype).reshape(kind.shape)
+
+    def set_at(self, place: Place, kind: ArrayType, values: Any) -> None:
+        """Copies `values` to a place."""
+        self.array_at(place, kind)[...] = values
+
+    def export(self, tensor: Tensor) -> Any:
+        """A fresh array of what a run has left of a tensor that the plan keeps, on the device that ran it."""
+        return self.view(tensor).copy()
 
     def is_input(self, tensor: Tensor) -> int | None:
         """The index of the input whose memory the tensor is, or None."""

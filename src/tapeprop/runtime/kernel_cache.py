@@ -1,7 +1,7 @@
-"""Object code of kernels on disk, so that no process compiles what an earlier one has compiled.
+"""Machine code of kernels on disk, for this CPU and for GPUs, so that no process compiles what an earlier one has compiled.
 
 One file per kernel, in a folder of this user alone ($TAPEPROP_CACHE_DIR, or the user's cache folder). A file's name is
-the hash of everything its content depends on: the kernel, numba and llvmlite, the CPU, the sources. Files are written
+the hash of everything its content depends on: the kernel, what compiles it, the CPU or the kind of GPU, the sources. Files are written
 whole and then renamed into place, and carry a checksum: whatever is cut short or damaged counts as absent. Of several
 processes that want a kernel one compiles it, under a file lock that the system takes back when its holder dies.
 """
@@ -35,6 +35,9 @@ except ImportError:  # Windows: without a lock two processes may do the same wor
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["CacheInfo", "Claim", "KernelCache", "cache_folder", "clear", "default_cache", "entry_key", "info"]
+
+#: Compute capability of a GPU, as (9, 0) or (9, 0, "a").
+Capability = tuple
 
 _MAGIC = b"tapeprop kernel 1\n"
 _SUFFIX = ".kernel"
@@ -78,12 +81,16 @@ def cache_folder() -> Path | None:
 # ---- keys
 
 
-def entry_key(kernel: Kernel) -> str | None:
-    """The name under which a kernel is kept; None where its builder has no source file that would tell of a change."""
+def entry_key(kernel: Kernel, capability: Capability | None = None) -> str | None:
+    """The name under which a kernel is kept; None where its builder has no source file that would tell of a change.
+
+    capability: of the GPU that its machine code is for; None: this CPU.
+    """
     source = _builder_source(kernel.module)
     if source is None:
         return None
-    return hashlib.sha256(repr((kernel.builder, kernel.parameters, _environment(), source)).encode()).hexdigest()
+    environment = _environment() if capability is None else _gpu_environment(capability)
+    return hashlib.sha256(repr((kernel.builder, kernel.parameters, environment, source)).encode()).hexdigest()
 
 
 def text_key(text: str) -> str:
@@ -119,6 +126,15 @@ def _environment(with_sources: bool = True) -> tuple[str, ...]:
     python = ".".join(map(str, sys.version_info[:2]))
     sources = (_numba_version(), _sources_hash()) if with_sources else ()
     return (llvmlite.__version__, python, cpu_name(), cpu_features(), *sources)
+
+
+@cache
+def _gpu_environment(capability: Capability) -> tuple[str, ...]:
+    """What all machine code made in this process for a kind of GPU depends on."""
+    from tapeprop.targets.cuda.library import toolchain
+
+    python = ".".join(map(str, sys.version_info[:2]))
+    return ("cuda", repr(capability), repr(toolchain()), python, _sources_hash())
 
 
 def _numba_version() -> str:

@@ -138,8 +138,10 @@ class Lowering:
         fuse: bool = True,
         winograd: bool = False,
         kinds: Sequence[InputKind] = (),
+        lanes_of: Callable[[str, Any], BatchLanes | None] = batch_lanes,
     ):
         self.function = function
+        self.lanes_of = lanes_of
         self.kinds = tuple(kinds)
         self.dtype = dtype
         self.random = random
@@ -160,7 +162,7 @@ class Lowering:
         opened, sizes = open_shapes(shapes, self.kinds)
         exact = tuple(tuple(shape) for shape in shapes)
         first = self._batch_input()
-        batch = batch_lanes(self.dtype, exact[first][0]) if len(exact) > first and exact[first] else None
+        batch = self.lanes_of(self.dtype, exact[first][0]) if len(exact) > first and exact[first] else None
         lanes = None if batch is None else batch.lanes
         for found, known in ((exact, {}), (opened, sizes)):
             if (kind, found, lanes) in self._programs:

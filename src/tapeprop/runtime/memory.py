@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from ctypes import addressof, c_char, c_ubyte
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -42,27 +43,86 @@ class Lent:
         self.__array_interface__ = array.__array_interface__
 
 
+class Mirror(Protocol):
+    """A buffer's copy on a device, as the buffer sees it; see `runtime.mirror`.
+
+    stale: the host has been written since the device's copy was made. ahead: the device has written its copy since the host's was.
+    """
+
+    stale: bool
+    ahead: bool
+
+    def fetch(self) -> None: ...
+    def store(self, start: int, values: np.ndarray) -> None: ...
+    def close(self) -> None: ...
+
+
 class Buffer:
     """A named, aligned, zeroed 1-D array that never moves or grows: a place for parameters, gradients or counters.
 
     role: "parameters", "gradients", "optimizer" or "other", for whoever asks where memory goes.
     writes: counts up when it may have been written, so that what is derived from it need not be made again as long as `version` stays.
+    mirror: its copy on a device, once a tape there has used it; then the host's is brought up to date when it is asked for.
     """
+
+    #: How many buffers of the process have a mirror: as long as there is none nobody need look.
+    mirrored: ClassVar[int] = 0
 
     def __init__(self, label: str, count: int, dtype: str | np.dtype, role: str = "other"):
         self.name = f"{label}{next(_number)}"
         self.role = role
-        self.array = aligned(count, dtype)
+        self.dtype = np.dtype(dtype)
+        self.mirror: Mirror | None = None
         self.writes = 0
+        self._host = aligned(count, dtype)
         self._lent: weakref.WeakSet[Lent] = weakref.WeakSet()
 
+    @property
+    def array(self) -> np.ndarray:
+        """The elements on the host, to be read and written at once: a device takes them over before its next run."""
+        if self.mirror is not None:
+            self.mirror.fetch()
+            self.mirror.stale = True
+        return self._host
+
+    def read(self) -> np.ndarray:
+        """The elements on the host as they are now, only to be read."""
+        if self.mirror is not None:
+            self.mirror.fetch()
+        return self._host
+
+    def put(self, start: int, values: np.ndarray) -> None:
+        """Sets the elements from `start` on; where a device has a copy only these travel. values: 1-D."""
+        self._host[start : start + values.size] = values
+        if self.mirror is not None and not self.mirror.stale:
+            self.mirror.store(start, self._host[start : start + values.size])
+
     def lend(self, start: int, shape: tuple[int, ...]) -> np.ndarray:
-        """A live view of the elements from `start` on, for anyone to write to as long as they please."""
+        """A live view of the elements from `start` on, for anyone to write to as long as they please.
+
+        A read-only copy where a device has the elements.
+        """
         size = int(np.prod(shape, dtype=np.int64))
-        lent = Lent(self.array[start : start + size])
+        if self.mirror is not None:
+            return self.copied(start, shape)
+        lent = Lent(self._host[start : start + size])
         self._lent.add(lent)
         self.writes += 1
         return np.asarray(lent).reshape(shape)
+
+    def copied(self, start: int, shape: tuple[int, ...]) -> np.ndarray:
+        """A read-only copy of the elements from `start` on."""
+        size = int(np.prod(shape, dtype=np.int64))
+        copy = self.read()[start : start + size].reshape(shape).copy()
+        copy.setflags(write=False)
+        return copy
+
+    def come_home(self) -> None:
+        """Ends the copy on a device; the host has all that can still be had of it."""
+        if self.mirror is not None:
+            self.mirror.close()
+            self.mirror = None
+            Buffer.mirrored -= 1
 
     @property
     def version(self) -> int | None:
@@ -70,17 +130,22 @@ class Buffer:
         return None if len(self._lent) else self.writes
 
     def __repr__(self) -> str:
-        return f"Buffer({self.name}, {self.array.size}, {self.array.dtype})"
+        return f"Buffer({self.name}, {self.size}, {self.dtype})"
 
     @property
     def address(self) -> int:
-        """Where it starts."""
-        return address_of(self.array)
+        """Where it starts on the host."""
+        return address_of(self._host)
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return self._host.size
 
     @property
     def nbytes(self) -> int:
         """Its size in bytes."""
-        return self.array.nbytes
+        return self._host.nbytes
 
 
 class Arena:
@@ -89,6 +154,11 @@ class Arena:
     def __init__(self) -> None:
         self.array = aligned(0)
         self.generation = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return self.array.nbytes
 
     def ensure(self, nbytes: int) -> None:
         """Makes the arena at least `nbytes` large. What it held is lost when it grows."""

@@ -18,7 +18,6 @@ import numpy as np
 from tapeprop.compiler.encode import Tape
 from tapeprop.compiler.gradient import FLOATS
 from tapeprop.compiler.interpret import array_type
-from tapeprop.compiler.layout import batch_lanes
 from tapeprop.errors import DTypeError, ShapeError, StateError
 from tapeprop.ir import Dim, Parameter, Program, Shape, Tensor, UndecidedError
 from tapeprop.ir.dims import text
@@ -27,7 +26,9 @@ from tapeprop.runtime.diagnosis import Diagnosis, Setting, diagnose_program, dia
 from tapeprop.runtime.executable import Executable
 from tapeprop.runtime.listing import Listing, list_program, list_tape
 from tapeprop.runtime.lowering import Forward, InputKind, Lowering, TraceFunction, ValueAndGradient
-from tapeprop.runtime.memory import Arena, aligned
+from tapeprop.runtime.machine import machine_of
+from tapeprop.runtime.memory import Arena
+from tapeprop.runtime.mirror import DeviceInput, HostInput
 from tapeprop.runtime.state import cell
 from tapeprop.runtime.watchful import Names, run_watchfully
 
@@ -45,7 +46,7 @@ class CacheInfo:
 
 @dataclass(frozen=True)
 class Options:
-    """How a network is compiled. dtype: of inputs, weights and results. workers: None takes the usable CPUs.
+    """How a network is compiled. dtype: of inputs, weights and results. workers: None takes the usable CPUs. device: "cpu" or "cuda".
 
     share_memory: the planner's switch. debug_nan: every row's results are looked at; nothing is
     fused then, so that a row is one op of one node. clip_norm: see `runtime.training`. math_mode: "fp32" or "winograd".
@@ -57,6 +58,7 @@ class Options:
     debug_nan: bool = False
     share_memory: bool = True
     math_mode: str = "fp32"
+    device: str = "cpu"
 
 
 @dataclass
@@ -66,7 +68,7 @@ class Retained:
     forward: Forward
     sizes: dict[str, int]
     executable: Executable
-    inputs: list[np.ndarray]
+    inputs: list[HostInput | DeviceInput]
     backward: dict[Hashable, tuple[Executable, dict[Tensor, Tensor], list[Parameter]]] = field(default_factory=dict)
 
 
@@ -89,18 +91,23 @@ class Network:
         names: Names = dict,
         outline: Callable[[], Any] = lambda: None,
     ):
-        from tapeprop.targets.cpu.machine import usable_cpus
-
         self.options = options
-        self.workers = options.workers or usable_cpus()
+        self.machine = machine_of(options.device, options.workers)
+        self.workers = self.machine.workers
         self.lowering = Lowering(
-            function, options.dtype, random, not options.debug_nan, options.math_mode == "winograd", kinds
+            function,
+            options.dtype,
+            random,
+            not options.debug_nan,
+            options.math_mode == "winograd",
+            kinds,
+            self.machine.lanes,
         )
         self.frozen = frozen
         self.names = names
         self.outline = outline
         self.lock = threading.RLock()
-        self.retained_arena, self.backward_arena, self.tight_arena = Arena(), Arena(), Arena()
+        self.retained_arena, self.backward_arena, self.tight_arena = (self.machine.arena() for _ in range(3))
         self.plans: OrderedDict[Hashable, object] = OrderedDict()
         self.hits = self.misses = 0
         self._output_shapes: dict[tuple[tuple[int, ...], ...], list[tuple[int, ...]]] = {}
@@ -150,7 +157,7 @@ class Network:
 
     def make_executable(self, name: str, program, sizes: Mapping[str, int], arena: Arena, **more) -> Executable:
         """An executable with this network's options."""
-        return Executable(
+        return self.machine.executable(
             program,
             sizes,
             arena,
@@ -158,8 +165,14 @@ class Network:
             outline=self.outline,
             share=self.options.share_memory,
             workers=self.workers,
+            **self.machine.options,
             **more,
         )
+
+    def take(self, array: object, dtype: str, what: str) -> Any:
+        """A caller's array as the network reads it: where it lies on the device, else as `as_input` has it."""
+        given = self.machine.given(array, (dtype,), what)
+        return as_input(array, dtype, what) if given is None else given
 
     def execute(
         self, executable: Executable, first: str | None = None, last: str | None = None, steps: int = 1
@@ -206,12 +219,15 @@ class Network:
             plan = self.plan(key, lambda: self._make_retained(shapes, training), count=True)
             self._live = self._gradients = None
             for own, given in zip(plan.inputs, arrays, strict=True):
-                np.copyto(own, given)
+                own.write(given)
             self.execute(plan.executable)
             self._forwards += 1
             self._own.forward = self._forwards
             self._live = (plan, self.retained_arena.generation, self._forwards)
-            return [self._read(plan, plan.executable, plan.forward.places[t]) for t in plan.forward.outputs]
+            places = [plan.forward.places[t] for t in plan.forward.outputs]
+            if _on_device(arrays):
+                return [plan.executable.export(place) for place in places]
+            return [self._read(plan, plan.executable, place) for place in places]
 
     def _make_retained(self, shapes: tuple[tuple[int, ...], ...], training: bool) -> Retained:
         found, sizes = self.lowering.once(
@@ -224,14 +240,14 @@ class Network:
         executable = self.make_executable("forward", found.program, sizes, self.retained_arena, arena_name="retained")
         inputs = []
         for tensor, shape in zip(found.inputs, shapes, strict=True):
-            inputs.append(aligned(int(np.prod(shape, dtype=np.int64)), tensor.dtype).reshape(shape))
+            inputs.append(self.machine.input(shape, tensor.dtype))
             executable.bind(tensor, inputs[-1])
         return Retained(found, sizes, executable, inputs)
 
     def _read(self, plan: Retained, executable: Executable, tensor: Tensor) -> np.ndarray:
         index = executable.is_input(tensor)
         if index is not None:
-            return plan.inputs[index].reshape(executable.plan.types[tensor].shape).copy()
+            return plan.inputs[index].read().reshape(executable.plan.types[tensor].shape)
         return executable.view(tensor).copy()
 
     def predict(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -243,7 +259,10 @@ class Network:
             versions = found.folding.versions()
             self._run_on(executable, found.inputs, arrays, "forward" if found.folding.stands(versions) else None)
             found.folding.made_of = versions
-            return [_result(executable, found.places[tensor], arrays) for tensor in found.outputs]
+            places = [found.places[tensor] for tensor in found.outputs]
+            if _on_device(arrays):
+                return [executable.export(place) for place in places]
+            return [_result(executable, place, arrays) for place in places]
 
     def predict_plan(self, shapes: tuple[tuple[int, ...], ...]) -> tuple[Forward, Executable]:
         """What predict() runs on arrays of these shapes."""
@@ -344,7 +363,7 @@ class Network:
                 with ledger.lowering():
                     plan.backward[key] = self._make_backward(plan, subset, frozen)
             executable, results, reached = plan.backward[key]
-            seeds = [np.ascontiguousarray(gradients[i], plan.forward.outputs[i].dtype) for i in subset]
+            seeds = [_seed(gradients[i], plan.forward.outputs[i].dtype) for i in subset]
             wanted = dict(enumerate(executable.program.inputs[len(plan.inputs) :]))
             for i, array in zip(subset, seeds, strict=True):
                 if i in wanted:
@@ -360,8 +379,18 @@ class Network:
 
             watched = {key: read(plan.forward.watched[key]) for key in self.watching}
             self._gradients = {key: gradient for key, gradient in watched.items() if gradient is not None}
+            if _on_device(seeds):
+                return [
+                    executable.export(results[t]) if t in results else self._zeros(own)
+                    for own, t in zip(plan.inputs, plan.forward.inputs, strict=True)
+                ]
             pairs = zip(plan.inputs, map(read, plan.forward.inputs), strict=True)
-            return [np.zeros_like(own) if gradient is None else gradient for own, gradient in pairs]
+            return [np.zeros(own.shape, own.dtype) if gradient is None else gradient for own, gradient in pairs]
+
+    def _zeros(self, like: HostInput | DeviceInput) -> Any:
+        """An array of the device without a gradient in it."""
+        driver = self.machine.driver  # type: ignore[union-attr]
+        return driver.export(driver.allocate(like.nbytes), like.shape, str(like.dtype))
 
     @staticmethod
     def _read_gradient(executable, tensor, seeds, subset, inputs: int) -> np.ndarray:
@@ -413,7 +442,15 @@ class Network:
         """What makes that tape slow, as far as it can be told before it runs."""
         title, batch, found = self._training_tape(shapes)
         options = self.options
-        setting = Setting(options.dtype, batch, self.workers, options.workers, options.debug_nan)
+        setting = Setting(
+            options.dtype,
+            batch,
+            self.workers,
+            options.workers,
+            options.debug_nan,
+            self.machine.name,
+            self.machine.why_plain(),
+        )
         if isinstance(found, Program):
             return diagnose_program(found, title, setting)
         return diagnose_tape(found, title, setting)
@@ -428,14 +465,16 @@ class Network:
         first = shapes[0][0] if shapes and shapes[0] else None
         batch = first if isinstance(first, int) else None
         try:
-            program = self.lowering.joint(shapes, None if batch is None else batch_lanes(self.options.dtype, batch))
+            program = self.lowering.joint(
+                shapes, None if batch is None else self.machine.lanes(self.options.dtype, batch)
+            )
         except UndecidedError as question:
             raise StateError(
                 f"tape: whether {question} follows from sizes that are open; give build() an input_shape, or call forward() first"
             ) from None
         if any(isinstance(n, Dim) for shape in shapes for n in shape):
             return title, batch, program
-        return title, batch, self.make_executable("training", program, {}, Arena()).tape
+        return title, batch, self.make_executable("training", program, {}, self.machine.arena()).tape
 
     # ---- watching
 
@@ -464,6 +503,15 @@ class Trial:
     def run(self, steps: int) -> None:
         """Runs the whole tape so often."""
         self.network.execute(self.executable, steps=steps)
+
+
+def _on_device(arrays: Sequence[Any]) -> bool:
+    """Whether a caller's arrays lie on a device, so that results are to stay there."""
+    return any(not isinstance(array, np.ndarray) for array in arrays)
+
+
+def _seed(gradient: Any, dtype: str) -> Any:
+    return np.ascontiguousarray(gradient, dtype) if isinstance(gradient, np.ndarray) else gradient
 
 
 def _result(executable: Executable, tensor: Tensor, arrays: Sequence[np.ndarray]) -> np.ndarray:

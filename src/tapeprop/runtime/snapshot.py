@@ -26,7 +26,7 @@ def restored(parameters: Iterable[Parameter], optimizers: OptimizerState) -> Ite
             buffers[buffer.name] = buffer
     for buffer in optimizers.buffers():
         buffers[buffer.name] = buffer
-    copies = [(buffer, buffer.array.copy()) for buffer in buffers.values()]
+    copies = [(buffer, buffer.read().copy()) for buffer in buffers.values()]
     try:
         yield
     finally:

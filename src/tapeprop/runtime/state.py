@@ -40,7 +40,7 @@ class Segment:
         for i, parameter in enumerate(self.parameters):
             initial = parameter.value
             parameter.storage = Cell(self, i)
-            parameter.storage.view()[...] = initial
+            parameter.storage.write(initial)
 
     def slot(self, name: str, initial: float) -> Buffer:
         """The flat array of an optimizer's per-element state; made on first use, filled with `initial`."""
@@ -62,14 +62,16 @@ class Cell:
         self.dtype = segment.dtype
 
     def _stretch(self, buffer: Buffer) -> np.ndarray:
+        if buffer.mirror is not None:
+            return buffer.copied(self.start, self.parameter.shape)
         return buffer.array[self.start : self.start + self.parameter.size].reshape(self.parameter.shape)
 
     def view(self) -> np.ndarray:
-        """A live view of the value."""
+        """A live view of the value; a read-only copy where a device has it."""
         return self.segment.values.lend(self.start, self.parameter.shape)
 
     def gradient(self) -> np.ndarray:
-        """A live view of the gradient. DTypeError for state that is not trained."""
+        """A live view of the gradient; a read-only copy where a device has it. DTypeError for state that is not trained."""
         if not self.parameter.trainable:
             raise DTypeError(f"{self.parameter.name}: running state has no gradient; only weights and biases have one")
         return self._stretch(self.segment.gradients)
@@ -80,12 +82,19 @@ class Cell:
 
     def write(self, array: np.ndarray) -> None:
         """Copies `array` into the value."""
-        self.view()[...] = array
+        values = self.segment.values
+        values.put(self.start, np.broadcast_to(array, self.parameter.shape).astype(self.dtype).reshape(-1))
+        values.writes += 1
+
+    def clear_gradient(self) -> None:
+        """Sets the gradient to zero; it waits no longer."""
+        self.pending = False
+        self.segment.gradients.put(self.start, np.zeros(self.parameter.size, self.dtype))
 
     @property
     def pending(self) -> bool:
         """Whether a gradient waits to be consumed."""
-        return bool(self.segment.pending.array[self.index])
+        return bool(self.segment.pending.read()[self.index])
 
     @pending.setter
     def pending(self, value: bool) -> None:

@@ -76,4 +76,4 @@ def _call(executable: Executable, number: int) -> None:
         operands[-1].setflags(write=False)
     results = row.step.instruction.op.reference(call, *operands)
     for extent, kind, result in zip(row.writes, call.results, results, strict=True):
-        executable.array_at(extent.place, kind)[...] = result
+        executable.set_at(extent.place, kind, result)

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from tapeprop.compiler.gradient import FLOATS, gradients
-from tapeprop.compiler.layout import BatchLanes, batch_lanes
+from tapeprop.compiler.layout import BatchLanes
 from tapeprop.compiler.passes import optimize
 from tapeprop.compiler.recompute import recompute
 from tapeprop.compiler.snapshots import Snapshots
@@ -39,7 +39,7 @@ from tapeprop.ir import (
 from tapeprop.ops.elementwise import add, add_if_pending, compute
 from tapeprop.ops.gather import accumulate, advance, count_correct, take_rows
 from tapeprop.runtime import ledger
-from tapeprop.runtime.executable import Executable, link_together
+from tapeprop.runtime.executable import Executable
 from tapeprop.runtime.lowering import buckets
 from tapeprop.runtime.memory import Buffer
 from tapeprop.runtime.network import Network, Trial, pending_of
@@ -75,7 +75,7 @@ class StepProgram:
     def consume(self) -> None:
         """The gradients of `reached` wait no longer."""
         # Asked first: that is so in most steps, and there may be thousands of parameters.
-        if any(np.count_nonzero(segment.pending.array) for segment in self._segments):
+        if any(np.count_nonzero(segment.pending.read()) for segment in self._segments):
             mark_consumed(self.reached)
 
     def program_leaves(self) -> list[Tensor]:
@@ -91,6 +91,7 @@ class BatchSource:
     group: the micro-batches of an update, whose gradients are averaged; `waiting` is 1 from the first of them to the update.
     """
 
+    order: Buffer  # int64 (samples,)
     cursor: Buffer
     totals: Buffer  # float64: [sum of losses times samples, samples, correct]
     batch: int
@@ -109,7 +110,6 @@ def record_step(
     source: BatchSource | None = None,
     *,
     lanes: BatchLanes | None = None,
-    order_length: int = 0,
 ) -> StepProgram:
     """The program of one step. shapes, labels: of the batch, or of the whole data where a source gathers from it.
 
@@ -131,9 +131,10 @@ def record_step(
         feeds = [trace.input(i, shape, dtype, name) for i, (shape, dtype, name) in enumerate(kinds)]
         arrays = list(feeds)
         if source is not None:
-            feeds.append(trace.input(len(feeds), (order_length,), "int64", "order"))
+            samples = source.order.size
+            order = trace.leaf(Region(source.order, 0, samples), (samples,), "int64", "order")
             cursor = trace.leaf(Region(source.cursor, 0, 1), (1,), "int64", "cursor")
-            arrays = [take_rows(array, feeds[-1], cursor, source.batch) for array in arrays]
+            arrays = [take_rows(array, order, cursor, source.batch) for array in arrays]
             end_span("gather")
         outputs, _ = lowering.function(arrays[: len(shapes)])
         end_span("forward")
@@ -387,6 +388,7 @@ class FitSession:
         self.trainer = trainer
         self.ready = ready
         self.arrays = [*arrays, *labels]
+        self.held = trainer.network.machine.hold(self.arrays)
         self.inputs = len(arrays)
         self.losses, self.weights = losses, weights
         self.samples = len(arrays[0])
@@ -396,10 +398,10 @@ class FitSession:
         self.number = next(_session_number)
         self.cursor = Buffer("cursor.", 1, "int64")
         self.totals_buffer = Buffer("totals.", 3, "float64")
-        self.order = np.zeros(self.samples, np.int64)
+        self.order = Buffer("order.", self.samples, "int64")
         require_optimizer(trainer.optimizers)
         self.waiting = Buffer("waiting.", 1, trainer.network.options.dtype)
-        link_together([self._plan(*kind)[1] for kind in self._kinds()])
+        trainer.network.machine.link([self._plan(*kind)[1] for kind in self._kinds()])
 
     def _kinds(self) -> list[tuple[int, int]]:
         """(batch, micro-batches of its update) of every plan that an epoch needs."""
@@ -413,23 +415,25 @@ class FitSession:
 
     def start_epoch(self, order: np.ndarray) -> None:
         """Begins an epoch over the rows in this order. order: int64 (samples,), a permutation."""
-        if order.shape != self.order.shape:
-            raise GraphError(f"order: expected shape {self.order.shape}, got {order.shape}")
-        self.order[:] = order
+        if order.shape != (self.samples,):
+            raise GraphError(f"order: expected shape {(self.samples,)}, got {order.shape}")
+        for segment in {cell(parameter).segment for parameter in self.trainer.optimizers.total()}:
+            segment.values.read()  # what a device has trained so far would be gone with it
+        self.order.array[:] = order
         self.cursor.array[0] = 0
         self.totals_buffer.array[:] = 0
 
     @property
     def steps_left(self) -> int:
         """Steps to the end of the epoch, the last smaller one included."""
-        return -(-(self.samples - int(self.cursor.array[0])) // self.batch_size)
+        return -(-(self.samples - int(self.cursor.read()[0])) // self.batch_size)
 
     def run(self, steps: int) -> int:
         """Runs at most `steps` steps, but a whole update at least; the number that were run (0 at the end of the epoch)."""
         self.ready()
         with self.trainer.network.lock:
             require_optimizer(self.trainer.optimizers)
-            left = self.samples - int(self.cursor.array[0])
+            left = self.samples - int(self.cursor.read()[0])
             if not left:
                 return 0
             whole = left // self.batch_size
@@ -476,7 +480,7 @@ class FitSession:
     def _make(self, batch: int, group: int) -> tuple[StepProgram, Executable]:
         trainer, network = self.trainer, self.trainer.network
         ledger.count("lowerings")
-        source = BatchSource(self.cursor, self.totals_buffer, batch, self.accuracy, group, self.waiting)
+        source = BatchSource(self.order, self.cursor, self.totals_buffer, batch, self.accuracy, group, self.waiting)
         step = record_step(
             network,
             trainer.optimizers,
@@ -485,21 +489,19 @@ class FitSession:
             self.losses,
             self.weights,
             source,
-            lanes=batch_lanes(network.options.dtype, batch),
-            order_length=self.samples,
+            lanes=network.machine.lanes(network.options.dtype, batch),
         )
         executable = network.make_executable("fit", step.program, {}, network.tight_arena)
         if batch == self.batch_size or group == 1:
             executable.repeat("backward", group)
         for tensor in step.program.inputs:
             assert isinstance(tensor.source, Input)
-            index = tensor.source.index
-            executable.bind(tensor, self.order if index == len(self.arrays) else self.arrays[index])
+            executable.bind(tensor, self.held[tensor.source.index])
         return step, executable
 
     def totals(self) -> Mapping[str, float]:
         """{"loss": mean over the samples of this epoch so far, "samples": their number, "accuracy": where it is counted}."""
-        loss, samples, correct = self.totals_buffer.array
+        loss, samples, correct = self.totals_buffer.read()
         found = {"loss": loss / max(samples, 1), "samples": samples}
         if self.accuracy:
             found["accuracy"] = correct / max(samples, 1)
@@ -509,6 +511,4 @@ class FitSession:
 def zero_gradients(parameters: Sequence[Parameter]) -> None:
     """Drops the gradients: they read as zero and the next backward starts anew."""
     for parameter in parameters:
-        home = cell(parameter)
-        home.pending = False
-        home.gradient()[...] = 0
+        cell(parameter).clear_gradient()

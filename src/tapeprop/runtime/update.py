@@ -35,7 +35,7 @@ class Unit:
 
     def scalar(self, name: str) -> float:
         """The current value of a hyper-parameter or counter."""
-        return float(self.scalars.array[self.names.index(name)])
+        return float(self.scalars.read()[self.names.index(name)])
 
     def set_scalar(self, name: str, value: float) -> None:
         """Sets it; the tape sees it at once."""
@@ -64,7 +64,7 @@ class OptimizerState:
             if len(staying) == len(unit.parameters):
                 kept.append(unit)
             elif staying:
-                kept.append(Unit(unit.rule, staying, unit.scalars.array))
+                kept.append(Unit(unit.rule, staying, unit.scalars.read()))
         known = {p for unit in kept for p in unit.parameters}
         for rule, parameters in wanted:
             new = [p for p in parameters if p not in known]
@@ -95,8 +95,8 @@ class OptimizerState:
                 units.append(unit)
                 chosen.append(unit)
             else:
-                part = Unit(unit.rule, inside, unit.scalars.array)
-                rest = Unit(unit.rule, [p for p in unit.parameters if p not in reached], unit.scalars.array)
+                part = Unit(unit.rule, inside, unit.scalars.read())
+                rest = Unit(unit.rule, [p for p in unit.parameters if p not in reached], unit.scalars.read())
                 units += [part, rest]
                 chosen.append(part)
                 self.version += 1

@@ -3,11 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tapeprop.errors import DTypeError, LabelError, ShapeError
+from tapeprop.runtime.mirror import DeviceView
+
+if TYPE_CHECKING:
+    from tapeprop.losses import Loss
+    from tapeprop.training.model import Model
+
+
+def labels_for(model: Model, loss: Loss, value: Any, shape: Sequence[int], where: str) -> Any:
+    """The labels of an output as its loss takes them. shape: the output's. LabelError.
+
+    Labels that lie on the graph's device are read where they lie: their shape and dtype are checked here, and class ids out of range
+    where they are used.
+    """
+    given = model.on_device(value, (model.dtype, "int64"), where)
+    try:
+        if given is None:
+            return loss.labels(value, shape, model.dtype)
+        # right answers of that kind: what the loss makes of them it would make of these labels
+        right = np.zeros(given.shape, given.dtype) if given.dtype.kind == "i" else np.ones(given.shape, given.dtype)
+        wanted = loss.labels(right, shape, model.dtype)
+    except LabelError as error:
+        raise LabelError(f"{where}: {error}") from None
+    if wanted.dtype != given.dtype or wanted.size != given.size:
+        raise LabelError(
+            f"{where}: expected labels on the device as {wanted.dtype} of shape {wanted.shape}, got {given.dtype} of shape "
+            f"{given.shape}; convert them there first"
+        )
+    return given.reshape(wanted.shape)
 
 
 def real_array(value: Any, dtype: str, what: str) -> np.ndarray:
@@ -38,13 +66,13 @@ def same_length(arrays: Sequence[np.ndarray], what: str) -> int:
     return lengths[0]
 
 
-def raw_labels(value: Any, name: str, samples: int, what: str) -> np.ndarray:
+def raw_labels(value: Any, name: str, samples: int, what: str) -> Any:
     """The labels of output `name` as an array of `samples` entries, otherwise as they came. LabelError."""
     where = f"{what} of node {name!r}"
     if value is None:
         raise LabelError(f"{where}: expected labels for its loss, received None; give them, or give it no loss")
     try:
-        labels = np.asarray(value)
+        labels = value if isinstance(value, DeviceView) else np.asarray(value)
     except ValueError as error:
         raise LabelError(f"{where}: expected an array, received rows of unequal length ({error})") from None
     if labels.ndim == 0 or len(labels) != samples:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from tapeprop.errors import LabelError, ShapeError
+from tapeprop.errors import ShapeError
 from tapeprop.graph.ports import Ports
 from tapeprop.losses import Loss
-from tapeprop.training.data import raw_labels, real_array, same_length
+from tapeprop.training.data import labels_for, raw_labels, real_array, same_length
 from tapeprop.training.metrics import Metric, listed, resolve
 from tapeprop.training.model import Model
 
@@ -101,12 +101,10 @@ def samples_of(model: Model, X: Any, y: Any, objective: Objective, what: tuple[s
                 f"node {name!r}: its output has shape {shape} for {count} samples; training and evaluation need "
                 f"one row per sample"
             )
-        found = raw_labels(parts[i], name, count, what[1])
-        try:
-            labels[i] = loss.labels(found, shape, model.dtype)
-        except LabelError as error:
-            raise LabelError(f"{what[1]} of node {name!r}: {error}") from None
-        given[i] = found
+        where = f"{what[1]} of node {name!r}"
+        there = None if parts[i] is None else model.on_device(parts[i], (model.dtype, "int64"), where)
+        given[i] = raw_labels(parts[i] if there is None else there, name, count, what[1])
+        labels[i] = labels_for(model, loss, given[i], shape, where)
     return Samples(arrays, given, labels)
 
 
@@ -114,9 +112,16 @@ def inputs_of(model: Model, X: Any, what: str = "X") -> list[np.ndarray]:
     """X as one array per input, of the graph's dtype and of one length."""
     parts = model.inputs.split(X, what)
     pairs = zip(parts, model.inputs.names, strict=True)
-    arrays = [real_array(part, model.dtype, f"{what} of node {name!r}") for part, name in pairs]
+    arrays = [_input_of(model, part, f"{what} of node {name!r}") for part, name in pairs]
     same_length(arrays, what)
     return arrays
+
+
+def _input_of(model: Model, part: Any, where: str) -> Any:
+    given = model.on_device(part, (model.dtype,), where)
+    if given is not None and not given.ndim:
+        raise ShapeError(f"{where}: expected at least one sample along axis 0, received shape ()")
+    return real_array(part, model.dtype, where) if given is None else given
 
 
 def predict_arrays(model: Model, arrays: Sequence[np.ndarray], batch_size: int = BATCH) -> list[np.ndarray]:
@@ -182,12 +187,12 @@ def figures(
         if loss is None:
             continue
         prefix = f"{name}_" if len(outputs) > 1 else ""
-        value = loss(samples.labels[i], outputs[i])
+        value = loss(np.asarray(samples.labels[i]), outputs[i])
         found["loss"] += objective.weights[i] * value
         if prefix:
             found[f"{prefix}loss"] = value
         for metric, function in resolve(metrics, loss).items():
-            found[prefix + metric] = _figure(metric, function, samples.given[i], outputs[i])
+            found[prefix + metric] = _figure(metric, function, np.asarray(samples.given[i]), outputs[i])
     return found
 
 

@@ -233,4 +233,4 @@ def _warm_up(model: Model, samples: Samples, objective: Objective) -> None:
         part = samples.part(slice(0, rows))
         for loss, output, labels in zip(objective.losses, predict_arrays(model, part.arrays), part.labels, strict=True):
             if loss is not None:
-                loss(labels, output)
+                loss(np.asarray(labels), output)

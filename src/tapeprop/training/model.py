@@ -52,9 +52,13 @@ class Model:
         """The shape of each output for inputs of these shapes, batch included. ShapeError."""
         return self.graph.output_shapes(shapes)
 
+    def on_device(self, array: Any, dtypes: Sequence[str], what: str) -> Any | None:
+        """An array that lies on the graph's device, checked; None for one of the host. DeviceError, DTypeError, ShapeError."""
+        return self.graph.on_device(array, dtypes, what)
+
     def infer(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Fresh arrays of the outputs in evaluation mode; a forward that waits for its backward is not disturbed."""
-        return self.graph.infer(arrays)
+        """Fresh arrays of the outputs on the host, in evaluation mode; a forward that waits for its backward is not disturbed."""
+        return [np.asarray(output) for output in self.graph.infer(arrays)]
 
     def session(
         self,

@@ -40,7 +40,7 @@ def state_of(graph: CompiledGraph) -> dict[str, Any] | None:
         "rules": tuple(_described(unit.rule) for unit in units),
     }
     for i, unit in enumerate(units):
-        state[f"unit{i}"] = unit.scalars.array.copy()
+        state[f"unit{i}"] = unit.scalars.read().copy()
         for parameter in unit.parameters:
             for slot in unit.rule.slots:
                 state[f"slot/{names[parameter]}/{slot}"] = graph.optimizer_slot(parameter, slot, unit.rule).copy()
@@ -72,7 +72,7 @@ def restore(graph: CompiledGraph, state: Mapping[str, Any], classes: Classes | N
         _assign(graph, wanted, present | known)
     for i, (members, _) in enumerate(units):
         for unit in graph.split_optimizer([parameters[name] for name in members]):
-            unit.scalars.array[...] = _checked(state, f"unit{i}", unit.scalars.array.shape)
+            unit.scalars.array[...] = _checked(state, f"unit{i}", unit.scalars.read().shape)
             for name in members:
                 for slot in unit.rule.slots:
                     target = graph.optimizer_slot(parameters[name], slot, unit.rule)

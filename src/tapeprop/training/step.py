@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tapeprop.errors import LabelError
+from tapeprop.training.data import labels_for
 from tapeprop.training.evaluate import Objective
 from tapeprop.training.model import Model
 
@@ -26,8 +27,5 @@ def step_labels(model: Model, objective: Objective, y: Any, shapes: Sequence[tup
             raise LabelError(
                 f"y of node {name!r}: expected labels for its loss, received None; give them with the step"
             )
-        try:
-            found.append(loss.labels(value, shape, model.dtype))
-        except LabelError as error:
-            raise LabelError(f"y of node {name!r}: {error}") from None
+        found.append(labels_for(model, loss, value, shape, f"y of node {name!r}"))
     return found

@@ -2,7 +2,7 @@
 
 `add`, `tanh`, `gelu` ... are scalar expressions from `tapeprop.ops.formulas`; a derivative is another expression, a fused chain is a
 composition of expressions, an optimizer's rule is one with several results. All of them are instructions of the op "elementwise",
-computed by one kernel generator (`cpu.loop`). Operands broadcast as in NumPy.
+computed by one kernel generator (`cpu.loop`, `cuda.loop`). Operands broadcast as in NumPy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,23 @@ from tapeprop.ir.kernels import Kernel
 from tapeprop.ops import scalar
 from tapeprop.ops.expression import cost, derivative, evaluate
 from tapeprop.ops.formulas import FORMULAS, Formula
-from tapeprop.ops.op import ITEM_BYTES, Call, Launch, Op, Ref, Sample, alike, as_tensor, record, register
+from tapeprop.ops.op import (
+    ITEM_BYTES,
+    NARROW,
+    ArrayType,
+    Call,
+    Device,
+    Launch,
+    Op,
+    Ref,
+    Sample,
+    alike,
+    as_tensor,
+    cuda_launch,
+    inverse,
+    record,
+    register,
+)
 from tapeprop.ops.scalar import Scalar, constant, encode, input_scalar, inputs_of, substitute
 
 if TYPE_CHECKING:  # the functions below that come from the table of formulas
@@ -81,6 +97,9 @@ class Elementwise(Op):
 
     def cpu(self, call: Call) -> Launch:
         return _launch(call)
+
+    def cuda(self, call: Call, device: Device) -> Launch:
+        return _cuda_launch(call, device)
 
     def flops(self, call: Call) -> int:
         return cost(call["expressions"]) * call.results[0].size
@@ -343,15 +362,28 @@ def collapse(shape: tuple[int, ...], strides: Sequence[Sequence[int]]) -> tuple[
     return sizes, merged
 
 
+def _layout(call: Call) -> tuple[list[int], list[list[int]]]:
+    """(sizes, strides of each operand and result): the axes that are left when neighbours are merged."""
+    shape = call.results[0].shape
+    return collapse(shape, [_strides(a.shape, shape) for a in (*call.operands, *call.results)])
+
+
+def _is_rounded(call: Call, array: ArrayType) -> bool:
+    """Whether an operand or result is one float64 element beside other arithmetic. DTypeError where it is of another dtype."""
+    if array.dtype == call["dtype"]:
+        return False
+    if array.dtype != "float64" or array.size != 1:
+        raise DTypeError(f"{call['label']}: expected {call['dtype']} operands, got {array.dtype}; cast it")
+    return True
+
+
 def _launch(call: Call) -> Launch:
-    dtype, shape = call["dtype"], call.results[0].shape
+    dtype = call["dtype"]
     arrays = [*call.operands, *call.results]
-    sizes, strides = collapse(shape, [_strides(a.shape, shape) for a in arrays])
+    sizes, strides = _layout(call)
     classes = []
     for array, steps in zip(arrays, strides, strict=True):
-        if array.dtype != dtype:
-            if array.dtype != "float64" or array.size != 1:
-                raise DTypeError(f"{call['label']}: expected {dtype} operands, got {array.dtype}; cast it")
+        if _is_rounded(call, array):
             classes.append("scalar64")
         else:
             classes.append({0: "uniform", 1: "vector"}.get(steps[-1], "strided"))
@@ -378,6 +410,32 @@ def _launch(call: Call) -> Launch:
         if kind == "strided":
             fields.append(steps[-1])
     return Launch(kernel, tuple(fields), ("elementwise", *sizes, ITEM_BYTES[dtype]))
+
+
+def _cuda_launch(call: Call, device: Device) -> Launch:
+    sizes, strides = _layout(call)
+    count = call.results[0].size
+    classes = []
+    for array, steps in zip(call.operands, strides):
+        if _is_rounded(call, array):
+            classes.append("single64")
+        else:
+            classes.append("".join("*" if step or count == 1 else "." for step in steps))
+    grid, block = device.spread(count)
+    arrays: list[tuple[Ref, tuple[int, ...]]] = [(Ref("operand", k), (a.size,)) for k, a in enumerate(call.operands)]
+    arrays += [(Ref("result", j), (count,)) for j in range(len(call.results))]
+    return cuda_launch(
+        "tapeprop.ops.elementwise.cuda:loop",
+        arrays,
+        [count, *(word for n in sizes[1:] for word in (n, inverse(max(n, 1))))],
+        grid=grid,
+        block=block,
+        expressions=encode(call["expressions"]),
+        dtype=call["dtype"],
+        classes=tuple(classes),
+        axes=len(sizes),
+        wide=len(sizes) > 1 and count >= NARROW,
+    )
 
 
 # ---- samples for the generated tests

@@ -10,6 +10,7 @@ NumPy's and warp shuffles do not exist. A `cuda.py` of an op imports this at its
     block_sum(value, shared), block_max(value, shared)          over a block; every thread gets the result
     block_before(value, shared)                                 (the sum of the threads before, of all), of int64
     divider(wide)                                               a function (n, size, inverse) -> n // size, for indices
+    from_bits(word)                                             the float64 that a row holds as an int64
     report(control, number, code)                               a failure, told by the tape's status word
 
 `cuda` must be a global of the module: the simulator replaces it there while a kernel runs.
@@ -24,12 +25,15 @@ import numpy as np
 from tapeprop.targets.cuda.library import SIMULATED, numba_cuda
 
 __all__ = [
-    "BLOCK_SLOTS", "FLOAT", "block_before", "block_max", "block_sum", "cos", "cuda", "device", "divider", "erf", "exp",
-    "expm1", "floor", "fma", "isnan", "larger", "log", "log1p", "power", "report", "sigmoid", "sin", "smaller", "sqrt", "tanh",
+    "BLOCK_SLOTS", "FLOAT", "PRODUCT", "block_before", "block_max", "block_sum", "cos", "cuda", "device", "divider", "erf",
+    "exp", "expm1", "floor", "fma", "from_bits", "inlined", "isnan", "larger", "log", "log1p", "power", "report", "sigmoid",
+    "sin", "smaller", "sqrt", "tanh",
 ]  # fmt: skip
 
 cuda: Any = numba_cuda()
 device: Any = cuda.jit(device=True)
+#: A device function of which each call is a copy.
+inlined: Any = device if SIMULATED else cuda.jit(device=True, forceinline=True)
 
 #: {dtype: what makes a number of it in a body}. A literal such as 0.5 is a float64: write number(0.5) in float32 code.
 FLOAT: dict[str, Any] = {"float32": np.float32, "float64": np.float64}
@@ -38,6 +42,7 @@ BLOCK_SLOTS = 32
 
 if SIMULATED:
     from tapeprop.targets.cuda.language_simulated import (
+        PRODUCT,
         block_before,
         block_max,
         block_sum,
@@ -47,6 +52,7 @@ if SIMULATED:
         expm1,
         floor,
         fma,
+        from_bits,
         isnan,
         log,
         log1p,
@@ -58,6 +64,7 @@ if SIMULATED:
     )  # fmt: skip
 else:
     from tapeprop.targets.cuda.language_device import (
+        PRODUCT,
         block_before,
         block_max,
         block_sum,
@@ -67,6 +74,7 @@ else:
         expm1,
         floor,
         fma,
+        from_bits,
         isnan,
         log,
         log1p,

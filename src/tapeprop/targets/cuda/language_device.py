@@ -10,6 +10,8 @@ from tapeprop.targets.cuda.library import numba_cuda
 cuda: Any = numba_cuda()
 device: Any = cuda.jit(device=True)
 
+#: {dtype: a * b of that dtype, rounded by itself. NVVM may join a product that is written * with a sum that takes it.}
+PRODUCT: dict[str, Any] = {"float32": cuda.libdevice.fmul_rn, "float64": cuda.libdevice.dmul_rn}
 ALL = 0xFFFFFFFF  # every lane of a warp takes part
 
 
@@ -77,6 +79,12 @@ def floor(x):
 def power(x, y):
     """x^y with C's special values."""
     return math.pow(x, y)
+
+
+@device
+def from_bits(word):
+    """The float64 whose bits an int64 has: how a row holds a number that is no integer."""
+    return cuda.libdevice.longlong_as_double(word)
 
 
 @device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from tapeprop.targets.cuda.library import numba_cuda
 cuda: Any = numba_cuda()
 device: Any = cuda.jit(device=True)
 
+PRODUCT: dict[str, Any] = {"float32": operator.mul, "float64": operator.mul}
 exp, expm1, log, log1p, tanh, sin, cos = np.exp, np.expm1, np.log, np.log1p, np.tanh, np.sin, np.cos
 sqrt, floor, power, isnan = np.sqrt, np.floor, np.power, np.isnan
 
@@ -24,6 +26,11 @@ def erf(x):
 def fma(a, b, c):
     """a * b + c; of float32 rounded twice, but for the first time in float64."""
     return type(a)(np.float64(a) * np.float64(b) + np.float64(c))
+
+
+def from_bits(word):
+    """The float64 whose bits an int64 has."""
+    return np.int64(word).view(np.float64)
 
 
 def sigmoid(x):

@@ -9,7 +9,7 @@ from typing import Any
 
 from tapeprop.errors import DeviceError
 
-__all__ = ["SIMULATED", "missing_parts", "numba_cuda", "require", "versions"]
+__all__ = ["SIMULATED", "missing_parts", "numba_cuda", "require", "toolchain", "versions"]
 
 #: Whether kernels run in Numba's simulator: NUMBA_ENABLE_CUDASIM was set when this module was first loaded.
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
@@ -54,12 +54,20 @@ def numba_cuda() -> Any:
 
 def versions() -> dict[str, str]:
     """{distribution: version} of what is installed, for reports."""
+    return {name: _version(name) or "not installed" for name in _PARTS}
+
+
+def toolchain() -> dict[str, str]:
+    """{distribution: version} of all that has a part in compiling, as far as it is installed: for the names of cached code."""
+    compilers = ("nvidia-nvvm", "nvidia-nvjitlink", "nvidia-cuda-nvcc", "nvidia-cuda-nvrtc", "nvidia-cuda-cccl")
+    names = (*_PARTS, *compilers, *(f"{name}-cu12" for name in compilers))
+    return {name: found for name in names if (found := _version(name))}
+
+
+def _version(name: str) -> str | None:
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
-    for name in _PARTS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

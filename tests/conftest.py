@@ -1,0 +1,62 @@
+"""`--device cuda`: graphs that a test builds without naming a device run on that one: a GPU, or Numba's simulator."""
+
+import functools
+import os
+
+import pytest
+
+from tapeprop.graph.graph import CompiledGraph
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where graphs are built by default")
+
+
+def pytest_collection_modifyitems(config, items):
+    """What is about the CPU alone is left out on a device; what needs a device is left out without one."""
+    there = SIMULATED or os.environ.get("TAPEPROP_TEST_GPU", "") not in ("", "0")
+    for item in items:
+        if item.get_closest_marker("cuda") and not there:
+            item.add_marker(pytest.mark.skip(reason="needs Numba's simulator or a GPU: make cuda-check, make gpu-test"))
+        if item.get_closest_marker("gpu") and (SIMULATED or not there):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU: make gpu-test"))
+        if item.get_closest_marker("host") and config.getoption("--device") != "cpu":
+            item.add_marker(pytest.mark.skip(reason="is about the CPU"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def built_on_the_device(request):
+    """Makes the device of `--device` the default of build()."""
+    device = request.config.getoption("--device")
+    if device == "cpu":
+        yield
+        return
+    original = CompiledGraph.build
+
+    @functools.wraps(original)
+    def build(self, *arguments, **options):
+        return original(self, *arguments, **{"device": device, **options})
+
+    CompiledGraph.build = build
+    yield
+    CompiledGraph.build = original
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """On a GPU the outcome is written to bench/results/, with what it was found on."""
+    if config.getoption("--device") != "cuda" or SIMULATED or hasattr(config, "workerinput"):
+        return
+    import json
+    from datetime import date
+    from pathlib import Path
+
+    from tapeprop.runtime.cuda_cache import open_device
+
+    counts = {kind: len(terminalreporter.stats.get(kind, ())) for kind in ("passed", "failed", "error", "skipped")}
+    failed = [report.nodeid for kind in ("failed", "error") for report in terminalreporter.stats.get(kind, ())]
+    found = {"date": date.today().isoformat(), "gpu": open_device("tests").describe(), **counts, "failures": failed}
+    path = Path(__file__).parent.parent / "bench" / "results" / f"gpu-test-{found['date']}.json"
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    terminalreporter.write_line(f"written to {path.name}")

@@ -1,0 +1,47 @@
+"""Builders of kernels for tests of the driver and of what compiles for it."""
+
+import numpy as np
+
+from tapeprop.targets.cuda.kernel import CudaKernel
+from tapeprop.targets.cuda.language import cuda, exp, report
+
+
+def grow() -> CudaKernel:
+    """y[i] = e^(1000 y[i]) where that is above 0, which may be inf, else 0; every thread its own elements."""
+
+    def body(y):
+        i = cuda.grid(1)
+        while i < y.size:
+            y[i] = exp(y[i] * np.float32(1000)) if y[i] > 0 else np.float32(0)
+            i += cuda.gridsize(1)
+
+    return CudaKernel(body, [("y", "float32", 1)])
+
+
+def count() -> CudaKernel:
+    """Adds 1 to x[0], by one thread; reports code 5 where it becomes 3."""
+
+    def body(x, control, number):
+        if cuda.grid(1) == 0:
+            x[0] += 1
+            if x[0] == 3:
+                report(control, number, 5)
+
+    return CudaKernel(body, [("x", "int64", 1)], reports=True)
+
+
+def scaled(factor: float) -> CudaKernel:
+    """y[i] = factor * y[i]."""
+
+    def body(y):
+        i = cuda.grid(1)
+        while i < y.size:
+            y[i] *= np.float32(factor)
+            i += cuda.gridsize(1)
+
+    return CudaKernel(body, [("y", "float32", 1)])
+
+
+def failing() -> CudaKernel:
+    """Cannot be built."""
+    raise RuntimeError("no such tile")

@@ -1,0 +1,136 @@
+"""The driver of Numba's simulator."""
+
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from tapeprop.errors import CompileError
+from tapeprop.ir.device import SIMULATED_DEVICE
+from tapeprop.ir.kernels import FIRST_FIELD, Kernel
+from tapeprop.targets.cuda.driver import open_driver, use_driver
+from tapeprop.targets.cuda.simulated import SimulatedDriver
+
+pytestmark = pytest.mark.simulator
+HERE = "simulator.kernels_for_tests"  # not imported: it needs numba-cuda
+ONE = ((1, 1, 1), (1, 1, 1))
+
+
+@pytest.fixture
+def driver():
+    return SimulatedDriver()
+
+
+def on(driver, array):
+    """Memory of the device with a copy of `array`."""
+    allocation = driver.allocate(array.nbytes)
+    driver.upload(allocation.address, array)
+    return allocation
+
+
+def row_of(driver, address, size):
+    """A row on the device for a kernel of one array."""
+    return on(driver, np.array([0] * FIRST_FIELD + [address, size]))
+
+
+def read(driver, allocation, dtype):
+    found = np.empty(allocation.nbytes // np.dtype(dtype).itemsize, dtype)
+    driver.download(found, allocation.address)
+    return found
+
+
+def test_the_process_runs_in_the_simulator():
+    with use_driver(None):
+        driver = open_driver("build")
+        assert isinstance(driver, SimulatedDriver)
+        assert open_driver("build") is driver
+    assert driver.simulated
+    assert not driver.captures
+    assert driver.limits == SIMULATED_DEVICE
+    assert driver.describe()["device"] == driver.name
+
+
+def test_infinite_results_raise_no_warning(driver):
+    """With warnings as errors, as in these tests."""
+    values = on(driver, np.array([0, 1, -1, 0.001] * 5, np.float32))
+    row = row_of(driver, values.address, 20)
+    kernel = Kernel.of(f"{HERE}:grow")
+    driver.launch(driver.load([kernel])[kernel], (2, 1, 1), (4, 1, 1), row.address, 0)
+    np.testing.assert_allclose(read(driver, values, "float32"), [0, np.inf, 0, np.e] * 5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("interval", [0.005, 1e-4, 3e-5])
+def test_threads_switch_as_before_after_a_launch(driver, interval):
+    saved = sys.getswitchinterval()
+    number = on(driver, np.zeros(1, np.int64))
+    row = row_of(driver, number.address, 1)
+    kernel = Kernel.of(f"{HERE}:count")
+    handle = driver.load([kernel])[kernel]
+    try:
+        sys.setswitchinterval(interval)
+        before = sys.getswitchinterval()
+        for _ in range(3):
+            driver.launch(handle, *ONE, row.address, 0)
+        assert sys.getswitchinterval() == before
+    finally:
+        sys.setswitchinterval(saved)
+
+
+def test_a_captured_graph_runs_again_and_again(driver):
+    number, control = on(driver, np.zeros(1, np.int64)), driver.allocate(8)
+    row = row_of(driver, number.address, 1)
+    kernel = Kernel.of(f"{HERE}:count")
+    handle = driver.load([kernel])[kernel]
+    copy = driver.allocate(8)
+    with driver.capture() as captured:
+        driver.launch(handle, *ONE, row.address, control.address)
+        driver.copy(copy.address, number.address, 8)
+    assert captured.graph.nodes == 2
+    assert read(driver, number, "int64") == 0
+    captured.graph.launch()
+    captured.graph.launch()
+    assert read(driver, copy, "int64") == 2
+    captured.graph.launch()
+    assert read(driver, control, "int64") & 0xFFFF == 5
+    captured.graph.launch()  # does nothing after a report
+    assert read(driver, copy, "int64") == 3
+
+
+def test_threads_share_the_simulator(driver):
+    """Of several drivers too: the simulator runs one kernel at a time in the whole process."""
+    kernel = Kernel.of(f"{HERE}:count")
+    handle = driver.load([kernel])[kernel]
+    owners = [driver, driver, SimulatedDriver(), SimulatedDriver()]
+    numbers = [on(owner, np.zeros(1, np.int64)) for owner in owners]
+    rows = [row_of(owner, number.address, 1) for owner, number in zip(owners, numbers)]
+    controls = [owner.allocate(8) for owner in owners]
+
+    def work(i):
+        for _ in range(5):
+            owners[i].launch(handle, *ONE, rows[i].address, controls[i].address)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [int(read(o, number, "int64")[0]) for o, number in zip(owners, numbers)] == [3] * 4
+    assert [int(read(o, control, "int64")[0]) & 0xFFFF for o, control in zip(owners, controls)] == [5] * 4
+
+
+def test_a_builder_that_fails_is_named(driver):
+    with pytest.raises(CompileError, match=r"failing\(\).*no such tile"):
+        driver.load([Kernel.of(f"{HERE}:failing")])
+
+
+def test_kernels_are_kept(driver):
+    kernel = Kernel.of(f"{HERE}:grow")
+    assert driver.load([kernel, kernel]) == driver.load([kernel])
+
+
+def test_numpy_shares_the_results(driver):
+    values = on(driver, np.arange(4, dtype=np.float32))
+    shared = np.from_dlpack(driver.export(values, (2, 2), "float32"))
+    assert shared.ctypes.data == values.address
+    assert driver.external(driver.export(values, (4,), "float32")).address == values.address
