@@ -1,12 +1,14 @@
 """Batch norm and pooling on a device where samples do not reach: NaN, ties, padding, memory that is shared, large means."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from simulator.launches import driver, run_launches, run_on
 
 from tapeprop.compiler.interpret import call_of
 from tapeprop.ir import Input, Tensor, Trace, recording
-from tapeprop.ops import registry
+from tapeprop.ops import norm, pool, registry
 from tapeprop.ops.op import record
 from tapeprop.ops.pool import pool_attributes
 
@@ -19,9 +21,15 @@ def call(name, arrays, attributes):
         return call_of(record(registry[name], tensors, attributes)[0].producer, {})
 
 
-def computed(name, arrays, attributes):
+def computed(name, arrays, attributes, **limits):
+    """The results; limits: of the device that launches are cut to, where it is not the one at hand."""
     made = call(name, arrays, attributes)
-    return run_launches(registry[name].cuda_rows(made, driver().limits), made, arrays)
+    device = dataclasses.replace(driver().limits, **limits)
+    return run_launches(registry[name].cuda_rows(made, device), made, arrays)
+
+
+def expected(name, arrays, attributes):
+    return registry[name].reference(call(name, arrays, attributes), *arrays)
 
 
 def in_place(name, arrays, attributes, shared):
@@ -74,6 +82,45 @@ def test_a_nan_stays_in_its_channel():
     assert np.isfinite(y[:, [0, 2]]).all()
 
 
+def norm_arrays(name, shape):
+    random, c = np.random.default_rng(0), shape[1]
+    count, vectors = (1, 4) if name == "batch_norm" else (2, 3)
+    return [*random.standard_normal((count, *shape)), *random.uniform(0.5, 2, (vectors, c))]
+
+
+SETTINGS = {"batch_norm": {"momentum": 0.9, "epsilon": 1e-5}, "batch_norm_grad": {}}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("shape", [(5, 2, 9, 23), (311, 3)])
+def test_a_channel_in_more_chunks_than_a_block_has_threads(name, shape):
+    arrays = norm_arrays(name, shape)
+    arrays[0] += 100  # chunks whose means are far from each other are the harder for it
+    arrays[0][0] -= 150
+    limits = {"blocks": 64, "block": 4} if driver().simulated else {}
+    found = computed(name, arrays, SETTINGS[name], **limits)
+    for a, b in zip(found, expected(name, arrays, SETTINGS[name]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_norms_of_any_size_give_the_same_bits(name, monkeypatch):
+    arrays = norm_arrays(name, (3, 2, 5, 7))
+    plain = computed(name, arrays, SETTINGS[name])
+    monkeypatch.setattr(norm, "NARROW", 1)  # the kernels of more than 2^31 elements
+    for a, b in zip(computed(name, arrays, SETTINGS[name]), plain, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_channel_of_one_value_repeated():
+    x, ones = np.full((4, 2, 3, 3), 7.25), np.ones(2)
+    y, mean, inverse, _, var = computed("batch_norm", [x, ones, ones, ones, ones], {"momentum": 0.0, "epsilon": 1e-2})
+    np.testing.assert_array_equal(mean, [7.25, 7.25])
+    np.testing.assert_array_equal(var, [0.0, 0.0])
+    np.testing.assert_allclose(inverse, 10.0, rtol=1e-15)
+    np.testing.assert_array_equal(y, np.ones(x.shape))
+
+
 IMAGE = np.array(
     [[1, 5, 5, 2], [5, 1, 2, 5], [-np.inf, -np.inf, np.nan, 3], [-np.inf, -np.inf, 7, np.nan]], np.float64
 ).reshape(1, 1, 4, 4)
@@ -100,3 +147,39 @@ def test_padding_is_no_element():
     means = {**pool_attributes("avg_pool2d", 3, 2, 1), "count_include_pad": False}
     (y,) = computed("avg_pool2d", [x], means)
     np.testing.assert_allclose(y, np.full((1, 1, 2, 2), -5.0), rtol=1e-15)
+
+
+POOLS = {"max_pool2d": 1, "max_pool2d_pick": 2, "max_pool2d_grad": 1, "avg_pool2d": 1, "avg_pool2d_grad": 0}  # images
+
+
+def pool_case(name, shape, *geometry):
+    """(operands, attributes); the image's values are few, so that windows have ties, and some are NaN or infinite."""
+    random = np.random.default_rng(1)
+    attributes = pool_attributes(name, *geometry)
+    images = [random.integers(-2, 3, shape).astype(float) for _ in range(POOLS[name])]
+    if name.startswith("max"):
+        images[0][random.random(shape) < 0.1] = np.nan
+        images[0][random.random(shape) < 0.1] = -np.inf
+        images[0][random.random(shape) < 0.1] = np.inf
+    else:
+        attributes["count_include_pad"] = False
+    if name.endswith("grad"):
+        images.append(random.integers(-9, 10, pool.pooled_shape(name, shape, attributes)).astype(float))
+    if name == "avg_pool2d_grad":
+        attributes |= {"height": shape[2], "width": shape[3]}
+    return images, attributes
+
+
+@pytest.mark.parametrize("name", POOLS)
+@pytest.mark.parametrize(
+    "geometry",
+    [(3, 1, 1), (2, 3, 0), ((3, 2), (2, 1), ((1, 0), (0, 1))), (1, 1, 0)],
+    ids=["overlap", "gaps", "uneven", "single"],
+)
+def test_pools_of_ties_nan_and_infinities(name, geometry, monkeypatch):
+    arrays, attributes = pool_case(name, (1, 2, 6, 7), *geometry)
+    (found,) = computed(name, arrays, attributes)
+    (wanted,) = expected(name, arrays, attributes)
+    np.testing.assert_allclose(found, wanted, rtol=1e-15, atol=1e-15)
+    monkeypatch.setattr(pool, "NARROW", 1)  # the kernels of more than 2^31 elements
+    np.testing.assert_array_equal(computed(name, arrays, attributes)[0], found)

@@ -226,11 +226,13 @@ def _cuda_launches(call: Call, device: Device, forward: bool) -> list[Launch]:
     chunks = -(-count // length)
     where = "planes" if size > 1 else "columns"
     over_chunks = device.rows(c * chunks) if size > 1 else device.spread(c * chunks)
-    over_channels, over_elements = device.spread(c), device.spread(call.results[0].size)
+    over_channels, over_elements = device.rows(c, chunks), device.spread(call.results[0].size)
     scratch = (2 * c * (chunks + 1), "float64")
     parts = (Ref("scratch"), (2 * c * chunks,))
     kept = (Ref("scratch", 0, 16 * c * chunks), (2 * c,))
     sizes = (n, c, size, chunks, length)
+    by_size: dict[str, Any] = {"wide": count >= NARROW} if size > 1 else {}  # a plane's element finds its sample
+    chunk_sizes = (*sizes, inverse(size)) if size > 1 else sizes
     wide = call.results[0].size + device.blocks * device.block >= NARROW
 
     def of(kernel: str, arrays: Sequence, integers: Sequence[int], cut: tuple, **more: Any) -> Launch:
@@ -250,7 +252,7 @@ def _cuda_launches(call: Call, device: Device, forward: bool) -> list[Launch]:
     if forward:
         settings = [int(np.float64(call[name]).view(np.int64)) for name in ("momentum", "epsilon")]
         return [
-            of(f"moments_{where}", [*operand(0), parts], sizes, over_chunks),
+            of(f"moments_{where}", [*operand(0), parts], chunk_sizes, over_chunks, **by_size),
             of(
                 "merge_moments",
                 [*operand(1, 3, 4), *result(1, 2, 3, 4), parts, kept],
@@ -260,7 +262,7 @@ def _cuda_launches(call: Call, device: Device, forward: bool) -> list[Launch]:
             of("normalise", [*operand(0, 2), kept, *result(0)], places, over_elements, wide=wide),
         ]
     return [
-        of(f"sums_{where}", [*operand(0, 1, 3), parts], sizes, over_chunks),
+        of(f"sums_{where}", [*operand(0, 1, 3), parts], chunk_sizes, over_chunks, **by_size),
         of("merge_sums", [*operand(4), *result(1, 2), parts, kept], sizes, over_channels),
         of("normalise_grad", [*operand(0, 1, 2, 3, 4), kept, *result(0)], places, over_elements, wide=wide),
     ]

@@ -3,8 +3,9 @@
 A channel is cut into chunks, so that few channels keep a whole GPU at work. "planes": a block takes a chunk, whose elements
 its threads stride over. "columns": size is 1, neighbours are channels, and a thread takes a chunk of one of them.
 
-Sums run in float64 about the mean of the chunk, chunks are merged in order (Chan, Golub and LeVeque 1979): as on the CPU.
-The scratch holds two float64 for each chunk of each channel, chunk by chunk, and behind them two for each channel.
+Sums run in float64 about the mean of the chunk, as on the CPU. A block merges the chunks of a channel by the formula of Chan,
+Golub and LeVeque (1979) for all of them at once: the mean of the means, then each chunk's squares moved to that. The
+scratch holds two float64 for each chunk of each channel, chunk by chunk, and behind them two for each channel.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ SIZES = ("samples", "channels", "size", "chunks", "length")
 
 
 @cuda.jit(device=True)
-def _place(k, channel, channels, size):
-    """Where value k of a channel lies."""
-    return (k // size * channels + channel) * size + k % size
+def _place(k, sample, channel, channels, size):
+    """Where value k of a channel lies, which is one of the sample's."""
+    return (sample * (channels - 1) + channel) * size + k
 
 
-def moments_planes(dtype: str) -> CudaKernel:
+def moments_planes(dtype: str, wide: bool) -> CudaKernel:
     """parts: (mean, sum of squares about it) of each chunk."""
-    zero = np.float64(0)
+    quotient, zero = divider(wide), np.float64(0)
 
-    def body(x, parts, samples, channels, size, chunks, length):
+    def body(x, parts, samples, channels, size, chunks, length, size_inverse):
         shared = cuda.shared.array(BLOCK_SLOTS, np.float64)
         item = cuda.blockIdx.x
         while item < channels * chunks:
@@ -37,13 +38,14 @@ def moments_planes(dtype: str) -> CudaKernel:
             total = zero
             k = first + cuda.threadIdx.x
             while k < last:
-                total += np.float64(x[_place(k, channel, channels, size)])
+                total += np.float64(x[_place(k, quotient(k, size, size_inverse), channel, channels, size)])
                 k += cuda.blockDim.x
             mean = block_sum(total, shared) / np.float64(last - first)
             squares = zero
             k = first + cuda.threadIdx.x
             while k < last:
-                apart = np.float64(x[_place(k, channel, channels, size)]) - mean
+                place = _place(k, quotient(k, size, size_inverse), channel, channels, size)
+                apart = np.float64(x[place]) - mean
                 squares += apart * apart
                 k += cuda.blockDim.x
             squares = block_sum(squares, shared)
@@ -52,7 +54,7 @@ def moments_planes(dtype: str) -> CudaKernel:
                 parts[2 * item + 1] = squares
             item += cuda.gridDim.x
 
-    return CudaKernel(body, [("x", dtype, 1), ("parts", "float64", 1)], SIZES)
+    return CudaKernel(body, [("x", dtype, 1), ("parts", "float64", 1)], (*SIZES, "size_inverse"))
 
 
 def moments_columns(dtype: str) -> CudaKernel:
@@ -88,27 +90,38 @@ def merge_moments(dtype: str) -> CudaKernel:
         gamma, running_mean, running_var, batch_mean, inverse_std, new_mean, new_var, parts, kept,
         samples, channels, size, chunks, length, momentum_bits, epsilon_bits,
     ):  # fmt: skip
+        shared = cuda.shared.array(BLOCK_SLOTS, np.float64)
         rate, epsilon = one - from_bits(momentum_bits), from_bits(epsilon_bits)
-        channel = cuda.grid(1)
+        count = np.float64(samples * size)
+        channel = cuda.blockIdx.x
         while channel < channels:
-            count, mean, squares = zero, zero, zero
-            for chunk in range(chunks):
+            mean = zero
+            chunk = cuda.threadIdx.x
+            while chunk < chunks:
+                here = np.float64(min(length, samples * size - chunk * length))
+                mean += parts[2 * (chunk * channels + channel)] * (here / count)
+                chunk += cuda.blockDim.x
+            mean = block_sum(mean, shared)
+            squares = zero
+            chunk = cuda.threadIdx.x
+            while chunk < chunks:
                 here = np.float64(min(length, samples * size - chunk * length))
                 item = chunk * channels + channel
-                apart, together = parts[2 * item] - mean, count + here
-                mean += apart * (here / together)
-                squares += parts[2 * item + 1] + apart * apart * (count * here / together)
-                count = together
-            variance = squares / count
-            inverse = one / sqrt(variance + epsilon)
-            batch_mean[channel] = mean
-            inverse_std[channel] = inverse
-            before_mean, before_var = np.float64(running_mean[channel]), np.float64(running_var[channel])
-            new_mean[channel] = before_mean + rate * (mean - before_mean)
-            new_var[channel] = before_var + rate * (variance - before_var)
-            kept[2 * channel] = mean
-            kept[2 * channel + 1] = inverse * np.float64(gamma[channel])
-            channel += cuda.gridsize(1)
+                apart = parts[2 * item] - mean
+                squares += parts[2 * item + 1] + apart * apart * here
+                chunk += cuda.blockDim.x
+            squares = block_sum(squares, shared)
+            if cuda.threadIdx.x == 0:
+                variance = squares / count
+                inverse = one / sqrt(variance + epsilon)
+                batch_mean[channel] = mean
+                inverse_std[channel] = inverse
+                before_mean, before_var = np.float64(running_mean[channel]), np.float64(running_var[channel])
+                new_mean[channel] = before_mean + rate * (mean - before_mean)
+                new_var[channel] = before_var + rate * (variance - before_var)
+                kept[2 * channel] = mean
+                kept[2 * channel + 1] = inverse * np.float64(gamma[channel])
+            channel += cuda.gridDim.x
 
     vectors = ("gamma", "running_mean", "running_var", "batch_mean", "inverse_std", "new_mean", "new_var")
     arrays = [*((name, dtype, 1) for name in vectors), ("parts", "float64", 1), ("kept", "float64", 1)]
@@ -135,11 +148,11 @@ def normalise(dtype: str, wide: bool) -> CudaKernel:
 # ---- the gradient
 
 
-def sums_planes(dtype: str) -> CudaKernel:
+def sums_planes(dtype: str, wide: bool) -> CudaKernel:
     """parts: the sums of dy and of dy (x - mean) of each chunk."""
-    zero = np.float64(0)
+    quotient, zero = divider(wide), np.float64(0)
 
-    def body(dy, x, batch_mean, parts, samples, channels, size, chunks, length):
+    def body(dy, x, batch_mean, parts, samples, channels, size, chunks, length, size_inverse):
         shared = cuda.shared.array(BLOCK_SLOTS, np.float64)
         item = cuda.blockIdx.x
         while item < channels * chunks:
@@ -150,7 +163,7 @@ def sums_planes(dtype: str) -> CudaKernel:
             total, along = zero, zero
             k = first + cuda.threadIdx.x
             while k < last:
-                place = _place(k, channel, channels, size)
+                place = _place(k, quotient(k, size, size_inverse), channel, channels, size)
                 flowing = np.float64(dy[place])
                 total += flowing
                 along += flowing * (np.float64(x[place]) - mean)
@@ -162,7 +175,7 @@ def sums_planes(dtype: str) -> CudaKernel:
                 parts[2 * item + 1] = along
             item += cuda.gridDim.x
 
-    return CudaKernel(body, _sum_arrays(dtype), SIZES)
+    return CudaKernel(body, _sum_arrays(dtype), (*SIZES, "size_inverse"))
 
 
 def sums_columns(dtype: str) -> CudaKernel:
@@ -196,20 +209,26 @@ def merge_sums(dtype: str) -> CudaKernel:
     zero = np.float64(0)
 
     def body(inverse_std, dgamma, dbeta, parts, kept, samples, channels, size, chunks, length):
+        shared = cuda.shared.array(BLOCK_SLOTS, np.float64)
         count = np.float64(samples * size)
-        channel = cuda.grid(1)
+        channel = cuda.blockIdx.x
         while channel < channels:
             total, along = zero, zero
-            for chunk in range(chunks):
+            chunk = cuda.threadIdx.x
+            while chunk < chunks:
                 item = chunk * channels + channel
                 total += parts[2 * item]
                 along += parts[2 * item + 1]
-            inverse = np.float64(inverse_std[channel])
-            dgamma[channel] = along * inverse
-            dbeta[channel] = total
-            kept[2 * channel] = total / count
-            kept[2 * channel + 1] = along * inverse * inverse / count
-            channel += cuda.gridsize(1)
+                chunk += cuda.blockDim.x
+            total = block_sum(total, shared)
+            along = block_sum(along, shared)
+            if cuda.threadIdx.x == 0:
+                inverse = np.float64(inverse_std[channel])
+                dgamma[channel] = along * inverse
+                dbeta[channel] = total
+                kept[2 * channel] = total / count
+                kept[2 * channel + 1] = along * inverse * inverse / count
+            channel += cuda.gridDim.x
 
     vectors = [(name, dtype, 1) for name in ("inverse_std", "dgamma", "dbeta")]
     return CudaKernel(body, [*vectors, ("parts", "float64", 1), ("kept", "float64", 1)], SIZES)

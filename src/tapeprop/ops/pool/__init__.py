@@ -20,6 +20,7 @@ from tapeprop.errors import ShapeError
 from tapeprop.ir import Shape, Size, Tensor, UndecidedError
 from tapeprop.ir.dims import at_least, same, text
 from tapeprop.ops.op import (
+    NARROW,
     Attributes,
     Call,
     Device,
@@ -30,6 +31,7 @@ from tapeprop.ops.op import (
     as_tensor,
     check_rank,
     cuda_launch,
+    inverse,
     launch,
     record,
     register,
@@ -153,13 +155,19 @@ def _pool_launch(builder: str, call: Call, image: tuple[int, ...], places: bool 
     )
 
 
-def _cuda_launch(builder: str, call: Call, image: tuple[int, ...], device: Device, **parameters: Any) -> Launch:
-    """As `_pool_launch`; a thread makes an element of the result."""
+def _cuda_launch(
+    builder: str, call: Call, image: tuple[int, ...], device: Device, gathers: bool = False, **parameters: Any
+) -> Launch:
+    """As `_pool_launch`; a thread makes an element of the result. gathers: that is one of the image, not a window's."""
     arrays, geometry = _geometry(builder, call, image)
-    grid, block = device.spread(call.results[0].size)
-    dtype = call.results[0].dtype
-    name = f"tapeprop.ops.pool.cuda:{builder}"
-    return cuda_launch(name, arrays, geometry, grid=grid, block=block, dtype=dtype, **parameters)
+    made = call.results[0]
+    grid, block = device.spread(made.size)
+    _, height, width, high, wide, *_, stride_h, stride_w = geometry
+    divisors = (width, height, stride_h, stride_w) if gathers else (wide, high)
+    return cuda_launch(
+        f"tapeprop.ops.pool.cuda:{builder}", arrays, (*geometry, *map(inverse, divisors)), grid=grid, block=block,
+        dtype=made.dtype, narrow=made.size < NARROW, **parameters,
+    )  # fmt: skip
 
 
 def _geometry(
@@ -287,7 +295,7 @@ class MaxPool2DGrad(Op):
         return _pool_launch(self.name, call, call.operands[0].shape, places=True)
 
     def cuda(self, call: Call, device: Device) -> Launch:
-        return _cuda_launch(self.name, call, call.operands[0].shape, device)
+        return _cuda_launch(self.name, call, call.operands[0].shape, device, gathers=True)
 
     def flops(self, call: Call) -> int:
         return call.operands[1].size * _window_size(call.attributes)
@@ -391,7 +399,7 @@ class AvgPool2DGrad(Op):
 
     def cuda(self, call: Call, device: Device) -> Launch:
         image, whole = call.results[0].shape, call["count_include_pad"]
-        return _cuda_launch(self.name, call, image, device, count_include_pad=whole)
+        return _cuda_launch(self.name, call, image, device, gathers=True, count_include_pad=whole)
 
     def flops(self, call: Call) -> int:
         return call.operands[0].size * _window_size(call.attributes)

@@ -27,7 +27,8 @@ class CudaKernel:
     The row holds, from word 4 on, each array's address and its ndim sizes (C-contiguous). ndim 0 is a single element:
     no size word, the body gets shape (1,). integers: names, an int64 word each, after the arrays.
     reports: the body gets two more arguments, for `language.report(control, number, code)`. operands: so many arrays at the front
-    may only be read, which is checked.
+    may only be read, which is checked. explain: gives the message of the CompileError where numba.cuda refuses the body.
+    bounds: (most threads of a block, blocks that have to fit into a multiprocessor), which limits registers; None: no limit.
 
     The body is plain Python whose module has `cuda` from `language` as a global. It must give the same bits whenever it
     is launched alike: no atomics on floats, every sum in an order that the shapes decide. It writes every element of
@@ -42,6 +43,8 @@ class CudaKernel:
         *,
         reports: bool = False,
         operands: int = 0,
+        explain: Callable[[Exception], str] | None = None,
+        bounds: tuple[int, int] | None = None,
     ):
         named = [item if len(item) == 3 else (f"array{i}", *item) for i, item in enumerate(arrays)]
         for name, dtype, ndim in named:
@@ -55,6 +58,8 @@ class CudaKernel:
         self.integers = tuple(integers)
         self.reports = reports
         self.operands = operands
+        self.explain = explain
+        self.bounds = bounds
 
     @property
     def field_count(self) -> int:
@@ -105,15 +110,15 @@ def shim_source(kernel: CudaKernel, name: str = "shim") -> str:
     return "\n".join(lines) + "\n"
 
 
-def shim(kernel: Kernel) -> Callable:
+def shim(kernel: Kernel, built: CudaKernel | None = None) -> Callable:
     """The Python function of a kernel, its body a device function of numba.cuda. CompileError where its builder fails.
 
-    It bears the builder's name, which tools such as Nsight show.
+    built: what `build` gave for it, where the caller has that already. It bears the builder's name, which tools such as Nsight show.
     """
     from tapeprop.targets.cuda import addresses
     from tapeprop.targets.cuda.library import numba_cuda
 
-    built = build(kernel)
+    built = built or build(kernel)
     scope = {**addresses.functions(), "body": numba_cuda().jit(device=True)(built.body)}
     name = f"tapeprop_{kernel.builder.rpartition(':')[2].replace('.', '_')}"
     exec(compile(shim_source(built, name), f"<shim of {kernel.label}>", "exec"), scope)

@@ -15,7 +15,7 @@ from typing import Any
 
 from tapeprop.errors import CompileError, DeviceError
 from tapeprop.ir.kernels import Kernel
-from tapeprop.targets.cuda.kernel import shim
+from tapeprop.targets.cuda.kernel import build, shim
 from tapeprop.targets.cuda.library import numba_cuda
 
 __all__ = ["Capability", "Cubin", "Usage", "compile_to_cubin"]
@@ -51,22 +51,30 @@ def compile_to_cubin(kernel: Kernel, capability: Capability, *, report: bool = F
     CompileError, naming the kernel, where numba.cuda, NVVM or the linker refuse it.
     """
     cuda = numba_cuda()
-    function = shim(kernel)
+    built = build(kernel)
+    function = shim(kernel, built)
     from numba.cuda import types
 
     signature = types.void(types.int64, types.int64)
-    label = f"kernel {kernel.label}"
     try:
         with _pretended(capability):
             intermediate, _ = cuda.compile(
-                function, signature, device=False, abi="numba", output="ltoir", cc=capability
+                function,
+                signature,
+                device=False,
+                abi="numba",
+                output="ltoir",
+                cc=capability,
+                launch_bounds=built.bounds,
             )
         return _linked(intermediate, capability, report)
     except DeviceError:
         raise
     except Exception as error:  # Numba, NVVM and the linker have many kinds
+        if built.explain is not None:
+            raise CompileError(built.explain(error)) from error
         raise CompileError(
-            f"{label}: cannot be compiled for sm_{_arch(capability)}: {error}; build the graph with device='cpu'"
+            f"kernel {kernel.label}: cannot be compiled for sm_{_arch(capability)}: {error}; build the graph with device='cpu'"
         ) from error
 
 
