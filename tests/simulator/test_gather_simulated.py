@@ -4,12 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-from simulator.calls import make_call, on_cpu, on_cuda, reported
+from simulator.calls import on_cpu, on_cuda, reported
 from simulator.launches import run_on
 
 from tapeprop.ops import registry
 from tapeprop.ops.gather import CLASSES_OF_A_THREAD, CURSOR_OUT_OF_RANGE, INDEX_OUT_OF_RANGE
-from tapeprop.ops.op import SIMULATED_DEVICE
+from tapeprop.ops.op import SIMULATED_DEVICE, ArrayType, Call, Ref
 
 pytestmark = pytest.mark.simulator
 
@@ -45,14 +45,17 @@ def test_an_index_out_of_range_is_reported(index):
 
 
 def test_a_table_of_more_than_2_to_the_31_elements():
-    table = np.zeros((2**31 // 1024 + 2, 1024), np.uint8)  # of which the system gives the pages that are written
-    table[-1] = np.arange(1024) % 251
-    indices, cursor = np.array([len(table) - 1, 0]), np.array([0])
-    call = make_call("take_rows", [table, indices, cursor], {"batch": 2})
-    found = np.full((2, 1024), 255, np.uint8)
-    places = {"operand": [table, indices, cursor], "result": [found]}
-    assert run_on(places, registry["take_rows"].cuda_rows(call, SIMULATED_DEVICE)) == 0
-    np.testing.assert_array_equal(found, table[indices])
+    rows, length = 2**31 // 1024 + 2, 1024
+    last = np.arange(length).astype(np.uint8)  # of the table only this row exists, and only it is read
+    indices, cursor, found = np.array([rows - 1, rows - 1]), np.array([0]), np.zeros((2, length), np.uint8)
+    kinds = [ArrayType((rows, length), "uint8"), ArrayType((2,), "int64"), ArrayType((1,), "int64")]
+    call = Call(tuple(kinds), (ArrayType((2, length), "uint8"),), {"batch": 2})
+    launch = registry["take_rows"].cuda(call, SIMULATED_DEVICE)
+    table = Ref("operand", 0)
+    before = dataclasses.replace(table, offset=-(rows - 1) * length)
+    launch = dataclasses.replace(launch, fields=tuple(before if field == table else field for field in launch.fields))
+    assert run_on({"operand": [last, indices, cursor], "result": [found]}, [launch]) == 0
+    np.testing.assert_array_equal(found, [last, last])
 
 
 def test_indices_of_2_to_the_31_and_more_are_divided(monkeypatch):

@@ -9,7 +9,14 @@ from tapeprop.targets.cuda.gemm import Operand, Product, i32, inline, product_ke
 from tapeprop.targets.cuda.kernel import CudaKernel
 
 #: lda, ldb: from a row of a matrix to the next. c_m, c_n: steps in the result. The rest as `geometry.batch_axes` has it.
-NAMES = ("k", "lda", "ldb", "c_m", "c_n", *(f"{name}{axis}" for name in ("size", "a", "b") for axis in range(BATCH_AXES)))
+NAMES = (
+    "k",
+    "lda",
+    "ldb",
+    "c_m",
+    "c_n",
+    *(f"{name}{axis}" for name in ("size", "a", "b") for axis in range(BATCH_AXES)),
+)
 
 
 def product(dtype: str, tile: tuple[int, ...], along_a: bool, along_b: bool) -> CudaKernel:
