@@ -25,7 +25,7 @@ def product(dtype: str, tile: tuple[int, ...], along_a: bool, along_b: bool) -> 
     along_a: a is (m, k), not (k, m); along_b: b is (n, k), not (k, n): neighbours in memory are neighbours in k.
     """
     left, right = _operand(0, along_a), _operand(1, along_b)
-    return product_kernel(dtype, tile, NAMES, Product(_place, _depth, left, right, _row, _column))
+    return product_kernel(dtype, tile, NAMES, Product(5, _place, _depth, left, right, _row, _column))
 
 
 @inline
