@@ -41,7 +41,10 @@ def _check_values(tape: Tape) -> None:
             roots[step.instruction.results[0]] = roots.get(operand, operand)
     for number, row in enumerate(tape.rows):
         instruction = row.step.instruction
-        for operand, extent in zip(instruction.operands, row.reads, strict=True):
+        first = number == 0 or tape.rows[number - 1].step is not row.step
+        last = number + 1 == len(tape.rows) or tape.rows[number + 1].step is not row.step
+        # An instruction of several rows reads from its first to its last one: that it may write over an operand is the op's word.
+        for operand, extent in zip(instruction.operands, row.reads, strict=True) if first else ():
             root = roots.get(operand, operand)
             if root.producer is None or extent.place.buffer != tape.arena:
                 continue  # leaves and stores live in storage that outlasts the tape
@@ -50,7 +53,7 @@ def _check_values(tape: Tape) -> None:
                     f"row {number} ({instruction.op.name}, node {instruction.node!r}): an operand was overwritten before this "
                     "row reads it; this is a bug of the planner"
                 )
-        for result, extent in zip(instruction.results, row.writes, strict=True):
+        for result, extent in zip(instruction.results, row.writes, strict=True) if last else ():
             if extent.place.buffer == tape.arena:
                 owners.take(extent.place.offset, extent.nbytes, result)
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 __all__ = ["SIMULATED_DEVICE", "Device", "Tile"]
 
+REGISTERS = 65536  # of a multiprocessor
+OTHER_REGISTERS = 40  # of a thread of a product, besides its sums, what goes into them, and what it has fetched
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -25,6 +28,12 @@ class Tile:
     def threads(self) -> int:
         """Threads of a block."""
         return self.m // self.thread_m * (self.n // self.thread_n)
+
+    def together(self, item_bytes: int) -> int:
+        """Blocks that share a multiprocessor, for which the kernels of products keep their registers few enough."""
+        sums, fetched = self.thread_m * self.thread_n, (self.m + self.n) * self.k // self.threads
+        registers = OTHER_REGISTERS + (sums + self.thread_m + self.thread_n + fetched) * item_bytes // 4
+        return max(1, REGISTERS // (registers * self.threads))
 
 
 @dataclass(frozen=True)

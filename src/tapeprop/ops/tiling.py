@@ -1,19 +1,19 @@
-"""How a matrix product is cut for a GPU: into tiles of the result, and its sums into parts. By shapes and `Device` alone.
+"""How a matrix product is cut for a GPU: into tiles of the result, and its sums into parts; and its launches.
 
-The choice follows an estimate of cycles. Its figures are those of an H100 and rough: they have to rank cuts, not to tell times.
+The cut depends on shapes and `Device` alone, by an estimate of cycles. Its figures are those of an H100 and rough: they have to rank cuts, not to tell times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tapeprop.errors import ShapeError
-from tapeprop.ops.op import ITEM_BYTES, Device, Tile
+from tapeprop.ops.op import ITEM_BYTES, Call, Device, Launch, Ref, Tile, cuda_launch
 
 STEP_CYCLES = 700  # of a step whose loads from global memory nothing hides
 SLOTS = 128  # instructions that a multiprocessor starts per cycle, counted by thread
-REGISTERS = 65536  # of a multiprocessor
 MERGE_CYCLES = 5000  # of a launch more
 MERGE_BYTES = 1000  # read or written per cycle by the whole device
 FEWEST_STEPS = 4  # of a part of a sum
@@ -24,6 +24,8 @@ LARGEST = 2**31 - 1
 class Cut:
     """The tiles of `batch` products of (m, k) and (k, n), each sum in `splits` parts; cycles: the estimate."""
 
+    m: int
+    n: int
     tile: Tile
     splits: int
     tiles_m: int
@@ -68,12 +70,12 @@ def _cuts(m: int, n: int, k: int, batch: int, wide: int, device: Device) -> Iter
         splits = 1
         while splits == 1 or splits * FEWEST_STEPS <= steps:
             blocks = -(-batch * splits * tiles_m * tiles_n // device.multiprocessors)
-            together = min(blocks, _blocks_together(tile, wide))
+            together = min(blocks, tile.together(4 * wide))
             step = max(STEP_CYCLES, together * _instructions(tile, wide) * tile.threads * tile.k / SLOTS)
-            cycles = -(-blocks // max(1, together)) * -(-steps // splits) * step
+            cycles = -(-blocks // together) * -(-steps // splits) * step
             if splits > 1:
                 cycles += MERGE_CYCLES + (splits + 1) * batch * m * n * 4 * wide / MERGE_BYTES
-            yield Cut(tile, splits, tiles_m, tiles_n, batch, cycles)
+            yield Cut(m, n, tile, splits, tiles_m, tiles_n, batch, cycles)
             splits += max(1, splits // 4)
 
 
@@ -83,7 +85,69 @@ def _instructions(tile: Tile, wide: int) -> float:
     return wide * tile.thread_m * tile.thread_n + loads + 10 * (tile.m + tile.n) / tile.threads
 
 
-def _blocks_together(tile: Tile, wide: int) -> int:
-    """Blocks that share a multiprocessor, as registers allow."""
-    registers = 40 + wide * (tile.thread_m * tile.thread_n + tile.thread_m + tile.thread_n)
-    return max(1, REGISTERS // (registers * tile.threads))
+@dataclass(frozen=True)
+class Bias:
+    """The operand that is added to a product, and where: element batch * group + m * row + n * column of it.
+
+    inner: elements of the result, as it lies in memory, that share an element of the bias.
+    """
+
+    operand: int
+    group: int = 0
+    row: int = 0
+    column: int = 0
+    inner: int = 1
+
+
+def launches(
+    call: Call,
+    device: Device,
+    found: Cut,
+    builder: str,
+    left: int,
+    right: int,
+    bias: Bias | None,
+    integers: Sequence[int],
+    **parameters: Any,
+) -> list[Launch]:
+    """The launch of a `targets.cuda.gemm.product_kernel`, and that which adds up its parts, if there are several.
+
+    left, right: operands. integers: the row's, after those that all products have. parameters: of the builder, besides dtype
+    and tile.
+    """
+    c, whole = call.results[0], found.splits == 1
+    added = bias or Bias(0)
+    scratch = None if whole else (found.splits * c.size, c.dtype)
+    arrays: list[tuple[Ref, tuple[int, ...]]] = [
+        (Ref("operand", i), (call.operands[i].size,)) for i in (left, right, added.operand)
+    ]
+    arrays.append((Ref("result"), (c.size,)) if whole else (Ref("scratch"), (found.splits * c.size,)))
+    first = [found.m, found.n, found.tiles_m, found.tiles_n, found.splits, c.size]
+    first += [int(bias is not None and whole), added.row, added.column, added.group]
+    product = cuda_launch(
+        builder,
+        arrays,
+        [*first, *integers],
+        grid=found.grid,
+        block=found.block,
+        scratch=scratch,
+        dtype=c.dtype,
+        tile=found.literal,
+        **parameters,
+    )
+    if whole:
+        return [product]
+    grid, block = device.spread(c.size)
+    merge = cuda_launch(
+        "tapeprop.targets.cuda.gemm:merge",
+        [(Ref("scratch"), (found.splits * c.size,)), arrays[2], (Ref("result"), (c.size,))],
+        [found.splits, added.inner, call.operands[added.operand].size, int(bias is not None)],
+        grid=grid,
+        block=block,
+        scratch=scratch,
+        label="merge",
+        flops=found.splits * c.size,
+        traffic=(found.splits + 1) * c.nbytes,
+        dtype=c.dtype,
+    )
+    return [product, merge]

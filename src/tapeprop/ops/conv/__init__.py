@@ -18,7 +18,19 @@ import numpy as np
 from tapeprop.errors import GraphError, ShapeError
 from tapeprop.ir import Shape, Size, Tensor, UndecidedError
 from tapeprop.ir.dims import at_least, same, text
-from tapeprop.ops.op import ArrayType, Attributes, Call, Launch, Op, Sample, check_rank, record, register, same_dtype
+from tapeprop.ops.op import (
+    ArrayType,
+    Attributes,
+    Call,
+    Device,
+    Launch,
+    Op,
+    Sample,
+    check_rank,
+    record,
+    register,
+    same_dtype,
+)
 from tapeprop.ops.reduce import sum as sum_over
 
 __all__ = ["conv2d", "conv2d_input_grad", "conv2d_weight_grad"]
@@ -190,6 +202,14 @@ class Conv2D(Op):
             raise ShapeError(_too_small(x.shape[2:], w.shape[2:], call.attributes))
         return forward_launch(call)
 
+    def cuda_rows(self, call: Call, device: Device) -> list[Launch]:
+        from tapeprop.ops.conv.launches import forward_launches
+
+        x, w = call.operands[:2]
+        if min(call.results[0].shape[2:]) < 1:
+            raise ShapeError(_too_small(x.shape[2:], w.shape[2:], call.attributes))
+        return forward_launches(call, device)
+
     def flops(self, call: Call) -> int:
         return _flops(call.operands[1], call.results[0])
 
@@ -244,6 +264,11 @@ class Conv2DInputGrad(Op):
 
         return input_grad_launch(call)
 
+    def cuda_rows(self, call: Call, device: Device) -> list[Launch]:
+        from tapeprop.ops.conv.launches import input_grad_launches
+
+        return input_grad_launches(call, device)
+
     def flops(self, call: Call) -> int:
         return _flops(call.operands[1], call.operands[0])
 
@@ -287,6 +312,11 @@ class Conv2DWeightGrad(Op):
         from tapeprop.ops.conv.cpu import weight_grad_launch
 
         return weight_grad_launch(call)
+
+    def cuda_rows(self, call: Call, device: Device) -> list[Launch]:
+        from tapeprop.ops.conv.launches import weight_grad_launches
+
+        return weight_grad_launches(call, device)
 
     def flops(self, call: Call) -> int:
         return _flops(call.results[0], call.operands[1])

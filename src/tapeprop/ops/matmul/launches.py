@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from tapeprop.errors import ShapeError
 from tapeprop.ops.matmul.geometry import BATCH_AXES, batch_axes
-from tapeprop.ops.op import Call, Device, Launch, Ref, cuda_launch
-from tapeprop.ops.tiling import Cut, cut
+from tapeprop.ops.op import Call, Device, Launch
+from tapeprop.ops.tiling import LARGEST, Bias, cut, launches
 
 TURN = 0.9  # c^T = b^T a^T is computed where it takes less than so much of the time: c is then written across its rows
 
@@ -27,55 +28,12 @@ def product_launches(
     found = plain
     if turned.cycles < TURN * plain.cycles:
         found, sides, axes = turned, sides[::-1], [(size, b_step, a_step) for size, a_step, b_step in axes]
-        m, n = n, m
     (left, lda, along_a, c_m, bias_m), (right, ldb, along_b, c_n, bias_n) = sides
-    whole = found.splits == 1
-    biased = bias is not None
-    added = bias if bias is not None else 0
-    arrays = [
-        (Ref("operand", left), (call.operands[left].size,)),
-        (Ref("operand", right), (call.operands[right].size,)),
-        (Ref("operand", added), (call.operands[added].size,)),
-        (Ref("result"), (c.size,)) if whole else (Ref("scratch"), (found.splits * c.size,)),
-    ]
-    integers = [
-        *(m, n, found.tiles_m, found.tiles_n, found.splits, c.size, int(biased and whole), bias_m, bias_n, 0),
-        *(k, lda, ldb, c_m, c_n),
-        *(axis[part] for part in range(3) for axis in axes),
-    ]
-    first = cuda_launch(
-        "tapeprop.ops.matmul.cuda:product",
-        arrays,
-        integers,
-        grid=found.grid,
-        block=found.block,
-        scratch=None if whole else (found.splits * c.size, c.dtype),
-        dtype=c.dtype,
-        tile=found.literal,
-        along_a=along_a,
-        along_b=along_b,
-    )
-    return [first] if whole else [first, merge_launch(call, device, found, bias, 1)]
-
-
-def merge_launch(call: Call, device: Device, found: Cut, bias: int | None, inner: int) -> Launch:
-    """The launch that adds the parts in scratch up to result 0, and operand `bias`, element i // inner % its size."""
-    c = call.results[0]
-    added = bias if bias is not None else 0
-    grid, block = device.spread(c.size)
-    return cuda_launch(
-        "tapeprop.targets.cuda.gemm:merge",
-        [
-            (Ref("scratch"), (found.splits * c.size,)),
-            (Ref("operand", added), (call.operands[added].size,)),
-            (Ref("result"), (c.size,)),
-        ],
-        [found.splits, inner, call.operands[added].size, int(bias is not None)],
-        grid=grid,
-        block=block,
-        scratch=(found.splits * c.size, c.dtype),
-        label="merge",
-        flops=found.splits * c.size,
-        traffic=(found.splits + 1) * c.nbytes,
-        dtype=c.dtype,
-    )
+    if max(lda, ldb) > LARGEST:
+        raise ShapeError(
+            f"matmul: expected matrices of at most {LARGEST} columns on a GPU, got {max(lda, ldb)}; cut them"
+        )
+    integers = [k, lda, ldb, c_m, c_n, *(axis[part] for part in range(3) for axis in axes)]
+    added = None if bias is None else Bias(bias, row=bias_m, column=bias_n)
+    builder = "tapeprop.ops.matmul.cuda:product"
+    return launches(call, device, found, builder, left, right, added, integers, along_a=along_a, along_b=along_b)

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from tapeprop.ir.device import Tile
 from tapeprop.targets.cuda.kernel import CudaKernel
 from tapeprop.targets.cuda.language import FLOAT, cuda, device
 from tapeprop.targets.cuda.library import SIMULATED
@@ -63,12 +64,13 @@ class Operand:
 class Product:
     """A product's addressing. sizes: the row's integers by name; batch: which of several products a block works on.
 
-    place(sizes, batch) -> what the other functions get as `place`. depth(sizes, place): terms of a sum. row(sizes, place, m),
+    place(sizes, batch) -> `places` int64, which the other functions get as `place`. depth(sizes, place): terms of a sum. row(sizes, place, m),
     column(sizes, place, n): their sum is the result's index; a negative column is left out.
     terms(sizes, place, k) -> four int32, tabulated in shared memory for many k at a time, so that it may divide; where k is
     past its end, all are FAR.
     """
 
+    places: int
     place: Callable
     depth: Callable
     left: Operand
@@ -170,26 +172,51 @@ def _runs(dtype: str, extent: int, count: int) -> list[int]:
 
 
 @cache
-def _fetching(dtype: str, lanes: Lanes, operand: Operand, depth: int, padded: int, mask: int) -> tuple[Any, Any, Any]:
-    """(outers, fetch, stash) of an operand: what is known before the loop; elements to registers; these to shared memory.
+def _fetching(
+    dtype: str, lanes: Lanes, operand: Operand, tile_k: int, extent: int, padded: int, mask: int
+) -> tuple[Any, Any, Any]:
+    """(known, fetch, stash) of an operand: what is known before the loop; elements to registers; these to shared memory.
 
-    depth: terms of a tile; padded: elements between two terms of it in shared memory; mask: entries of the table less 1.
+    A thread that fetches for one x keeps in registers what that contributes. Those that fetch for several x and one k find it in
+    shared memory, two words for each of the tile's x: the distance, and u and v.
+    tile_k, extent: terms and x of a tile; padded: elements between two terms in shared memory; mask: entries of the table less 1.
     """
     first_k, first_x = lanes.first("thread")
     columns = range(lanes.count_x)
-    lines = ["def outers(sizes, place, first, extent, thread):", f"    x = first + {first_x}"]
+    outer, by_k = operand.outer, lanes.by_k
+
+    @inline
+    def tabulate(xs, sizes, place, first, end, thread):
+        x, across = thread, lanes_across
+        while x < extent:
+            d, u, v = outer(sizes, place, first + x)
+            if first + x >= end:
+                u = FAR
+            xs[2 * x] = d
+            xs[2 * x + 1] = (np.int64(u) << 32) | (np.int64(v) & 0xFFFFFFFF)
+            x = i32(x + across)
+        return (0,)
+
+    lines = ["def known(xs, sizes, place, first, end, thread):", f"    x = first + {first_x}"]
     for j in columns:
         lines.append(f"    d{j}, u{j}, v{j} = outer(sizes, place, x + {j * lanes.step_x})")
-        lines.append(f"    u{j} = i32(FAR) if x + {j * lanes.step_x} >= extent else i32(u{j})")
+        lines.append(f"    u{j} = i32(FAR) if x + {j * lanes.step_x} >= end else i32(u{j})")
     lines.append(f"    return {_tuple([f'(d{j}, u{j}, i32(v{j}))' for j in columns])}")
-    outers = _made("outers", lines, outer=operand.outer, FAR=FAR)
+    lanes_across = lanes.across * lanes.step_x if by_k else 0
+    known = tabulate if by_k else _made("known", lines, outer=operand.outer, FAR=FAR)
 
     lines = [
-        "def fetch(memory, sizes, place, outers, limits, table, first, length, step, thread):",
+        "def fetch(memory, sizes, place, known, xs, limits, table, first, length, step, thread):",
         "    limit_u, limit_v = limits",
-        f"    k = i32(step * {depth} + {first_k})",
+        f"    k = i32(step * {tile_k} + {first_k})",
     ]
-    lines += [f"    d{j}, u{j}, v{j} = outers[{j}]" for j in columns]
+    for j in columns:
+        if by_k:
+            lines.append(f"    at{j} = u32(2 * ({first_x} + {j * lanes.step_x}))")
+            lines.append(f"    d{j}, uv{j} = xs[at{j}], xs[at{j} + u32(1)]")
+            lines.append(f"    u{j}, v{j} = i32(uv{j} >> 32), i32(uv{j})")
+        else:
+            lines.append(f"    d{j}, u{j}, v{j} = known[{j}]")
     for i in range(lanes.count_k):
         lines.append(f"    k_i = i32(k + {i * lanes.step_k})")
         if operand.tabulated:
@@ -207,11 +234,11 @@ def _fetching(dtype: str, lanes: Lanes, operand: Operand, depth: int, padded: in
     fetch = _made("fetch", lines, **scope)
 
     lines = ["def stash(memory, half, thread, elements):"]
-    lines.append(f"    at = u32(half * {depth * padded} + {first_k} * {padded} + {first_x})")
+    lines.append(f"    at = u32(half * {tile_k * padded} + {first_k} * {padded} + {first_x})")
     for number, (i, j) in enumerate(lanes.elements):
         place = i * lanes.step_k * padded + j * lanes.step_x
         lines.append(f"    memory[at + u32({place})] = elements[{number}]")
-    return outers, fetch, _made("stash", lines)
+    return known, fetch, _made("stash", lines)
 
 
 @cache
@@ -221,44 +248,40 @@ def _unloading(dtype: str, tile: tuple[int, ...], row: Callable, column: Callabl
     One row of every thread at a time; into the two shared arrays by turns, so that one barrier is enough for each.
     """
     m, n, _, thread_m, thread_n = tile
-    threads = m // thread_m * (n // thread_n)
-    across = min(n, threads)
-    columns = range(n // across)
+    threads, run = m // thread_m * (n // thread_n), _run(dtype, thread_m)
+    across, rows = min(n, threads), m // thread_m
+    columns, high = range(n // across), threads // across
+
+    @inline
+    def write(memory, bias, c, sizes, place, batch, start, first_m, r, mine, at, bias_at):
+        while r < rows:
+            m_r = first_m + r * run
+            if m_r < sizes.m and at >= 0:
+                value = memory[u32(r * n + mine)]
+                if sizes.biased:
+                    value += bias[u64(bias_at + m_r * sizes.bias_m)]
+                c[u64(start + row(sizes, place, m_r) + at)] = value
+            r = i32(r + high)
+
     lines = [
         "def unload(bias, c, left, right, sizes, place, batch, start, first_m, first_n, thread, ty, tx, sums):",
         f"    at = u32(ty * {n} + tx * {_run(dtype, thread_n)})",
-        f"    mine, step = i32(thread % {across}), i32(thread // {across})",
+        f"    mine, r = i32(thread % {across}), i32(thread // {across})",
     ]
     for j in columns:
         lines.append(f"    n{j} = first_n + mine + {j * across}")
         lines.append(f"    c{j} = column(sizes, place, n{j}) if n{j} < sizes.n else -1")
-    run = _run(dtype, thread_m)
+        lines.append(f"    b{j} = batch * sizes.bias_batch + n{j} * sizes.bias_n")
     for i in range(thread_m):
         memory = ("left", "right")[i % 2]
         for j, there in enumerate(_runs(dtype, n, thread_n)):
             lines.append(f"    {memory}[at + u32({there})] = sums[{i * thread_n + j}]")
         lines.append("    cuda.syncthreads()")
-        first = i // run * (m // thread_m) * run + i % run
+        first = f"first_m + {i // run * rows * run + i % run}"
         for j in columns:
-            for r in range(0, m // thread_m, threads // across):
-                lines.append(f"    r = i32(step + {r})")
-                lines.append(
-                    f"    write({memory}[u32(r * {n} + mine + {j * across})], "
-                    f"bias, c, sizes, place, batch, start, first_m + r * {run} + {first}, n{j}, c{j})"
-                )
-    return _made("unload", lines, decorate=device if SIMULATED else inline, write=_writer(row), column=column)
-
-
-@cache
-def _writer(row: Callable) -> Any:
-    @inline
-    def write(value, bias, c, sizes, place, batch, start, m, n, at):
-        if m < sizes.m and at >= 0:
-            if sizes.biased:
-                value += bias[u64(batch * sizes.bias_batch + m * sizes.bias_m + n * sizes.bias_n)]
-            c[u64(start + row(sizes, place, m) + at)] = value
-
-    return write
+            known = f"{memory}, bias, c, sizes, place, batch, start, {first}"
+            lines.append(f"    write({known}, r, mine + {j * across}, c{j}, b{j})")
+    return _made("unload", lines, decorate=device if SIMULATED else inline, write=write, column=column)
 
 
 @cache
@@ -283,6 +306,20 @@ def _filling(terms: Callable | None, threads: int) -> Any:
         pass
 
     return nothing if terms is None else fill
+
+
+@cache
+def _keeping(*counts: int) -> tuple[Any, Any, int]:
+    """(keep(kept, *tuples), recall(kept) -> tuples, words) of as many tuples of int64, each of its count.
+
+    What all threads of a block know alike is kept in shared memory, or it would take registers all through the loop.
+    """
+    names = [f"t{i}" for i in range(len(counts))]
+    words = [(name, i) for name, count in zip(names, counts) for i in range(count)]
+    lines = [f"def keep(kept, {', '.join(names)}):"]
+    lines += [f"    kept[{word}] = {name}[{i}]" for word, (name, i) in enumerate(words)]
+    tuples = [_tuple([f"kept[{word}]" for word, (owner, _) in enumerate(words) if owner == name]) for name in names]
+    return _made("keep", lines), _made("recall", ["def recall(kept):", f"    return {_tuple(tuples)}"]), len(words)
 
 
 # ---- the kernels
@@ -310,23 +347,28 @@ def product_kernel(dtype: str, tile: tuple[int, ...], names: Sequence[str], prod
     zeros, multiply = _arithmetic(dtype, tile, (pad, pad))
     lanes_a = Lanes.of(product.left.along_k, tile_m, tile_k, threads)
     lanes_b = Lanes.of(product.right.along_k, tile_n, tile_k, threads)
-    outers_a, fetch_a, stash_a = _fetching(dtype, lanes_a, product.left, tile_k, row_left, 2 * threads - 1)
-    outers_b, fetch_b, stash_b = _fetching(dtype, lanes_b, product.right, tile_k, row_right, 2 * threads - 1)
+    knowing_a, fetch_a, stash_a = _fetching(dtype, lanes_a, product.left, tile_k, tile_m, row_left, 2 * threads - 1)
+    knowing_b, fetch_b, stash_b = _fetching(dtype, lanes_b, product.right, tile_k, tile_n, row_right, 2 * threads - 1)
     fill, unload = _filling(product.terms, threads), _unloading(dtype, tile, product.row, product.column)
     place_of, depth_of, limits_a, limits_b = product.place, product.depth, product.left.limits, product.right.limits
     tabulated = product.terms is not None
     Sizes = namedtuple("Sizes", (*SIZES, *names))  # type: ignore[misc]
+    words_a, words_b = 2 * tile_m if lanes_a.by_k else 2, 2 * tile_n if lanes_b.by_k else 2
+    keep, recall, kept_words = _keeping(len(SIZES) + len(names), 5, product.places)
 
     def body(a, b, bias, c, *words):
-        sizes = Sizes(*words)
         left = cuda.shared.array(elements_left, number)
         right = cuda.shared.array(elements_right, number)
         table = cuda.shared.array(table_words, i32)
+        kept = cuda.shared.array(kept_words, np.int64)
+        xs_b = cuda.shared.array(words_b, np.int64)
+        xs_a = cuda.shared.array(words_a, np.int64)
         thread = i32(cuda.threadIdx.x)
         in_warp = thread % warp
         tx = i32(thread // warp % warps_n * wide + in_warp % wide)
         ty = i32(thread // warp // warps_n * high + in_warp // wide)
 
+        sizes = Sizes(*words)
         rest = cuda.blockIdx.x // sizes.tiles_m
         first_m = (cuda.blockIdx.x - rest * sizes.tiles_m) * tile_m
         batch_part = rest // sizes.tiles_n
@@ -338,26 +380,28 @@ def product_kernel(dtype: str, tile: tuple[int, ...], names: Sequence[str], prod
         steps = (depth + tile_k - 1) // tile_k
         first = steps * part // sizes.splits * tile_k
         length = i32(min(depth, steps * (part + 1) // sizes.splits * tile_k) - first)
-
-        known_a = outers_a(sizes, place, first_m, sizes.m, thread)
-        known_b = outers_b(sizes, place, first_n, sizes.n, thread)
-        ends_a, ends_b = limits_a(sizes), limits_b(sizes)
+        if thread == 0:
+            keep(kept, words, (first_m, first_n, batch, part * sizes.part, first), place)
+        known_a = knowing_a(xs_a, sizes, place, first_m, sizes.m, thread)
+        known_b = knowing_b(xs_b, sizes, place, first_n, sizes.n, thread)
         if tabulated:
             fill(table, sizes, place, first, length, 0, thread)
             fill(table, sizes, place, first, length, 1, thread)
-            cuda.syncthreads()
+        cuda.syncthreads()
         step, half = i32(0), i32(0)
-        next_a = fetch_a(a, sizes, place, known_a, ends_a, table, first, length, step, thread)
-        next_b = fetch_b(b, sizes, place, known_b, ends_b, table, first, length, step, thread)
+        next_a = fetch_a(a, sizes, place, known_a, xs_a, limits_a(sizes), table, first, length, step, thread)
+        next_b = fetch_b(b, sizes, place, known_b, xs_b, limits_b(sizes), table, first, length, step, thread)
         stash_a(left, half, thread, next_a)
         stash_b(right, half, thread, next_b)
         cuda.syncthreads()
         sums = zeros()
         while step * tile_k < length:
             # While this step is computed the next one is on its way; after the last there are only zeros.
+            words, (first_m, first_n, batch, start, first), place = recall(kept)
+            sizes = Sizes(*words)
             step = i32(step + 1)
-            next_a = fetch_a(a, sizes, place, known_a, ends_a, table, first, length, step, thread)
-            next_b = fetch_b(b, sizes, place, known_b, ends_b, table, first, length, step, thread)
+            next_a = fetch_a(a, sizes, place, known_a, xs_a, limits_a(sizes), table, first, length, step, thread)
+            next_b = fetch_b(b, sizes, place, known_b, xs_b, limits_b(sizes), table, first, length, step, thread)
             at_left = u32(half * (tile_k * row_left) + ty * run_m)
             at_right = u32(half * (tile_k * row_right) + tx * run_n)
             sums = multiply(left, right, at_left, at_right, sums)
@@ -367,11 +411,14 @@ def product_kernel(dtype: str, tile: tuple[int, ...], names: Sequence[str], prod
             if tabulated and step % chunk == 0:
                 fill(table, sizes, place, first, length, step // chunk + 1, thread)
             cuda.syncthreads()
-        start = part * sizes.part
+        words, (first_m, first_n, batch, start, first), place = recall(kept)
+        sizes = Sizes(*words)
         unload(bias, c, left, right, sizes, place, batch, start, first_m, first_n, thread, ty, tx, sums)
 
     arrays = [(name, dtype, 1) for name in ("a", "b", "bias", "c")]
-    return CudaKernel(body, arrays, (*SIZES, *names))
+    return CudaKernel(
+        body, arrays, (*SIZES, *names), operands=3, bounds=(threads, Tile(*tile).together(np.dtype(dtype).itemsize))
+    )
 
 
 def merge(dtype: str) -> CudaKernel:
