@@ -50,8 +50,15 @@ def kernels_of(names: list[str], dtype: str) -> dict[Kernel, int]:
             for device in devices():
                 for launch in op.cuda_rows(call, device):
                     threads = launch.block[0] * launch.block[1] * launch.block[2]
-                    found[launch.kernel] = max(threads, found.get(launch.kernel, 0))
+                    for kernel in (launch.kernel, _wide(launch.kernel)):
+                        found[kernel] = max(threads, found.get(kernel, 0))
     return found
+
+
+def _wide(kernel: Kernel) -> Kernel:
+    """The form for indices of 2^31 and more, which no sample reaches; the kernel itself where it has no such form."""
+    parameters = dict(kernel.parameters)
+    return Kernel.of(kernel.builder, **parameters | {"wide": True}) if "wide" in parameters else kernel
 
 
 def check(job: tuple[Kernel, int, tuple]) -> dict:

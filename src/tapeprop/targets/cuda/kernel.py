@@ -89,11 +89,11 @@ def shim_source(kernel: CudaKernel, name: str = "shim") -> str:
     """Source of `name(row, control)`, which reads the row's words and calls `body`."""
     lines = [
         f"def {name}(row, control):",
-        "    if control != 0:",
-        "        status = int64_at(control, (1,))",
-        "        if status[0] != 0:",
-        "            return  # a row before has failed",
         f"    words = int64_at(row, ({FIRST_FIELD + kernel.field_count},))",
+        "    if control != 0:",
+        "        status = int64_at(control, (1,))[0]",
+        "        if status != 0 and (status >> 16) - 1 != words[3]:",
+        "            return  # a row before has failed; where this one does, the threads of a block still go on together",
     ]
     word = FIRST_FIELD
     arguments = []
