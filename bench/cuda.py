@@ -27,7 +27,8 @@ from tapeprop.cli.output import seconds_text, table
 from tapeprop.errors import DeviceError
 from tapeprop.losses import CrossEntropy
 from tapeprop.optimizers import SGD
-from tapeprop.targets.cuda.driver import Driver, open_driver
+from tapeprop.runtime.cuda_cache import open_device
+from tapeprop.targets.cuda.driver import Driver
 
 RATE, MOMENTUM = 0.01, 0.9
 FIT_STEPS = 50
@@ -193,7 +194,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, metavar="PATH", help="of the figures (default: bench/results/...)")
     args = parser.parse_args()
     try:
-        driver = open_driver("bench")
+        driver = open_device("bench")
     except DeviceError as error:
         print(error, file=sys.stderr)
         return 1

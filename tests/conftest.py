@@ -42,3 +42,21 @@ def built_on_the_device(request):
     CompiledGraph.build = build
     yield
     CompiledGraph.build = original
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """On a GPU the outcome is written to bench/results/, with what it was found on."""
+    if config.getoption("--device") != "cuda" or SIMULATED or hasattr(config, "workerinput"):
+        return
+    import json
+    from datetime import date
+    from pathlib import Path
+
+    from tapeprop.runtime.cuda_cache import open_device
+
+    counts = {kind: len(terminalreporter.stats.get(kind, ())) for kind in ("passed", "failed", "error", "skipped")}
+    failed = [report.nodeid for kind in ("failed", "error") for report in terminalreporter.stats.get(kind, ())]
+    found = {"date": date.today().isoformat(), "gpu": open_device("tests").describe(), **counts, "failures": failed}
+    path = Path(__file__).parent.parent / "bench" / "results" / f"gpu-test-{found['date']}.json"
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    terminalreporter.write_line(f"written to {path.name}")

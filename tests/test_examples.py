@@ -13,7 +13,7 @@ import tapeprop as tp
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TESTED = {
     "linear", "shortcut", "concat", "digits", "resnet20", "recurrent", "two_heads", "edit_while_training", "gan",
-    "formula", "why_is_it_slow",
+    "formula", "why_is_it_slow", "digits_cuda",
 }  # fmt: skip
 
 
@@ -147,3 +147,12 @@ def test_why_is_it_slow(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     assert "conv2d_lanes" in after
     assert "conv2d_lanes" not in between
     assert {path.name for path in tmp_path.iterdir()} == {f"{name}.html" for name in seconds}
+
+
+def test_digits_cuda_says_that_there_is_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    if (found := load("digits_cuda").main(epochs=8)) is None:
+        printed = capsys.readouterr().out
+        assert "There is no GPU" in printed
+        assert "cuda" in printed
+    else:
+        assert found > 0.8

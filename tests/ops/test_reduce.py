@@ -9,6 +9,8 @@ from ops.op_runner import gradient, run, trace
 from tapeprop import ops
 from tapeprop.errors import DTypeError, ShapeError
 from tapeprop.ir import Dim, Input, Tensor
+from tapeprop.ops.op import SIMULATED_DEVICE, Device
+from tapeprop.ops.reduce.tiling import parts_of, tile_of
 
 N, C = Dim.symbol("N"), Dim.symbol("C")
 
@@ -135,6 +137,25 @@ def test_square_sum(dtype, size):
     assert found[0].shape == ()
     assert found[0] == found[1] == found[2]
     np.testing.assert_allclose(found[0], np.sum(x.astype(np.float64) ** 2), rtol=1e-14)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    outputs=st.integers(0, 1 << 24),
+    terms=st.integers(1, 1 << 28),
+    across=st.booleans(),
+    device=st.sampled_from([Device(), SIMULATED_DEVICE, Device(1024, 64)]),
+)
+def test_tiles_of_a_gpu_fill_a_block_and_parts_the_device(outputs, terms, across, device):
+    width, lanes = tile_of(outputs, terms, outputs if across else 1, device)
+    assert width * lanes == device.block
+    assert {width.bit_count(), lanes.bit_count()} == {1}
+    tiles = -(-outputs // width)
+    parts = parts_of(outputs, terms, (width, lanes), device)
+    assert parts == 1 or tiles * parts <= device.blocks
+    assert parts == 1 or terms // parts >= lanes  # no thread without a term in most parts
+    if tiles == 1:
+        assert parts == min(device.blocks, -(-terms // (16 * lanes))) or terms <= 32 * lanes
 
 
 def test_open_sizes():

@@ -6,12 +6,13 @@ import numpy as np
 
 from tapeprop.ir.kernels import FIRST_FIELD
 from tapeprop.ops.op import Call, Launch, Ref
-from tapeprop.targets.cuda.driver import Driver, open_driver
+from tapeprop.runtime.cuda_cache import open_device
+from tapeprop.targets.cuda.driver import Driver
 
 
 def driver() -> Driver:
     """The driver at hand."""
-    return open_driver("tests")
+    return open_device("tests")
 
 
 def run_launches(launches: Sequence[Launch], call: Call, arrays):

@@ -58,10 +58,21 @@ def examine() -> dict[str, Any]:
         "cache_folder": None if kept.path is None else str(kept.path),
         "cached_kernels": kept.entries,
         "cache_bytes": kept.bytes,
-        "cuda": False,  # there is no device of that kind in this version
+        "cuda": gpu(),
         "trial": problem or "passed",
         "ok": problem is None and not missing,
     }
+
+
+def gpu() -> dict[str, Any]:
+    """{"available": ..., and what the device says of itself, or the reason why there is none}."""
+    from tapeprop.errors import DeviceError
+    from tapeprop.runtime.cuda_cache import open_device
+
+    try:
+        return {"available": True, **open_device("doctor").describe()}
+    except DeviceError as error:
+        return {"available": False, "reason": str(error)}
 
 
 def trial() -> str | None:
@@ -100,10 +111,19 @@ def text(report: dict[str, Any]) -> str:
         ("cpu", f"{report['cpu']}, vectors of {report['vector_bits']} bits, {report['usable_cpus']} usable"),
         ("cache", folder),
         ("kernels", f"{report['cached_kernels']} cached, {size_text(report['cache_bytes'])}"),
-        ("cuda", "not offered by this version"),
+        ("cuda", _gpu_text(report["cuda"])),
         ("trial", report["trial"]),
     ]
     return "\n".join(f"{name:<9} {value}" for name, value in lines)
+
+
+def _gpu_text(found: dict[str, Any]) -> str:
+    if not found["available"]:
+        return f"none: {found['reason']}"
+    capability = ".".join(map(str, found["capability"]))
+    memory = size_text(found["memory_bytes"])
+    numba_cuda = found["libraries"]["numba-cuda"]
+    return f"{found['device']}, compute capability {capability}, {memory}, driver {found['driver']}, numba-cuda {numba_cuda}"
 
 
 def _version(name: str) -> str | None:

@@ -33,11 +33,15 @@ class Device:
 
     block: threads of a block where the kernel does not ask for another number; a power of two, and whole warps on a real device.
     blocks: the most blocks of a launch whose threads stride over the work. tiles: of matrix products, the largest first.
+    multiprocessors: a product has to be cut into as many blocks to keep the whole device at work.
     """
 
     block: int = 256
     blocks: int = 1024
-    tiles: tuple[Tile, ...] = (Tile(128, 128, 8, 8, 8), Tile(64, 64, 16, 4, 4), Tile(32, 32, 16, 2, 2))
+    tiles: tuple[Tile, ...] = (
+        Tile(128, 128, 8, 8, 8), Tile(64, 64, 16, 4, 4), Tile(16, 128, 16, 4, 4), Tile(32, 32, 16, 2, 2)
+    )  # fmt: skip
+    multiprocessors: int = 132
 
     def spread(self, count: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         """(grid, block) for threads that stride over `count` elements: for (i = cuda.grid(1); i < count; i += cuda.gridsize(1))."""
@@ -55,4 +59,4 @@ class Device:
 
 
 #: For Numba's simulator, where a thread takes milliseconds to start: the smallest that still has several threads, blocks and tiles.
-SIMULATED_DEVICE = Device(4, 2, (Tile(8, 8, 4, 4, 4), Tile(4, 4, 4, 2, 2)))
+SIMULATED_DEVICE = Device(4, 2, (Tile(8, 8, 4, 4, 4), Tile(4, 4, 4, 2, 2)), 2)

@@ -18,7 +18,7 @@ from tapeprop.ir import Tensor, UndecidedError, current
 from tapeprop.ops.op import Op, Sample, as_tensor, record, register, registry
 
 #: Modules of the package that hold no ops of their own.
-_SUPPORT = {"op", "scalar", "expression", "primitives", "formulas"}
+_SUPPORT = {"op", "scalar", "expression", "primitives", "formulas", "tiling"}
 
 
 def _import_all() -> list[str]:

@@ -417,6 +417,8 @@ class FitSession:
         """Begins an epoch over the rows in this order. order: int64 (samples,), a permutation."""
         if order.shape != (self.samples,):
             raise GraphError(f"order: expected shape {(self.samples,)}, got {order.shape}")
+        for segment in {cell(parameter).segment for parameter in self.trainer.optimizers.total()}:
+            segment.values.read()  # what a device has trained so far would be gone with it
         self.order.array[:] = order
         self.cursor.array[0] = 0
         self.totals_buffer.array[:] = 0

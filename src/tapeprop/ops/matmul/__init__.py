@@ -14,7 +14,7 @@ import numpy as np
 from tapeprop.errors import ShapeError
 from tapeprop.ir import Shape, Tensor
 from tapeprop.ir.dims import broadcast, product, same, text
-from tapeprop.ops.op import Call, Launch, Op, Sample, as_tensor, check_rank, record, register, same_dtype
+from tapeprop.ops.op import Call, Device, Launch, Op, Sample, as_tensor, check_rank, record, register, same_dtype
 from tapeprop.ops.reduce import sum as sum_over
 from tapeprop.ops.reduce import sum_to
 from tapeprop.ops.shape import reshape
@@ -84,6 +84,11 @@ class MatMul(Op):
         from tapeprop.ops.matmul.cpu import product_launch
 
         return product_launch(call, call["transpose_a"], call["transpose_b"])
+
+    def cuda_rows(self, call: Call, device: Device) -> list[Launch]:
+        from tapeprop.ops.matmul.launches import product_launches
+
+        return product_launches(call, device, call["transpose_a"], call["transpose_b"])
 
     def flops(self, call: Call) -> int:
         return 2 * call.results[0].size * call.operands[0].shape[-2 if call["transpose_a"] else -1]
@@ -171,6 +176,11 @@ class Dense(Op):
         from tapeprop.ops.matmul.cpu import product_launch
 
         return product_launch(call, False, True, 2 if len(call.operands) == 3 else None)
+
+    def cuda_rows(self, call: Call, device: Device) -> list[Launch]:
+        from tapeprop.ops.matmul.launches import product_launches
+
+        return product_launches(call, device, False, True, 2 if len(call.operands) == 3 else None)
 
     def flops(self, call: Call) -> int:
         return 2 * call.results[0].size * call.operands[0].shape[1]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from tapeprop.errors import ShapeError
+from tapeprop.ops.matmul.geometry import BATCH_AXES, batch_axes
 from tapeprop.ops.op import Call, Launch, Ref, launch
 from tapeprop.targets.cpu.kernel import NumbaKernel
 from tapeprop.targets.cpu.tiles import microtile
 
-BATCH_AXES = 4  # runs of leading axes that the kernel walks; neighbours that broadcast alike count as one
 ROW_BLOCK = 72  # rows of the result that one worker does at a time
 FEW_ROWS = 4  # of a; up to so many are multiplied with the rows of b where they lie
 COLUMNS = 4  # of the result that such a product makes side by side
@@ -20,7 +17,7 @@ def product_launch(call: Call, transpose_a: bool, transpose_b: bool, bias: int |
     """The row of op(a) op(b), plus operand `bias`, of shape (columns,), where one is named."""
     a, b, c = call.operands[0], call.operands[1], call.results[0]
     (m, n), k = c.shape[-2:], a.shape[-2 if transpose_a else -1]
-    axes = _batch_axes(c.shape[:-2], a.shape, b.shape)
+    axes = batch_axes(c.shape[:-2], a.shape, b.shape)
     if len(axes) == 1 and axes[0][2] == 0 and axes[0][1] == a.shape[-1] * a.shape[-2] and not transpose_a:
         m, axes = m * axes[0][0], []  # one matrix b for all of a's: their rows form one matrix
     sizes = microtile(c.dtype)
@@ -79,30 +76,6 @@ def dots(dtype: str, lanes: int) -> NumbaKernel:
                         row_dots(lanes, one, a, i * k, b, last * k, k, bias, last, has_bias, c, i * n + last)
 
     return NumbaKernel(body, [(name, dtype, 1) for name in ("a", "b", "bias", "c")], ("m", "n", "k", "has_bias"))
-
-
-def _batch_axes(leading: Sequence[int], a: Sequence[int], b: Sequence[int]) -> list[tuple[int, int, int]]:
-    """(size, step in a, step in b) of each run of leading axes, steps in elements, 0 where the operand is broadcast."""
-    steps = {0: a[-1] * a[-2], 1: b[-1] * b[-2]}
-    axes: list[tuple[int, int, int]] = []
-    for axis in range(1, len(leading) + 1):
-        size, found = leading[-axis], []
-        for which, shape in enumerate((a, b)):
-            own = shape[-2 - axis] if len(shape) >= axis + 2 else 1
-            found.append(steps[which] if own > 1 else 0)
-            steps[which] *= own
-        if size == 1:
-            continue
-        if axes and all(bool(old) == bool(new) for old, new in zip(axes[0][1:], found)):
-            axes[0] = (axes[0][0] * size, *axes[0][1:])
-        else:
-            axes.insert(0, (size, found[0], found[1]))
-    if len(axes) > BATCH_AXES:
-        raise ShapeError(
-            f"matmul: expected at most {BATCH_AXES} runs of leading axes that broadcast alike, got {len(axes)} for "
-            f"{tuple(a)} and {tuple(b)}; expand an operand first"
-        )
-    return axes
 
 
 def product(dtype: str, lanes: int, height: int) -> NumbaKernel:

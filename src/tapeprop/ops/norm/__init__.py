@@ -21,12 +21,16 @@ from tapeprop.ir import Instruction, Shape, Tensor, UndecidedError
 from tapeprop.ir.dims import product, same, text
 from tapeprop.ops import elementwise
 from tapeprop.ops.op import (
+    NARROW,
     Call,
+    Device,
     Launch,
     Op,
     Ref,
     Sample,
     as_tensor,
+    cuda_launch,
+    inverse,
     launch,
     record,
     register,
@@ -159,6 +163,10 @@ class BatchNorm(Op):
         settings = [int(np.float64(call[name]).view(np.int64)) for name in ("momentum", "epsilon")]
         return _launch(self.name, call, settings)
 
+    def cuda_rows(self, call: Call, device: Device) -> list[Launch]:
+        _expect_several_values(call.operands[0].shape)
+        return _cuda_launches(call, device, forward=True)
+
     def parts(self, call: Call) -> int:
         return _parts(call)
 
@@ -203,6 +211,61 @@ def _launch(builder: str, call: Call, settings: Sequence[int]) -> Launch:
     arrays.append((Ref("scratch"), (1, 2 * BLOCK)))
     scratch = (2 * BLOCK, "float64")
     return launch(f"{HERE}:{builder}_columns", call, arrays, (*sizes, *settings), scratch=scratch, dtype=dtype)
+
+
+def _cuda_launches(call: Call, device: Device, forward: bool) -> list[Launch]:
+    """Chunks of channels, their merge, and the elements: see `cuda`."""
+    n, c, *spatial = call.results[0].shape
+    size = int(np.prod(spatial, dtype=np.int64))
+    dtype, count = call.results[0].dtype, n * size
+    name = "batch_norm" if forward else "batch_norm_grad"
+    # as many chunks as fill the device, each long enough to be worth a block (or a thread) of its own
+    least, share = (8 * device.block, device.blocks) if size > 1 else (16, device.blocks * device.block)
+    chunks = max(1, min(-(-count // least), max(2, share // c)))
+    length = -(-count // chunks)
+    chunks = -(-count // length)
+    where = "planes" if size > 1 else "columns"
+    over_chunks = device.rows(c * chunks) if size > 1 else device.spread(c * chunks)
+    over_channels, over_elements = device.rows(c, chunks), device.spread(call.results[0].size)
+    scratch = (2 * c * (chunks + 1), "float64")
+    parts = (Ref("scratch"), (2 * c * chunks,))
+    kept = (Ref("scratch", 0, 16 * c * chunks), (2 * c,))
+    sizes = (n, c, size, chunks, length)
+    by_size: dict[str, Any] = {"wide": count >= NARROW} if size > 1 else {}  # a plane's element finds its sample
+    chunk_sizes = (*sizes, inverse(size)) if size > 1 else sizes
+    wide = call.results[0].size + device.blocks * device.block >= NARROW
+
+    def of(kernel: str, arrays: Sequence, integers: Sequence[int], cut: tuple, **more: Any) -> Launch:
+        whole = {} if kernel.startswith("normalise") else {"flops": 0, "traffic": 0}  # the op's cost counts once
+        return cuda_launch(
+            f"tapeprop.ops.norm.cuda:{kernel}", arrays, integers, grid=cut[0], block=cut[1], scratch=scratch,
+            label=f"{name}.{kernel.partition('_')[0]}", dtype=dtype, **whole, **more,
+        )  # fmt: skip
+
+    def operand(*numbers: int) -> list:
+        return [(Ref("operand", i), (call.operands[i].size,)) for i in numbers]
+
+    def result(*numbers: int) -> list:
+        return [(Ref("result", i), (call.results[i].size,)) for i in numbers]
+
+    places = (c, size, inverse(size), inverse(c))
+    if forward:
+        settings = [int(np.float64(call[name]).view(np.int64)) for name in ("momentum", "epsilon")]
+        return [
+            of(f"moments_{where}", [*operand(0), parts], chunk_sizes, over_chunks, **by_size),
+            of(
+                "merge_moments",
+                [*operand(1, 3, 4), *result(1, 2, 3, 4), parts, kept],
+                (*sizes, *settings),
+                over_channels,
+            ),
+            of("normalise", [*operand(0, 2), kept, *result(0)], places, over_elements, wide=wide),
+        ]
+    return [
+        of(f"sums_{where}", [*operand(0, 1, 3), parts], chunk_sizes, over_chunks, **by_size),
+        of("merge_sums", [*operand(4), *result(1, 2), parts, kept], sizes, over_channels),
+        of("normalise_grad", [*operand(0, 1, 2, 3, 4), kept, *result(0)], places, over_elements, wide=wide),
+    ]
 
 
 def _parts(call: Call) -> int:
@@ -261,6 +324,9 @@ class BatchNormGrad(Op):
 
     def cpu(self, call: Call) -> Launch:
         return _launch(self.name, call, ())
+
+    def cuda_rows(self, call: Call, device: Device) -> list[Launch]:
+        return _cuda_launches(call, device, forward=False)
 
     def parts(self, call: Call) -> int:
         return _parts(call)

@@ -12,7 +12,7 @@ import numpy as np
 from tapeprop.errors import DTypeError, GraphError, ShapeError
 from tapeprop.ir import Dim, Instruction, Shape, Tensor
 from tapeprop.ir.dims import text
-from tapeprop.ops.op import Call, Launch, Op, Ref, Sample, as_tensor, launch, record
+from tapeprop.ops.op import Call, Device, Launch, Op, Ref, Sample, as_tensor, cuda_launch, launch, record
 from tapeprop.ops.own.fingerprint import fingerprint
 from tapeprop.ops.shape import expand
 
@@ -56,7 +56,8 @@ def kernel(cls: type) -> OwnOp:
 
     results = ("y", "z") names several results; the last array is the only one by default. flat = True gives the kernel every array as a
     vector. Results have the floating dtype that the operands share; integer operands may stand beside them. Machine code is cached on
-    disk by what the kernel's code says and reads, wherever the class stands: in a module, a script, a test or a session.
+    disk by what the kernel's code says and reads, wherever the class stands: in a module, a script, a test or a session. On a GPU the
+    same function runs, each thread a worker, or one thread alone where it takes no worker.
 
     GraphError where the class does not fit this form. CompileError, when a tape is first run, where Numba refuses the kernel.
     """
@@ -195,6 +196,18 @@ class OwnOp(Op):
         return results
 
     def cpu(self, call: Call) -> Launch:
+        arrays, parameters = self._launched(call)
+        return launch("tapeprop.ops.own.cpu:build", call, arrays, **parameters)
+
+    def cuda(self, call: Call, device: Device) -> Launch:
+        """Each thread a worker; of a kernel that is not shared one thread does all."""
+        arrays, parameters = self._launched(call)
+        most = max(kind.size for kind in (*call.operands, *call.results))
+        grid, block = device.spread(most) if self.shared else ((1, 1, 1), (1, 1, 1))
+        return cuda_launch("tapeprop.ops.own.cuda:build", arrays, grid=grid, block=block, **parameters)
+
+    def _launched(self, call: Call) -> tuple[list[tuple[Ref, tuple[int, ...]]], dict[str, Any]]:
+        """(the arrays of a row, the parameters of its builder)."""
         function = self._parts["kernel"]
         assert function is not None
         digest = fingerprint(
@@ -206,17 +219,14 @@ class OwnOp(Op):
         refs = [Ref("operand", i) for i in range(len(call.operands))] + [
             Ref("result", i) for i in range(len(call.results))
         ]
-        return launch(
-            "tapeprop.ops.own.cpu:build",
-            call,
-            list(zip(refs, shapes)),
-            op=self.name,
-            digest=digest,
-            operands=len(call.operands),
-            types=tuple((kind.dtype, len(shape)) for kind, shape in zip(kinds, shapes)),
-            attributes=tuple(call[name] for name in self.attributes),
-            shared=self.shared,
-        )
+        return list(zip(refs, shapes)), {
+            "op": self.name,
+            "digest": digest,
+            "operands": len(call.operands),
+            "types": tuple((kind.dtype, len(shape)) for kind, shape in zip(kinds, shapes)),
+            "attributes": tuple(call[name] for name in self.attributes),
+            "shared": self.shared,
+        }
 
     def parts(self, call: Call) -> int | None:
         return None if self.shared else 1

@@ -45,10 +45,10 @@ def _compiled(function, op, operands, types, attributes, shared):
     try:
         return numba.njit([tuple(arguments)], **BODY_OPTIONS)(function)
     except NumbaError as error:
-        raise CompileError(f"op {op!r}: Numba cannot compile kernel(): {_reason(error)}") from error
+        raise CompileError(f"op {op!r}: Numba cannot compile kernel(): {reason(error)}") from error
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What Numba found, without which of its steps found it, and where it looked."""
     lines = [line.strip() for line in str(error).splitlines()]
     if "setitem" in str(error) and "readonly" in str(error):

@@ -20,14 +20,18 @@ from tapeprop.errors import ShapeError
 from tapeprop.ir import Shape, Size, Tensor, UndecidedError
 from tapeprop.ir.dims import at_least, same, text
 from tapeprop.ops.op import (
+    NARROW,
     Attributes,
     Call,
+    Device,
     Launch,
     Op,
     Ref,
     Sample,
     as_tensor,
     check_rank,
+    cuda_launch,
+    inverse,
     launch,
     record,
     register,
@@ -132,22 +136,52 @@ def _pool_launch(builder: str, call: Call, image: tuple[int, ...], places: bool 
     places: whether the kernel keeps the places of the maxima of a row of windows. ShapeError where the window does not
     fit.
     """
+    arrays, geometry = _geometry(builder, call, image)
+    dtype = call.results[0].dtype
+    scratch = None
+    if places:
+        wide = geometry[4]
+        arrays.append((Ref("scratch"), (1, wide)))
+        scratch = (wide, "int32" if dtype == "float32" else "int64")
+    return launch(
+        f"{HERE}:{builder}",
+        call,
+        arrays,
+        geometry[:-1],
+        scratch=scratch,
+        stride=geometry[-1],
+        dtype=dtype,
+        **parameters,
+    )
+
+
+def _cuda_launch(
+    builder: str, call: Call, image: tuple[int, ...], device: Device, gathers: bool = False, **parameters: Any
+) -> Launch:
+    """As `_pool_launch`; a thread makes an element of the result. gathers: that is one of the image, not a window's."""
+    arrays, geometry = _geometry(builder, call, image)
+    made = call.results[0]
+    grid, block = device.spread(made.size)
+    _, height, width, high, wide, *_, stride_h, stride_w = geometry
+    divisors = (width, height, stride_h, stride_w) if gathers else (wide, high)
+    return cuda_launch(
+        f"tapeprop.ops.pool.cuda:{builder}", arrays, (*geometry, *map(inverse, divisors)), grid=grid, block=block,
+        dtype=made.dtype, narrow=made.size < NARROW, **parameters,
+    )  # fmt: skip
+
+
+def _geometry(
+    builder: str, call: Call, image: tuple[int, ...]
+) -> tuple[list[tuple[Ref, tuple[int, ...]]], tuple[int, ...]]:
+    """(every array flat, the integers that kernels take). ShapeError where the window does not fit."""
     pooled_shape(builder, image, call.attributes)  # its sizes may have been open when the call was recorded
     (size_h, size_w), (stride_h, stride_w) = call["size"], call["stride"]
     (top, bottom), (left, right) = call["padding"]
     n, c, height, width = image
     high, wide = (height + top + bottom - size_h) // stride_h + 1, (width + left + right - size_w) // stride_w + 1
-    dtype = call.results[0].dtype
     kinds = [*((Ref("operand", i), a) for i, a in enumerate(call.operands)), (Ref("result", 0), call.results[0])]
     arrays: list[tuple[Ref, tuple[int, ...]]] = [(ref, (a.size,)) for ref, a in kinds]
-    scratch = None
-    if places:
-        arrays.append((Ref("scratch"), (1, wide)))
-        scratch = (wide, "int32" if dtype == "float32" else "int64")
-    integers = (n * c, height, width, high, wide, top, left, size_h, size_w, stride_h)
-    return launch(
-        f"{HERE}:{builder}", call, arrays, integers, scratch=scratch, stride=stride_w, dtype=dtype, **parameters
-    )
+    return arrays, (n * c, height, width, high, wide, top, left, size_h, size_w, stride_h, stride_w)
 
 
 def _window_size(attributes: Attributes) -> int:
@@ -180,6 +214,9 @@ class MaxPool2D(Op):
 
     def cpu(self, call: Call) -> Launch:
         return _pool_launch(self.name, call, call.operands[0].shape)
+
+    def cuda(self, call: Call, device: Device) -> Launch:
+        return _cuda_launch(self.name, call, call.operands[0].shape, device)
 
     def flops(self, call: Call) -> int:
         return call.results[0].size * _window_size(call.attributes)
@@ -215,6 +252,9 @@ class MaxPool2DPick(Op):
 
     def cpu(self, call: Call) -> Launch:
         return _pool_launch(self.name, call, call.operands[0].shape, places=True)
+
+    def cuda(self, call: Call, device: Device) -> Launch:
+        return _cuda_launch(self.name, call, call.operands[0].shape, device)
 
     def flops(self, call: Call) -> int:
         return call.results[0].size * _window_size(call.attributes)
@@ -253,6 +293,9 @@ class MaxPool2DGrad(Op):
 
     def cpu(self, call: Call) -> Launch:
         return _pool_launch(self.name, call, call.operands[0].shape, places=True)
+
+    def cuda(self, call: Call, device: Device) -> Launch:
+        return _cuda_launch(self.name, call, call.operands[0].shape, device, gathers=True)
 
     def flops(self, call: Call) -> int:
         return call.operands[1].size * _window_size(call.attributes)
@@ -308,6 +351,10 @@ class AvgPool2D(Op):
     def cpu(self, call: Call) -> Launch:
         return _pool_launch(self.name, call, call.operands[0].shape, count_include_pad=call["count_include_pad"])
 
+    def cuda(self, call: Call, device: Device) -> Launch:
+        image, whole = call.operands[0].shape, call["count_include_pad"]
+        return _cuda_launch(self.name, call, image, device, count_include_pad=whole)
+
     def flops(self, call: Call) -> int:
         return call.results[0].size * _window_size(call.attributes)
 
@@ -349,6 +396,10 @@ class AvgPool2DGrad(Op):
 
     def cpu(self, call: Call) -> Launch:
         return _pool_launch(self.name, call, call.results[0].shape, count_include_pad=call["count_include_pad"])
+
+    def cuda(self, call: Call, device: Device) -> Launch:
+        image, whole = call.results[0].shape, call["count_include_pad"]
+        return _cuda_launch(self.name, call, image, device, gathers=True, count_include_pad=whole)
 
     def flops(self, call: Call) -> int:
         return call.operands[0].size * _window_size(call.attributes)

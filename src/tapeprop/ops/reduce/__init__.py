@@ -14,7 +14,8 @@ import numpy as np
 from tapeprop.errors import ShapeError
 from tapeprop.ir import Shape, Tensor
 from tapeprop.ir.dims import product
-from tapeprop.ops.op import Call, Launch, Op, Ref, Sample, as_tensor, launch, record, register, same_dtype
+from tapeprop.ops.op import Call, Device, Launch, Op, Ref, Sample, as_tensor, launch, record, register, same_dtype
+from tapeprop.ops.reduce.tiling import Place, tiled
 from tapeprop.ops.scalar import equal, sqrt, where
 from tapeprop.ops.shape import broadcast_axes, cast, drawn, expand, normalise_axes, refuse_empty, reshape
 from tapeprop.ops.shape.strides import padded
@@ -46,6 +47,16 @@ def kept_shape(shape: Shape, axes: Sequence[int], keepdims: bool) -> Shape:
     if keepdims:
         return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
     return tuple(size for axis, size in enumerate(shape) if axis not in axes)
+
+
+def _groups_of(call: Call) -> tuple[list[int], list[int], int]:
+    """(kept sizes, reduced sizes, inner): how the kernels read the operand, (k0, r0, k1, r1, k2, r2, inner)."""
+    shape = call.operands[0].shape
+    merged = groups(shape, normalise_axes("reduce", call["axes"], len(shape)))
+    inner = merged.pop()[0] if merged and not merged[-1][1] else 1
+    kept = padded([size for size, is_reduced in merged if not is_reduced], REDUCED_GROUPS, 1)
+    reduced = padded([size for size, is_reduced in merged if is_reduced], REDUCED_GROUPS, 1)
+    return kept, reduced, inner
 
 
 @register
@@ -86,10 +97,7 @@ class Reduce(Op):
 
     def cpu(self, call: Call) -> Launch:
         x, y, mode = call.operands[0], call.results[0], call["mode"]
-        merged = groups(x.shape, normalise_axes("reduce", call["axes"], len(x.shape)))
-        inner = merged.pop()[0] if merged and not merged[-1][1] else 1
-        kept = padded([size for size, is_reduced in merged if not is_reduced], REDUCED_GROUPS, 1)
-        reduced = padded([size for size, is_reduced in merged if is_reduced], REDUCED_GROUPS, 1)
+        kept, reduced, inner = _groups_of(call)
         form = "runs" if inner == 1 else "columns"
         integers = [*(n for pair in zip(kept, reduced) for n in pair), *([inner] if form == "columns" else [])]
         arrays: list[tuple[Ref, tuple[int, ...]]] = [(Ref("result"), (y.size,)), (Ref("operand"), (x.size,))]
@@ -103,6 +111,12 @@ class Reduce(Op):
         arrays.append((Ref("scratch"), (1, BLOCK)))
         scratch = (BLOCK, "float64" if kind == "total" else x.dtype)
         return launch(f"{HERE}:{kind}_{form}", call, arrays, integers, scratch=scratch, dtype=x.dtype, **parameters)
+
+    def cuda_rows(self, call: Call, device: Device) -> list[Launch]:
+        kept, reduced, inner = _groups_of(call)
+        mode = call["mode"] if call["mode"] in ("max", "min") else "total"
+        divisor = int(np.prod(reduced, dtype=np.int64)) if call["mode"] == "mean" else 1
+        return tiled(mode, *_places(call), kept, reduced, inner, device, divisor=divisor)
 
     def parts(self, call: Call) -> int:
         return call.results[0].size
@@ -123,6 +137,8 @@ class Reduce(Op):
             ((4, 1, 3), (1,), 1),
             ((1, 1), (0, 1), 1),
             ((1, 9), (0,), 1),
+            ((20011,), (0,), 20011),
+            ((3001, 3), (0,), 3001),
         ]
         result = [
             Sample(drawn(shape), {"mode": mode, "axes": axes, "keepdims": False}, depth)
@@ -131,6 +147,12 @@ class Reduce(Op):
         ]
         keeping = {"mode": "mean", "axes": (1,), "keepdims": True}
         return [*result, Sample(drawn((3, 40, 2)), keeping, 40)]
+
+
+def _places(call: Call) -> tuple[Place, Place]:
+    """Where a launch on a GPU reads and writes."""
+    x, y = call.operands[0], call.results[0]
+    return Place(Ref("operand"), x.size, x.dtype), Place(Ref("result"), y.size, y.dtype)
 
 
 def reduce(x: Any, mode: str, axes: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
@@ -198,6 +220,9 @@ class SquareSums(Op):
     def cpu(self, call: Call) -> Launch:
         arrays = [(Ref("result"), call.results[0].shape), (Ref("operand"), (call.operands[0].size,))]
         return launch(f"{HERE}:square_sums", call, arrays, [CHUNK], dtype=call.operands[0].dtype)
+
+    def cuda_rows(self, call: Call, device: Device) -> list[Launch]:
+        return tiled("squares", *_places(call), (1, 1, call.results[0].size), (1, 1, CHUNK), 1, device)
 
     def flops(self, call: Call) -> int:
         return 2 * call.operands[0].size

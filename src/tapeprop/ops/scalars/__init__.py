@@ -19,8 +19,21 @@ from tapeprop.ir.kernels import Kernel
 from tapeprop.ops.expression import cost, evaluate, to_text
 from tapeprop.ops.formulas import FORMULAS
 from tapeprop.ops.join import slice as cut
-from tapeprop.ops.op import ITEM_BYTES, Call, Launch, Op, Ref, Sample, launch, record, register, same_dtype
-from tapeprop.ops.scalar import encode
+from tapeprop.ops.op import (
+    ITEM_BYTES,
+    Call,
+    Device,
+    Launch,
+    Op,
+    Ref,
+    Sample,
+    cuda_launch,
+    launch,
+    record,
+    register,
+    same_dtype,
+)
+from tapeprop.ops.scalar import Scalar, encode
 from tapeprop.ops.scalars.block import Block, Column, Kind, Plan, Step, reverse
 
 __all__ = ["Block", "Kind", "scalar_block"]
@@ -91,6 +104,10 @@ class ScalarBlock(Op):
         plan: Plan = call["block"].plan
         return [*(_row(call, step) for step in plan.steps), _output_row(call, plan)]
 
+    def cuda_rows(self, call: Call, device: Device) -> Sequence[Launch]:
+        plan: Plan = call["block"].plan
+        return [*(_cuda_row(call, step, device) for step in plan.steps), _cuda_output_row(call, plan, device)]
+
     def flops(self, call: Call) -> int:
         return sum(_flops(step) for step in call["block"].plan.steps)
 
@@ -151,16 +168,28 @@ def _row(call: Call, step: Step) -> Launch:
         classes=(*classes, "vector"),
         outer=0,
     )
-    traffic = (len(step.columns) + 1) * step.size * item
-    label = f"scalars[{step.size}] {to_text(step.root)}"
-    return Launch(kernel, tuple(words), label=label, flops=_flops(step), traffic=traffic)
+    return Launch(kernel, tuple(words), **_told(step, item))
+
+
+def _told(step: Step, item: int) -> dict[str, Any]:
+    """What listings show of a step."""
+    if step.root is None:
+        label, reads = f"sum of {step.terms}", step.terms
+    else:
+        label, reads = to_text(step.root), len(step.columns)
+    traffic = (reads + 1) * step.size * item
+    return {"label": f"scalars[{step.size}] {label}", "flops": _flops(step), "traffic": traffic}
+
+
+def _told_of_output(call: Call) -> dict[str, Any]:
+    kind = call.results[0]
+    return {"label": f"scalars[{kind.size}] out", "flops": 0, "traffic": 2 * kind.nbytes}
 
 
 def _placed(call: Call, column: Column, size: int, item: int) -> tuple[str, list[int | Ref]]:
     """(how an operand of a loop runs, its words)."""
-    table = Ref("operand", len(call.operands) - 1, 4 * (column.table or 0))
     if column.table is not None:
-        return "gathered", [_source(column, 0), table]
+        return "gathered", [_source(column, 0), _table(call, column)]
     base = _source(column, column.start * item)
     if column.stride == 1 or size == 1:
         return "vector", [base]
@@ -171,22 +200,28 @@ def _source(column: Column, offset: int) -> Ref:
     return Ref("result", 1, offset) if column.space < 0 else Ref("operand", column.space, offset)
 
 
+def _length(call: Call, column: Column) -> int:
+    return call.results[1].size if column.space < 0 else call.operands[column.space].size
+
+
+def _table(call: Call, column: Column) -> Ref:
+    """The positions of a column that has some."""
+    return Ref("operand", len(call.operands) - 1, 4 * (column.table or 0))
+
+
 def _sum_row(call: Call, step: Step, dtype: str) -> Launch:
     item, (column,) = ITEM_BYTES[dtype], step.columns
-    length = call.results[1].size if column.space < 0 else call.operands[column.space].size
     made = launch(
         "tapeprop.ops.scalars.cpu:ordered_sums",
         call,
         [
             (Ref("result", 1, step.start * item), (step.size,)),
-            (_source(column, 0), (length,)),
-            (Ref("operand", len(call.operands) - 1, 4 * (column.table or 0)), (step.terms, step.size)),
+            (_source(column, 0), (_length(call, column),)),
+            (_table(call, column), (step.terms, step.size)),
         ],
         dtype=dtype,
     )
-    traffic = (step.terms + 1) * step.size * item
-    label = f"scalars[{step.size}] sum of {step.terms}"
-    return Launch(made.kernel, made.fields, label=label, flops=_flops(step), traffic=traffic)
+    return Launch(made.kernel, made.fields, **_told(step, item))
 
 
 def _output_row(call: Call, plan: Plan) -> Launch:
@@ -202,8 +237,64 @@ def _output_row(call: Call, plan: Plan) -> Launch:
         classes=(how, "vector"),
         outer=0,
     )
-    fields = (kind.size, 1, *words, Ref("result", 0))
-    return Launch(kernel, fields, label=f"scalars[{kind.size}] out", flops=0, traffic=2 * kind.nbytes)
+    return Launch(kernel, (kind.size, 1, *words, Ref("result", 0)), **_told_of_output(call))
+
+
+def _cuda_row(call: Call, step: Step, device: Device) -> Launch:
+    dtype = call.results[1].dtype
+    item = ITEM_BYTES[dtype]
+    to = Ref("result", 1, step.start * item)
+    if step.root is not None:
+        return _cuda_loop(call, step.root, step.columns, to, step.size, device, **_told(step, item))
+    (column,) = step.columns
+    grid, block = device.spread(step.size)
+    return cuda_launch(
+        "tapeprop.ops.scalars.cuda:ordered_sums",
+        [
+            (to, (step.size,)),
+            (_source(column, 0), (_length(call, column),)),
+            (_table(call, column), (step.terms * step.size,)),
+        ],
+        [step.terms],
+        grid=grid,
+        block=block,
+        dtype=dtype,
+        **_told(step, item),
+    )
+
+
+def _cuda_output_row(call: Call, plan: Plan, device: Device) -> Launch:
+    return _cuda_loop(
+        call, IDENTITY, (plan.output,), Ref("result"), call.results[0].size, device, **_told_of_output(call)
+    )
+
+
+def _cuda_loop(
+    call: Call, root: Scalar, columns: Sequence[Column], to: Ref, size: int, device: Device, **told: Any
+) -> Launch:
+    """The elementwise loop over columns. One that runs evenly is "strided" whatever its stride: so kernels are few."""
+    arrays: list[tuple[Ref, tuple[int, ...]]] = []
+    integers = [size]
+    for column in columns:
+        arrays.append((_source(column, 0), (_length(call, column),)))
+        if column.table is not None:
+            arrays.append((_table(call, column), (size,)))
+        else:
+            integers += [column.start, column.stride]
+    grid, block = device.spread(size)
+    return cuda_launch(
+        "tapeprop.ops.elementwise.cuda:loop",
+        [*arrays, (to, (size,))],
+        integers,
+        grid=grid,
+        block=block,
+        expressions=encode([root]),
+        dtype=call.results[0].dtype,
+        classes=tuple("strided" if column.table is None else "gathered" for column in columns),
+        axes=1,
+        wide=False,
+        **told,
+    )
 
 
 def _flops(step: Step) -> int:

@@ -1,4 +1,7 @@
-"""Arrays from addresses, inside kernels: `float32_at(address, shape)` and its likes, C-contiguous and writable."""
+"""Arrays from addresses, inside kernels: `float32_at(address, shape)` and its likes, C-contiguous.
+
+They are writable; those of `float32_read_at` and its likes are not.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,14 @@ DTYPES = ("float32", "float64", "int64", "int32", "uint8")
 def functions() -> dict[str, Callable]:
     """{"float32_at": ...}: as intrinsics of numba.cuda, or in the simulator as views of host memory."""
     make = _view_maker if SIMULATED else _intrinsic
-    return {f"{dtype}_at": make(dtype) for dtype in DTYPES}
+    return {
+        f"{dtype}_{'read_' if readonly else ''}at": make(dtype, readonly)
+        for dtype in DTYPES
+        for readonly in (False, True)
+    }
 
 
-def _view_maker(dtype: str) -> Callable:
+def _view_maker(dtype: str, readonly: bool) -> Callable:
     kind = np.dtype(dtype)
 
     def array_at(address: int, shape: tuple[int, ...]) -> Any:
@@ -31,12 +38,15 @@ def _view_maker(dtype: str) -> Callable:
         count = int(np.prod(shape, dtype=np.int64))
         memory: Any = (ctypes.c_uint8 * (count * kind.itemsize)).from_address(int(address))
         array = np.frombuffer(memory, kind).reshape(shape) if count else np.zeros(shape, kind)
+        if readonly:
+            array = array.view()
+            array.setflags(write=False)
         return FakeWithinKernelCUDAArray(FakeCUDAArray(array))  # as arguments of simulated kernels are
 
     return array_at
 
 
-def _intrinsic(dtype: str) -> Callable:
+def _intrinsic(dtype: str, readonly: bool) -> Callable:
     numba_cuda()
     from numba.cuda import cgutils, types
     from numba.cuda.extending import intrinsic
@@ -46,7 +56,7 @@ def _intrinsic(dtype: str) -> Callable:
 
     @intrinsic
     def array_at(typing_context, address, shape):
-        kind = types.Array(element, len(shape), "C")
+        kind = types.Array(element, len(shape), "C", readonly=readonly)
 
         def generate(context, builder, signature, arguments):
             where, sizes = arguments

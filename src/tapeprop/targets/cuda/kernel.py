@@ -26,14 +26,26 @@ class CudaKernel:
     arrays: (name, dtype, ndim) or (dtype, ndim) each, dtype one of "float32", "float64", "int64", "int32", "uint8".
     The row holds, from word 4 on, each array's address and its ndim sizes (C-contiguous). ndim 0 is a single element:
     no size word, the body gets shape (1,). integers: names, an int64 word each, after the arrays.
-    reports: the body gets two more arguments, for `language.report(control, number, code)`.
+    reports: the body gets two more arguments, for `language.report(control, number, code)`. operands: so many arrays at the front
+    may only be read, which is checked. explain: gives the message of the CompileError where numba.cuda refuses the body.
+    bounds: (most threads of a block, blocks that have to fit into a multiprocessor), which limits registers; None: no limit.
 
     The body is plain Python whose module has `cuda` from `language` as a global. It must give the same bits whenever it
     is launched alike: no atomics on floats, every sum in an order that the shapes decide. It writes every element of
     every result. ValueError for a declaration that is none of the above.
     """
 
-    def __init__(self, body: Callable, arrays: Sequence[tuple], integers: Sequence[str] = (), *, reports: bool = False):
+    def __init__(
+        self,
+        body: Callable,
+        arrays: Sequence[tuple],
+        integers: Sequence[str] = (),
+        *,
+        reports: bool = False,
+        operands: int = 0,
+        explain: Callable[[Exception], str] | None = None,
+        bounds: tuple[int, int] | None = None,
+    ):
         named = [item if len(item) == 3 else (f"array{i}", *item) for i, item in enumerate(arrays)]
         for name, dtype, ndim in named:
             if dtype not in DTYPES or type(ndim) is not int or ndim < 0:
@@ -45,6 +57,9 @@ class CudaKernel:
         self.arrays: tuple[tuple[str, str, int], ...] = tuple(named)
         self.integers = tuple(integers)
         self.reports = reports
+        self.operands = operands
+        self.explain = explain
+        self.bounds = bounds
 
     @property
     def field_count(self) -> int:
@@ -70,10 +85,10 @@ def build(kernel: Kernel) -> CudaKernel:
     return built
 
 
-def shim_source(kernel: CudaKernel) -> str:
-    """Source of `shim(row, control)`, which reads the row's words and calls `body`."""
+def shim_source(kernel: CudaKernel, name: str = "shim") -> str:
+    """Source of `name(row, control)`, which reads the row's words and calls `body`."""
     lines = [
-        "def shim(row, control):",
+        f"def {name}(row, control):",
         "    if control != 0:",
         "        status = int64_at(control, (1,))",
         "        if status[0] != 0:",
@@ -84,7 +99,8 @@ def shim_source(kernel: CudaKernel) -> str:
     arguments = []
     for i, (_, dtype, ndim) in enumerate(kernel.arrays):
         sizes = "".join(f"words[{word + 1 + axis}], " for axis in range(ndim)) or "1, "
-        lines.append(f"    array{i} = {dtype}_at(words[{word}], ({sizes.rstrip()}))")
+        at = f"{dtype}_read_at" if i < kernel.operands else f"{dtype}_at"
+        lines.append(f"    array{i} = {at}(words[{word}], ({sizes.rstrip()}))")
         arguments.append(f"array{i}")
         word += 1 + ndim
     arguments += [f"words[{word + i}]" for i in range(len(kernel.integers))]
@@ -94,12 +110,16 @@ def shim_source(kernel: CudaKernel) -> str:
     return "\n".join(lines) + "\n"
 
 
-def shim(kernel: Kernel) -> Callable:
-    """The Python function of a kernel, its body a device function of numba.cuda. CompileError where its builder fails."""
+def shim(kernel: Kernel, built: CudaKernel | None = None) -> Callable:
+    """The Python function of a kernel, its body a device function of numba.cuda. CompileError where its builder fails.
+
+    built: what `build` gave for it, where the caller has that already. It bears the builder's name, which tools such as Nsight show.
+    """
     from tapeprop.targets.cuda import addresses
     from tapeprop.targets.cuda.library import numba_cuda
 
-    built = build(kernel)
+    built = built or build(kernel)
     scope = {**addresses.functions(), "body": numba_cuda().jit(device=True)(built.body)}
-    exec(compile(shim_source(built), f"<shim of {kernel.label}>", "exec"), scope)
-    return scope["shim"]
+    name = f"tapeprop_{kernel.builder.rpartition(':')[2].replace('.', '_')}"
+    exec(compile(shim_source(built, name), f"<shim of {kernel.label}>", "exec"), scope)
+    return scope[name]

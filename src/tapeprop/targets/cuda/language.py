@@ -10,6 +10,7 @@ NumPy's and warp shuffles do not exist. A `cuda.py` of an op imports this at its
     block_sum(value, shared), block_max(value, shared)          over a block; every thread gets the result
     block_before(value, shared)                                 (the sum of the threads before, of all), of int64
     divider(wide)                                               a function (n, size, inverse) -> n // size, for indices
+    from_bits(word)                                             the float64 that a row holds as an int64
     report(control, number, code)                               a failure, told by the tape's status word
 
 `cuda` must be a global of the module: the simulator replaces it there while a kernel runs.
@@ -25,8 +26,8 @@ from tapeprop.targets.cuda.library import SIMULATED, numba_cuda
 
 __all__ = [
     "BLOCK_SLOTS", "FLOAT", "PRODUCT", "block_before", "block_max", "block_sum", "cos", "cuda", "device", "divider", "erf",
-    "exp", "expm1", "floor", "fma", "inlined", "isnan", "larger", "log", "log1p", "power", "report", "sigmoid", "sin", "smaller",
-    "sqrt", "tanh",
+    "exp", "expm1", "floor", "fma", "from_bits", "inlined", "isnan", "larger", "log", "log1p", "power", "report", "sigmoid",
+    "sin", "smaller", "sqrt", "tanh",
 ]  # fmt: skip
 
 cuda: Any = numba_cuda()
@@ -51,6 +52,7 @@ if SIMULATED:
         expm1,
         floor,
         fma,
+        from_bits,
         isnan,
         log,
         log1p,
@@ -72,6 +74,7 @@ else:
         expm1,
         floor,
         fma,
+        from_bits,
         isnan,
         log,
         log1p,

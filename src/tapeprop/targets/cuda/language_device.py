@@ -82,6 +82,12 @@ def power(x, y):
 
 
 @device
+def from_bits(word):
+    """The float64 whose bits an int64 has: how a row holds a number that is no integer."""
+    return cuda.libdevice.longlong_as_double(word)
+
+
+@device
 def isnan(x):
     """Whether x is NaN."""
     return x != x

@@ -28,6 +28,11 @@ def fma(a, b, c):
     return type(a)(np.float64(a) * np.float64(b) + np.float64(c))
 
 
+def from_bits(word):
+    """The float64 whose bits an int64 has."""
+    return np.int64(word).view(np.float64)
+
+
 def sigmoid(x):
     """1 / (1 + e^-x)."""
     one = type(x)(1)

@@ -15,11 +15,13 @@ from typing import Any
 
 from tapeprop.errors import CompileError, DeviceError
 from tapeprop.ir.kernels import Kernel
-from tapeprop.targets.cuda.kernel import shim
+from tapeprop.targets.cuda.kernel import build, shim
 from tapeprop.targets.cuda.library import numba_cuda
 
 __all__ = ["Capability", "Cubin", "Usage", "compile_to_cubin"]
 
+#: The section of a cubin that holds the parameters of a kernel, and of nothing but kernels.
+_ENTRY = re.compile(rb"\.nv\.constant0\.([\w$.]+)\x00")
 #: Compute capability, as (9, 0) or (9, 0, "a").
 Capability = tuple
 
@@ -49,21 +51,31 @@ def compile_to_cubin(kernel: Kernel, capability: Capability, *, report: bool = F
     CompileError, naming the kernel, where numba.cuda, NVVM or the linker refuse it.
     """
     cuda = numba_cuda()
-    function = shim(kernel)
+    built = build(kernel)
+    function = shim(kernel, built)
     from numba.cuda import types
 
     signature = types.void(types.int64, types.int64)
-    label = f"kernel {kernel.label}"
     try:
         with _pretended(capability):
             intermediate, _ = cuda.compile(
-                function, signature, device=False, abi="numba", output="ltoir", cc=capability
+                function,
+                signature,
+                device=False,
+                abi="numba",
+                output="ltoir",
+                cc=capability,
+                launch_bounds=built.bounds,
             )
         return _linked(intermediate, capability, report)
     except DeviceError:
         raise
     except Exception as error:  # Numba, NVVM and the linker have many kinds
-        raise CompileError(f"{label}: cannot be compiled for sm_{_arch(capability)}: {error}") from error
+        if built.explain is not None:
+            raise CompileError(built.explain(error)) from error
+        raise CompileError(
+            f"kernel {kernel.label}: cannot be compiled for sm_{_arch(capability)}: {error}; build the graph with device='cpu'"
+        ) from error
 
 
 def _arch(capability: Capability) -> str:
@@ -73,15 +85,16 @@ def _arch(capability: Capability) -> str:
 def _linked(intermediate: bytes, capability: Capability, report: bool) -> Cubin:
     from cuda.core import Linker, LinkerOptions, ObjectCode
 
-    more: dict[str, Any] = {"ptxas_options": ["-v"]}  # its report also names the kernel's symbol
+    more: dict[str, Any] = {"ptxas_options": ["-v"]} if report else {}
     options = LinkerOptions(arch=f"sm_{_arch(capability)}", link_time_optimization=True, **more)
     linker = Linker(ObjectCode.from_ltoir(intermediate), options=options)
     code = bytes(linker.link("cubin").code)
-    log = linker.get_info_log()
-    found = re.search(r"Compiling entry function '([^']+)'", log)
-    if found is None:
-        raise CompileError(f"the linker's report names no kernel: {log!r:.200}")
-    return Cubin(found[1], code, _usage(log) if report else None)
+    found = set(_ENTRY.findall(code))
+    if len(found) != 1:
+        raise CompileError(
+            f"expected machine code with one kernel, got {len(found)}; this toolkit is not one tapeprop knows"
+        )
+    return Cubin(found.pop().decode(), code, _usage(linker.get_info_log()) if report else None)
 
 
 def _usage(log: str) -> Usage:

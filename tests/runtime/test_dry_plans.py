@@ -1,0 +1,162 @@
+"""Plans for a GPU, checked without one: captured launches are the rows, in order, on the right memory (see dry_checker)."""
+
+import numpy as np
+import pytest
+from dry_checker import check_captured
+
+import tapeprop as tp
+from tapeprop.cli.digits import digits_network
+from tapeprop.layers import BatchNorm1D, Conv2D, Dense, Flatten, Lambda, MaxPool2D
+from tapeprop.losses import CrossEntropy
+from tapeprop.optimizers import Adam
+from tapeprop.runtime.device_executable import DeviceExecutable
+from tapeprop.targets.cuda.driver import use_driver
+from tapeprop.targets.cuda.dry import DryDriver
+
+
+@pytest.fixture
+def driver():
+    with use_driver(DryDriver()) as made:
+        yield made
+
+
+def branches():
+    first = tp.SequentialNode(Conv2D(3, 4, 3), name="first")
+    sides = [tp.SequentialNode(Conv2D(4, n, 3), Lambda(lambda x: x * 2.0), name=f"side{n}") for n in (2, 5)]
+    joined = tp.LayerNode(MaxPool2D(2), tp.MergeMode.CHCAT, name="joined")
+    head = tp.SequentialNode(Flatten(), Dense(7 * 9, 10), BatchNorm1D(10), name="head")
+    edges = {first: sides, sides[0]: [joined], sides[1]: [joined], joined: [head], head: []}
+    return tp.LayerGraph(edges, root=first, term=head, seed=0)
+
+
+NETWORKS = {"digits": (digits_network, (4, 1, 8, 8)), "branches": (branches, (4, 3, 6, 6))}
+
+
+def executables(graph):
+    """Every plan that the graph has made so far."""
+    found = []
+    for plan in graph._network.plans.values():
+        if isinstance(plan, DeviceExecutable):
+            found.append(plan)
+        elif isinstance(plan, tuple):
+            found += [part for part in plan if isinstance(part, DeviceExecutable)]
+        else:
+            found += [plan.executable, *(backward[0] for backward in plan.backward.values())]
+    return found
+
+
+def captured(driver, executable):
+    """The graphs of an executable, as the driver wrote them down, in the order of the rows."""
+    return [driver.graphs[graph.number] for _, graph in sorted(executable._graphs.items())]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_plans_are_captured_as_they_stand(driver, name):
+    make, shape = NETWORKS[name]
+    graph = make().build(device="cuda", clip_norm=1.0)
+    graph.set_optimizer(Adam())
+    X, y = np.zeros(shape, np.float32), np.zeros(shape[0], np.int64)
+    graph.forward(X, True)
+    graph.backward()
+    graph.update()
+    graph.predict(X)
+    graph.train_step(X, y, CrossEntropy())
+    found = {executable.name: executable for executable in executables(graph)}
+    assert set(found) == {"forward", "backward", "update", "predict", "train_step"}
+    for executable in found.values():
+        if executable.name == "predict":
+            continue  # two graphs: what is folded, and the rest
+        assert check_captured(executable, captured(driver, executable)) == len(executable.tape.rows) > 3
+
+
+def test_a_fit_that_accumulates_has_a_graph_for_the_front_and_one_for_the_rest(driver):
+    make, shape = NETWORKS["digits"]
+    graph = make().build(device="cuda")
+    X, y = np.zeros((12, *shape[1:]), np.float32), np.zeros(12, np.int64)
+    graph.set_optimizer(Adam())
+    session = graph.fit_session([X], [y], [CrossEntropy()], [1.0], 4, accumulate=3)
+    session.start_epoch(np.arange(12))
+    session.run(3)
+    (executable,) = [e for e in executables(graph) if e.name == "fit" and e._graphs]
+    graphs = captured(driver, executable)
+    assert len(graphs) == 2
+    assert len(graphs[0]) == executable.rounds.rows
+    assert check_captured(executable, graphs) == len(executable.tape.rows)
+    launched = [record.number for record in driver.log if type(record).__name__ == "GraphLaunched"]
+    first, rest = (graph.number for _, graph in sorted(executable._graphs.items()))
+    assert launched[-4:] == [first, first, first, rest]
+
+
+def test_a_row_bound_to_a_wrong_place_is_found(driver):
+    make, shape = NETWORKS["digits"]
+    graph = make().build(device="cuda")
+    graph.set_optimizer(Adam())
+    graph.train_step(np.zeros(shape, np.float32), np.zeros(shape[0], np.int64), CrossEntropy())
+    (executable,) = executables(graph)
+    graphs = captured(driver, executable)
+    with pytest.raises(AssertionError, match="launches for"):
+        check_captured(executable, [graphs[0][:-1]])
+    swapped = [graphs[0][1], graphs[0][0], *graphs[0][2:]]
+    with pytest.raises(AssertionError, match="row 0"):
+        check_captured(executable, [swapped])
+    executable._flat[executable._row_bytes // 8 * 3 + 4] += 64
+    driver.upload(executable._rows.address, executable._flat)
+    with pytest.raises(AssertionError, match=r"row 3.*a word is"):
+        check_captured(executable, graphs)
+
+
+def test_one_plan_serves_many_steps_and_uploads_only_the_batch(driver):
+    make, shape = NETWORKS["digits"]
+    graph = make().build(device="cuda")
+    graph.set_optimizer(Adam())
+    X, y = np.zeros(shape, np.float32), np.zeros(shape[0], np.int64)
+    for _ in range(2):
+        graph.train_step(X, y, CrossEntropy())
+    before = len(driver.log)
+    graph.train_step(X, y, CrossEntropy())
+    kinds = [type(record).__name__ for record in driver.log[before:]]
+    assert kinds == ["Uploaded", "Uploaded", "GraphLaunched", "Downloaded", "Downloaded"]
+    sizes = [record.nbytes for record in driver.log[before:] if hasattr(record, "nbytes")]
+    assert sizes == [X.nbytes, y.nbytes, 8, 4]  # the status word, the loss
+
+
+def test_a_fit_uploads_its_data_once(driver):
+    make, shape = NETWORKS["digits"]
+    graph = make().build(device="cuda")
+    graph.set_optimizer(Adam())
+    X, y = np.zeros((40, *shape[1:]), np.float32), np.zeros(40, np.int64)
+    session = graph.fit_session([X], [y], [CrossEntropy()], [1.0], 4)
+    uploads = [record.nbytes for record in driver.log if type(record).__name__ == "Uploaded"]
+    assert uploads.count(X.nbytes) == 1
+    session.start_epoch(np.arange(40))
+    session.run(4)
+    before = len(driver.log)
+    session.run(4)
+    records = driver.log[before:]
+    assert [type(r).__name__ for r in records].count("GraphLaunched") == 4
+    assert not [r for r in records if type(r).__name__ == "Uploaded"]
+
+
+def test_a_data_set_without_room_on_the_device_is_read_over_the_bus():
+    with use_driver(DryDriver(capacity=400_000)) as driver:
+        make, shape = NETWORKS["digits"]
+        graph = make().build(device="cuda")
+        graph.set_optimizer(Adam())
+        X, y = np.zeros((2000, *shape[1:]), np.float32), np.zeros(2000, np.int64)
+        session = graph.fit_session([X], [y], [CrossEntropy()], [1.0], 2)
+        assert [type(held).__name__ for held in session.held] == ["PinnedInput", "DeviceInput"]
+        session.start_epoch(np.arange(2000))
+        assert session.run(2) == 2
+        assert driver.used < 400_000
+
+
+def test_a_plan_without_room_says_what_would_fit():
+    with use_driver(DryDriver(capacity=600_000)):
+        make, _shape = NETWORKS["digits"]
+        graph = make().build(device="cuda")
+        graph.set_optimizer(Adam())
+        with pytest.raises(tp.errors.DeviceMemoryError, match="largest batch that fits is") as told:
+            graph.train_step(np.zeros((500, 1, 8, 8), np.float32), np.zeros(500, np.int64), CrossEntropy())
+        largest = int(str(told.value).rpartition(" ")[2])
+        assert 1 <= largest < 500
+        graph.train_step(np.zeros((largest, 1, 8, 8), np.float32), np.zeros(largest, np.int64), CrossEntropy())
