@@ -7,7 +7,7 @@ import itertools
 
 import numpy as np
 import pytest
-from simulator.launches import driver
+from on_device.launches import driver
 
 import tapeprop as tp
 from tapeprop import ops

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from on_device.launches import driver, run_on
+from on_device.test_catalogue_simulated import test_cuda_equals_reference as equals_reference
 from ops.test_add_an_op import NAME, check_cases, module  # noqa: F401
-from simulator.launches import driver, run_on
-from simulator.test_catalogue_simulated import test_cuda_equals_reference as equals_reference
 
 import tapeprop as tp
 from tapeprop.layers import Lambda
