@@ -13,7 +13,7 @@ from tapeprop.targets.cuda.driver import open_driver, use_driver
 from tapeprop.targets.cuda.simulated import SimulatedDriver
 
 pytestmark = pytest.mark.cuda
-HERE = "simulator.kernels_for_tests"  # not imported: it needs numba-cuda
+HERE = "on_device.kernels_for_tests"  # not imported: it needs numba-cuda
 ONE = ((1, 1, 1), (1, 1, 1))
 
 
