@@ -19,7 +19,9 @@ def pytest_collection_modifyitems(config, items):
     there = SIMULATED or os.environ.get("TAPEPROP_TEST_GPU", "") not in ("", "0")
     for item in items:
         if item.get_closest_marker("cuda") and not there:
-            item.add_marker(pytest.mark.skip(reason="needs Numba's simulator or a GPU: make device-check, make gpu-test"))
+            item.add_marker(
+                pytest.mark.skip(reason="needs Numba's simulator or a GPU: make device-check, make gpu-test")
+            )
         if item.get_closest_marker("gpu") and (SIMULATED or not there):
             item.add_marker(pytest.mark.skip(reason="needs a GPU: make gpu-test"))
         if item.get_closest_marker("host") and config.getoption("--device") != "cpu":
