@@ -42,7 +42,7 @@ DEVICE_TESTS := tests/on_device tests/test_semantics.py --device cuda
 
 cuda-check: $(VENV)/.installed-dev-cuda
 	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 $(DEVICE_TESTS) $(ARGS)
-	$(BIN)/python -m pytest tests/runtime/test_dry_plans.py tests/targets/test_cuda_*.py
+	$(BIN)/python -m pytest tests/runtime/test_dry_plans.py tests/runtime/test_cuda_cache.py tests/targets/test_cuda_*.py
 	$(BIN)/python tests/compile_gate.py
 
 gpu-test: $(VENV)/.installed-dev-cuda

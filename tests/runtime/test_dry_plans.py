@@ -56,16 +56,15 @@ def test_plans_are_captured_as_they_stand(driver, name):
     graph = make().build(device="cuda", clip_norm=1.0)
     graph.set_optimizer(Adam())
     X, y = np.zeros(shape, np.float32), np.zeros(shape[0], np.int64)
-    graph.forward(X, True)
-    graph.backward()
-    graph.update()
-    graph.predict(X)
-    graph.train_step(X, y, CrossEntropy())
-    found = {executable.name: executable for executable in executables(graph)}
-    assert set(found) == {"forward", "backward", "update", "predict", "train_step"}
-    for executable in found.values():
-        if executable.name == "predict":
-            continue  # two graphs: what is folded, and the rest
+    calls = {
+        "forward": lambda: graph.forward(X, True),
+        "backward": graph.backward,
+        "update": graph.update,
+        "train_step": lambda: graph.train_step(X, y, CrossEntropy()),
+    }
+    for kind, call in calls.items():  # each is looked at before an arena grows for the next one
+        call()
+        (executable,) = [found for found in executables(graph) if found.name == kind]
         assert check_captured(executable, captured(driver, executable)) == len(executable.tape.rows) > 3
 
 
@@ -138,16 +137,16 @@ def test_a_fit_uploads_its_data_once(driver):
 
 
 def test_a_data_set_without_room_on_the_device_is_read_over_the_bus():
-    with use_driver(DryDriver(capacity=400_000)) as driver:
+    with use_driver(DryDriver(capacity=900_000)) as driver:
         make, shape = NETWORKS["digits"]
         graph = make().build(device="cuda")
         graph.set_optimizer(Adam())
-        X, y = np.zeros((2000, *shape[1:]), np.float32), np.zeros(2000, np.int64)
+        X, y = np.zeros((4000, *shape[1:]), np.float32), np.zeros(4000, np.int64)
         session = graph.fit_session([X], [y], [CrossEntropy()], [1.0], 2)
         assert [type(held).__name__ for held in session.held] == ["PinnedInput", "DeviceInput"]
-        session.start_epoch(np.arange(2000))
+        session.start_epoch(np.arange(4000))
         assert session.run(2) == 2
-        assert driver.used < 400_000
+        assert driver.used < 900_000
 
 
 def test_a_plan_without_room_says_what_would_fit():

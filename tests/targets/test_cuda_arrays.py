@@ -208,6 +208,14 @@ def test_arrays_of_the_host_are_not_of_the_device(host, gpu):
     assert gpu.external(Lender(np.arange(3.0), (3, 0))) is None  # page-locked
 
 
+def test_what_numpy_can_read_is_of_the_host_also_where_that_plays_the_device(host):
+    class Tensor(Lender):
+        def __array__(self, dtype=None, copy=None):
+            return self.array
+
+    assert host.external(Tensor(np.arange(3.0))) is None
+
+
 def test_our_own_arrays_are_taken_as_they_are(host):
     array = on(host, np.arange(6.0).reshape(2, 3))
     assert host.external(array) == (array.address, (2, 3), "float64", None, array)

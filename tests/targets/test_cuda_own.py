@@ -1,14 +1,16 @@
-"""Users' own kernels to machine code for a GPU: what compiles, and what the user reads where it does not."""
+"""Kernels of users to machine code for a GPU: what compiles, and what they read where it does not."""
 
 import numba
 import numpy as np
 import pytest
+from ops.test_add_an_op import NAME, module  # noqa: F401
 
 import tapeprop as tp
 from tapeprop.compiler.interpret import call_of
 from tapeprop.errors import CompileError
 from tapeprop.ir import Input, Tensor, Trace, recording
-from tapeprop.ops.op import Device
+from tapeprop.ops import registry
+from tapeprop.ops.op import ArrayType, Call, Device
 from tapeprop.targets.cuda.library import SIMULATED, missing_parts
 
 pytestmark = pytest.mark.skipif(SIMULATED or bool(missing_parts()), reason="needs the extra cuda, and no simulator")
@@ -123,3 +125,15 @@ def test_a_refusal_names_the_op_and_the_remedy(op, reason):
         compiled(op)
     assert "device='cpu'" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("module")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_kernel_of_add_an_op_compiles(dtype, reverse):
+    from tapeprop.targets.cuda.object_code import compile_to_cubin
+
+    kind = ArrayType((5, 7), dtype)
+    launch = registry[NAME].cuda(Call((kind,), (kind,), {"reverse": reverse}), Device())
+    usage = compile_to_cubin(launch.kernel, (9, 0, "a"), report=True).usage
+    assert (usage.stack, usage.spills) == (0, 0)

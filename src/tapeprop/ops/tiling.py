@@ -1,6 +1,7 @@
 """How a matrix product is cut for a GPU: into tiles of the result, and its sums into parts; and its launches.
 
-The cut depends on shapes and `Device` alone, by an estimate of cycles. Its figures are those of an H100 and rough: they have to rank cuts, not to tell times.
+The cut depends on shapes and `Device` alone, by an estimate of cycles. Its figures are those of an H100 and rough: they have
+to rank cuts, not to tell times.
 """
 
 from __future__ import annotations

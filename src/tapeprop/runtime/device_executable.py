@@ -79,10 +79,13 @@ class DeviceExecutable(Executable):
                 self._bind_rows()
             except DeviceMemoryError as error:
                 self._rows = None
+                self._own.clear()
+                self.arena.forget()  # type: ignore[attr-defined]  # a device's
                 raise DeviceMemoryError(f"{error}; {self._what_fits()}") from None
 
     def _bind_rows(self) -> None:
         self._graphs.clear()
+        self.arena.ensure(self._scratch_at + self.tape.scratch_bytes)  # another plan may have given it back
         self._mirrors = {name: mirror_of(buffer, self.driver) for name, buffer in self._fixed.items()}
         address = {name: arena.address for name, arena in self.arenas.items()}
         address |= {name: mirror.address for name, mirror in self._mirrors.items()}
@@ -97,7 +100,7 @@ class DeviceExecutable(Executable):
         """How much memory the plan takes, and how large a batch there would be room for."""
         needed = self._scratch_at + self.tape.scratch_bytes
         text = f"the plan of {self.name!r} needs {needed:,} bytes for values"
-        free = self.driver.memory()[0] + self.arena.nbytes
+        free = self.driver.memory()[0]
         if len(self.sizes) != 1 or self._lender is not None:
             return text + "; a smaller batch needs less"
         ((symbol, batch),) = self.sizes.items()

@@ -65,8 +65,8 @@ class Buffer:
     mirror: its copy on a device, once a tape there has used it; then the host's is brought up to date when it is asked for.
     """
 
-    #: How many buffers of the process have a mirror: as long as there is none nobody need look.
-    mirrored: ClassVar[int] = 0
+    #: The buffers of the process that have a mirror: as long as there is none nobody need look.
+    mirrored: ClassVar[weakref.WeakSet[Buffer]] = weakref.WeakSet()
 
     def __init__(self, label: str, count: int, dtype: str | np.dtype, role: str = "other"):
         self.name = f"{label}{next(_number)}"
@@ -122,7 +122,7 @@ class Buffer:
         if self.mirror is not None:
             self.mirror.close()
             self.mirror = None
-            Buffer.mirrored -= 1
+            Buffer.mirrored.discard(self)
 
     @property
     def version(self) -> int | None:

@@ -61,7 +61,7 @@ def mirror_of(buffer: Buffer, driver: Driver) -> DeviceMirror:
         buffer.come_home()
     if buffer.mirror is None:
         buffer.mirror = DeviceMirror(buffer, driver)
-        Buffer.mirrored += 1
+        Buffer.mirrored.add(buffer)
     return buffer.mirror  # type: ignore[return-value]
 
 
@@ -87,6 +87,13 @@ class DeviceArena(Arena):
             if self._allocation is not None:
                 self._allocation.free()  # now: there may not be room for both
                 self._allocation = None
+
+    def forget(self) -> None:
+        """Gives all memory back, and no longer asks for as much: for a plan that the device had no room for."""
+        if self._allocation is not None:
+            self._allocation.free()
+        self._allocation, self._wanted = None, 0
+        self.generation += 1
 
     @property
     def address(self) -> int:

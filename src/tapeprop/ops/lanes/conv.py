@@ -95,6 +95,7 @@ class Conv2DLanes(Op):
     """y = activation(conv2d(x, w) + b)."""
 
     name = "conv2d_lanes"
+    cpu_only = True
 
     def infer(self, operands, attributes):
         x = operands[0]
@@ -149,6 +150,7 @@ class Conv2DLanesInputGrad(Op):
     """dx = the transpose of conv2d in x, applied to dy."""
 
     name = "conv2d_lanes_input_grad"
+    cpu_only = True
 
     def infer(self, operands, attributes):
         dy, w = operands
@@ -187,6 +189,7 @@ class Conv2DLanesWeightGrad(Op):
     """dw = the transpose of conv2d in w, applied to dy."""
 
     name = "conv2d_lanes_weight_grad"
+    cpu_only = True
 
     def infer(self, operands, attributes):
         x, dy = operands

@@ -106,6 +106,7 @@ class ToLanes(Op):
     """x (N, ...) -> (N / lanes, ..., lanes)."""
 
     name = "to_lanes"
+    cpu_only = True
 
     def infer(self, operands, attributes):
         (x,), lanes = operands, check_lanes(self.name, attributes["lanes"])
@@ -144,6 +145,7 @@ class FromLanes(Op):
     """x (G, ..., lanes) -> (batch, ...), batch being G lanes."""
 
     name = "from_lanes"
+    cpu_only = True
 
     def infer(self, operands, attributes):
         (x,), batch = operands, attributes["batch"]

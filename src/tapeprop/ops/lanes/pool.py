@@ -66,6 +66,7 @@ class MaxPool2DLanes(Op):
     """y = activation(max_pool2d(x))."""
 
     name = "max_pool2d_lanes"
+    cpu_only = True
 
     def infer(self, operands, attributes):
         (x,) = operands
@@ -108,6 +109,7 @@ class MaxPool2DLanesGrad(Op):
     """
 
     name = "max_pool2d_lanes_grad"
+    cpu_only = True
 
     def infer(self, operands, attributes):
         x, y, dy = operands
@@ -176,6 +178,7 @@ class AvgPool2DLanes(Op):
     """y = avg_pool2d(x)."""
 
     name = "avg_pool2d_lanes"
+    cpu_only = True
 
     def infer(self, operands, attributes):
         (x,) = operands
@@ -216,6 +219,7 @@ class AvgPool2DLanesGrad(Op):
     """dy -> dx (G, C, height, width, L): dy / (pixels of its window), added up over the windows."""
 
     name = "avg_pool2d_lanes_grad"
+    cpu_only = True
 
     def infer(self, operands, attributes):
         (dy,) = operands

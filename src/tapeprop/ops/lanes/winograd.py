@@ -39,6 +39,7 @@ class WinogradFilters(Op):
     """w (O, C, 3, 3) -> u (16, O, C), the points of each filter."""
 
     name = "winograd_filters"
+    cpu_only = True
 
     def infer(self, operands, attributes):
         (w,) = operands
@@ -75,6 +76,7 @@ class Conv2DWinograd(Op):
     """
 
     name = "conv2d_winograd"
+    cpu_only = True
 
     def infer(self, operands, attributes):
         x, u = operands[:2]

@@ -23,11 +23,13 @@ def read(array: Any, driver: Driver) -> ExternalArray | None:
     if isinstance(array, DeviceArray) and array.driver is driver:
         return ExternalArray(array.address, array.shape, array.dtype.name, None, array)
     if isinstance(array, (np.ndarray, np.generic)):
-        return None  # of the host, also where that plays the device
+        return None
     ask = getattr(array, "__dlpack_device__", None)
     if callable(ask):
         kind, number = ask()
         device = (int(kind), int(number))
+        if device[0] == dlpack.CPU and hasattr(array, "__array__") and not isinstance(array, DeviceArray):
+            return None  # NumPy reads it: of the host, also where that plays the device
         if _is_ours(device, driver):
             return _by_dlpack(array, driver)
         if device[0] in (dlpack.CPU, dlpack.CUDA_HOST):

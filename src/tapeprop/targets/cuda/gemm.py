@@ -64,8 +64,8 @@ class Operand:
 class Product:
     """A product's addressing. sizes: the row's integers by name; batch: which of several products a block works on.
 
-    place(sizes, batch) -> `places` int64, which the other functions get as `place`. depth(sizes, place): terms of a sum. row(sizes, place, m),
-    column(sizes, place, n): their sum is the result's index; a negative column is left out.
+    place(sizes, batch) -> `places` int64, which the other functions get as `place`. depth(sizes, place): terms of a sum.
+    row(sizes, place, m), column(sizes, place, n): their sum is the result's index; a negative column is left out.
     terms(sizes, place, k) -> four int32, tabulated in shared memory for many k at a time, so that it may divide; where k is
     past its end, all are FAR.
     """
@@ -352,7 +352,8 @@ def product_kernel(dtype: str, tile: tuple[int, ...], names: Sequence[str], prod
     fill, unload = _filling(product.terms, threads), _unloading(dtype, tile, product.row, product.column)
     place_of, depth_of, limits_a, limits_b = product.place, product.depth, product.left.limits, product.right.limits
     tabulated = product.terms is not None
-    Sizes = namedtuple("Sizes", (*SIZES, *names))  # type: ignore[misc]
+    make: Any = namedtuple  # mypy wants to know the names
+    Sizes = make("Sizes", (*SIZES, *names))
     words_a, words_b = 2 * tile_m if lanes_a.by_k else 2, 2 * tile_n if lanes_b.by_k else 2
     keep, recall, kept_words = _keeping(len(SIZES) + len(names), 5, product.places)
 

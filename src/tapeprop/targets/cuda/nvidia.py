@@ -228,9 +228,10 @@ class NvidiaDriver(Driver):
         wanted = list(dict.fromkeys(kernels))
         missing = [kernel for kernel in wanted if kernel not in self._handles]
         if missing:
-            cubins = self._cubins(missing, self.compiles_for)
             with self._turn:
                 self._refuse_in_capture("load")
+            cubins = self._cubins(missing, self.compiles_for)  # others may use the driver meanwhile
+            with self._turn:
                 for kernel in missing:
                     if kernel not in self._handles:
                         self._handles[kernel] = self._load_cubin(kernel, cubins[kernel])

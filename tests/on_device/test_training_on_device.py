@@ -7,7 +7,7 @@ import itertools
 
 import numpy as np
 import pytest
-from simulator.launches import driver
+from on_device.launches import driver
 
 import tapeprop as tp
 from tapeprop import ops
@@ -42,15 +42,23 @@ def line(*layers, seed=0):
 
 
 def mlp():
-    """Dense layers, batch norm over samples, dropout, a formula."""
+    """Dense layers, batch norm over samples, dropout, a formula.
+
+    No bias in front of a norm: its gradient is a rounding error, of which Adam makes whole steps.
+    """
     return line(
-        Dense(5, 7), BatchNorm1D(7), Activation.ReLU(), Dropout(0.25), Lambda(lambda x: ops.tanh(x) * x), Dense(7, 3)
+        Dense(5, 7, bias=False),
+        BatchNorm1D(7),
+        Activation.ReLU(),
+        Dropout(0.25),
+        Lambda(lambda x: ops.tanh(x) * x),
+        Dense(7, 3),
     )
 
 
 def images():
     """Convolutions, batch norm, both pools, a sum and a concatenation of branches."""
-    first = tp.SequentialNode(Conv2D(2, 3, 3), BatchNorm2D(3), Activation.ReLU(), name="first")
+    first = tp.SequentialNode(Conv2D(2, 3, 3, bias=False), BatchNorm2D(3), Activation.ReLU(), name="first")
     left = tp.SequentialNode(Conv2D(3, 3, 3, stride=1), name="left")
     joined = tp.LayerNode(MaxPool2D(2), name="joined")
     wide = tp.LayerNode(AvgPool2D(2), tp.MergeMode.CHCAT, name="wide")
@@ -124,7 +132,6 @@ def test_training_steps(name, dtype):
 def test_fit_with_a_smaller_last_batch(accumulate):
     host, device = pair("mlp", "float64")
     X, y = data("mlp", 3)
-    X, y = X[:-2], y[:-2]
     found = [
         g.fit(X, y, loss=CrossEntropy(), optimizer=AdamW(0.01), epochs=2, batch_size=6, seed=1, accumulate=accumulate,
               validation_split=0.2, verbose=0)
@@ -227,7 +234,7 @@ def test_nothing_stays_on_the_device_of_a_graph_that_has_left():
     graph = line(Dense(3, 2)).build(device="cuda")
     graph.set_optimizer(Adam())
     graph.train_step(np.ones((2, 3)), np.zeros((2, 2)), MSE())
-    assert Buffer.mirrored > 0
+    assert Buffer.mirrored
     graph.to("cpu")
     mirrored = [b for b in graph._buffers() if b.mirror is not None]
     assert mirrored == []
@@ -341,6 +348,6 @@ def test_a_profile_has_every_row_and_changes_nothing():
     assert (tape.busy > 0).all()
     assert "gpu" in profile.machine
     assert profile.roofs is None
-    assert "dense" in profile.table()
+    assert {"matmul", "batch_norm.moments"} <= {row.op for row in profile.tapes[0].rows}
     for key, value in graph.state_dict().items():
         np.testing.assert_array_equal(value, before[key])

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from simulator.calls import on_cpu, on_cuda, reported
+from on_device.calls import on_cpu, on_cuda, reported
 
 from tapeprop.ops.losses import CLASSES_OF_A_THREAD, LABEL_OUT_OF_RANGE
 
-pytestmark = pytest.mark.simulator
+pytestmark = pytest.mark.cuda
 
 INF, NAN = np.inf, np.nan
 ENDS = np.array(

@@ -4,14 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
-from simulator.calls import on_cpu, on_cuda, reported
-from simulator.launches import run_on
+from on_device.calls import on_cpu, on_cuda, reported
+from on_device.launches import DEVICE, run_on
 
 from tapeprop.ops import registry
 from tapeprop.ops.gather import CLASSES_OF_A_THREAD, CURSOR_OUT_OF_RANGE, INDEX_OUT_OF_RANGE
-from tapeprop.ops.op import SIMULATED_DEVICE, ArrayType, Call, Ref
+from tapeprop.ops.op import ArrayType, Call, Ref
 
-pytestmark = pytest.mark.simulator
+pytestmark = pytest.mark.cuda
 
 NAN = np.nan
 
@@ -50,7 +50,7 @@ def test_a_table_of_more_than_2_to_the_31_elements():
     indices, cursor, found = np.array([rows - 1, rows - 1]), np.array([0]), np.zeros((2, length), np.uint8)
     kinds = [ArrayType((rows, length), "uint8"), ArrayType((2,), "int64"), ArrayType((1,), "int64")]
     call = Call(tuple(kinds), (ArrayType((2, length), "uint8"),), {"batch": 2})
-    launch = registry["take_rows"].cuda(call, SIMULATED_DEVICE)
+    launch = registry["take_rows"].cuda(call, DEVICE)
     table = Ref("operand", 0)
     before = dataclasses.replace(table, offset=-(rows - 1) * length)
     launch = dataclasses.replace(launch, fields=tuple(before if field == table else field for field in launch.fields))
@@ -83,7 +83,7 @@ def test_scatter_in_one_block_for_several_rows_and_columns():
     x = np.array([1.0, 2.0**-24, 2.0**-24, 2.0**-24, 5.0, NAN], np.float32).reshape(6, 1)
     indices = np.array([2, 2, 2, 2, 0, 3])  # one after another each 2^-24 is lost beside 1
     for blocks in (1, 2, 5):
-        device = dataclasses.replace(SIMULATED_DEVICE, blocks=blocks)
+        device = dataclasses.replace(DEVICE, blocks=blocks)
         found = on_cuda("scatter_rows", x, indices, rows=5, device=device)[0]
         np.testing.assert_array_equal(found.reshape(-1), [5.0, 0.0, 1.0, NAN, 0.0])
 

@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
+from on_device.launches import DEVICE, run_launches, run_on
 from ops.test_formulas import CASES
-from simulator.launches import run_launches, run_on
 
 from tapeprop.ops import registry
 from tapeprop.ops.expression import constant, encode, evaluate, exp, fma, inputs, where
 from tapeprop.ops.formulas import FORMULAS
-from tapeprop.ops.op import SIMULATED_DEVICE, ArrayType, Call, Ref, cuda_launch, inverse
+from tapeprop.ops.op import ArrayType, Call, Ref, cuda_launch, inverse
 
-pytestmark = pytest.mark.simulator
+pytestmark = pytest.mark.cuda
 
 x, y, z = inputs(3)
 SPECIAL = [0.0, -0.0, 1, -1, 1e-40, 30, -30, 1000, -1000, np.inf, -np.inf, np.nan]
@@ -25,7 +25,7 @@ def call_of(roots, operands, dtype):
 
 
 def launches_of(call):
-    return registry["elementwise"].cuda_rows(call, SIMULATED_DEVICE)
+    return registry["elementwise"].cuda_rows(call, DEVICE)
 
 
 def check(roots, operands, dtype, rtol=1e-6):

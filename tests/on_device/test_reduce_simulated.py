@@ -2,18 +2,18 @@
 
 import numpy as np
 import pytest
-from simulator.launches import run_launches
+from on_device.launches import DEVICE, run_launches
 
 from tapeprop.ops import registry
-from tapeprop.ops.op import SIMULATED_DEVICE, ArrayType, Call, Device
+from tapeprop.ops.op import ArrayType, Call, Device
 from tapeprop.ops.reduce import kept_shape
 
-pytestmark = pytest.mark.simulator
+pytestmark = pytest.mark.cuda
 
 MODES = ("sum", "mean", "max", "min")
 
 
-def reduced(x, mode, axes, device=SIMULATED_DEVICE):
+def reduced(x, mode, axes, device=DEVICE):
     axes = (axes,) if isinstance(axes, int) else axes
     kinds = [ArrayType(shape, str(x.dtype)) for shape in (x.shape, kept_shape(x.shape, axes, False))]
     call = Call(tuple(kinds[:1]), tuple(kinds[1:]), {"mode": mode, "axes": axes, "keepdims": False})
@@ -82,7 +82,7 @@ SHAPES = [
     ((300, 2), (0,)),
     ((40, 2, 15), (0, 2)),
 ]
-DEVICES = [SIMULATED_DEVICE, Device(2, 5), Device(16, 8)]
+DEVICES = [DEVICE, Device(2, 5), Device(16, 8)]
 
 
 @pytest.mark.parametrize(("shape", "axes"), SHAPES)

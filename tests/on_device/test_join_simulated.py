@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from simulator.calls import on_cuda
+from on_device.calls import on_cuda
 
-pytestmark = pytest.mark.simulator
+pytestmark = pytest.mark.cuda
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int64"])

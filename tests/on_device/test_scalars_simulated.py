@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
+from on_device.launches import DEVICE, run_launches
 from ops.test_scalars import kind
-from simulator.launches import run_launches
 
 from tapeprop.ops import registry
-from tapeprop.ops.op import SIMULATED_DEVICE, ArrayType, Call
+from tapeprop.ops.op import ArrayType, Call
 from tapeprop.ops.scalars.block import Block, reverse
 
-pytestmark = pytest.mark.simulator
+pytestmark = pytest.mark.cuda
 
 
 def check(block, *vectors):
@@ -19,7 +19,7 @@ def check(block, *vectors):
     results = [ArrayType((n,), str(dtype)) for n in (len(block.outputs), plan.size)]
     call = Call(tuple(ArrayType(a.shape, str(a.dtype)) for a in arrays), tuple(results), {"block": block})
     op = registry["scalar_block"]
-    found = run_launches(op.cuda_rows(call, SIMULATED_DEVICE), call, arrays)
+    found = run_launches(op.cuda_rows(call, DEVICE), call, arrays)
     for value, expected in zip(found, op.reference(call, *arrays), strict=True):
         np.testing.assert_array_equal(value, expected)
     return found[0], found[1]

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 import numpy as np
+from on_device.launches import DEVICE, run_launches, run_on
 from ops.kernel_harness import run_rows
-from simulator.launches import run_launches, run_on
 
 from tapeprop.compiler.interpret import call_of
 from tapeprop.ir import Input, Tensor, Trace, recording
 from tapeprop.ops import registry
-from tapeprop.ops.op import SIMULATED_DEVICE, Call, record
+from tapeprop.ops.op import Call, record
 from tapeprop.runtime.memory import aligned
 from tapeprop.targets.cpu.kernel import run_plain
 
@@ -21,7 +21,7 @@ def make_call(name: str, arrays: Sequence[np.ndarray], attributes: dict) -> Call
         return call_of(record(name, tensors, attributes)[0].producer, {})
 
 
-def on_cuda(name: str, *arrays: np.ndarray, device=SIMULATED_DEVICE, **attributes) -> list[np.ndarray]:
+def on_cuda(name: str, *arrays: np.ndarray, device=DEVICE, **attributes) -> list[np.ndarray]:
     """The results; asserts that no operand is written and nothing is reported."""
     call = make_call(name, arrays, attributes)
     return run_launches(registry[name].cuda_rows(call, device), call, arrays)
@@ -35,7 +35,7 @@ def on_cpu(name: str, *arrays: np.ndarray, **attributes) -> list[np.ndarray]:
 
 
 def reported(
-    name: str, *arrays: np.ndarray, inplace: Sequence[tuple[int, int]] = (), device=SIMULATED_DEVICE, **attributes
+    name: str, *arrays: np.ndarray, inplace: Sequence[tuple[int, int]] = (), device=DEVICE, **attributes
 ) -> tuple[list[np.ndarray], int]:
     """(results, the code that was reported, or 0). inplace: (result, operand) pairs that share memory; operands are copied."""
     call = make_call(name, arrays, attributes)

@@ -4,12 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
-from simulator.calls import on_cuda
+from on_device.calls import on_cuda
+from on_device.launches import DEVICE
 
-from tapeprop.ops.op import SIMULATED_DEVICE, inverse
+from tapeprop.ops.op import inverse
 from tapeprop.ops.shape.strides import cuda_copy_launch
 
-pytestmark = pytest.mark.simulator
+pytestmark = pytest.mark.cuda
 
 STRIDES = "tapeprop.ops.shape.strides"
 
@@ -28,12 +29,12 @@ def test_tiles_at_their_edges(shape, dtype):
 
 
 def test_tiles_are_taken_where_neighbours_lie_below_each_other():
-    from simulator.calls import make_call
+    from on_device.calls import make_call
 
     def builder(axes, *shape):
         call = make_call("transpose", [np.zeros(shape)], {"axes": axes})
         strides = [int(np.prod(shape[axis + 1 :])) for axis in axes]
-        return cuda_copy_launch(call, SIMULATED_DEVICE, strides).kernel.builder.partition(":")[2]
+        return cuda_copy_launch(call, DEVICE, strides).kernel.builder.partition(":")[2]
 
     assert builder((1, 0), 9, 7) == "turned"
     assert builder((0, 2, 1), 3, 9, 7) == "turned"

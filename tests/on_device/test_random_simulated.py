@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from simulator.calls import on_cpu, on_cuda, reported
+from on_device.calls import on_cpu, on_cuda, reported
 
-pytestmark = pytest.mark.simulator
+pytestmark = pytest.mark.cuda
 
 COUNTERS = [(0, 0), (-1, 2**63 - 1), (2**62 + 12345, 2**32 + 7), (-(2**40), 5)]
 

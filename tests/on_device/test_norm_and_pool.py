@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from simulator.launches import driver, run_launches, run_on
+from on_device.launches import driver, run_launches, run_on
 
 from tapeprop.compiler.interpret import call_of
 from tapeprop.ir import Input, Tensor, Trace, recording

@@ -6,8 +6,8 @@ covers as well.
 
 import numpy as np
 import pytest
+from on_device.launches import driver, run_launches
 from ops.test_catalogue import CASES, _in_float64, compare, has_kernel, make_call
-from simulator.launches import driver, run_launches
 
 pytestmark = pytest.mark.cuda
 

@@ -12,7 +12,7 @@ from tapeprop.ir.kernels import FIRST_FIELD, Kernel
 from tapeprop.targets.cuda.driver import open_driver, use_driver
 from tapeprop.targets.cuda.simulated import SimulatedDriver
 
-pytestmark = pytest.mark.simulator
+pytestmark = pytest.mark.cuda
 HERE = "simulator.kernels_for_tests"  # not imported: it needs numba-cuda
 ONE = ((1, 1, 1), (1, 1, 1))
 

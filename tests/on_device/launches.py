@@ -4,10 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tapeprop.ir.device import SIMULATED_DEVICE, Device
 from tapeprop.ir.kernels import FIRST_FIELD
 from tapeprop.ops.op import Call, Launch, Ref
 from tapeprop.runtime.cuda_cache import open_device
 from tapeprop.targets.cuda.driver import Driver
+from tapeprop.targets.cuda.library import SIMULATED
+
+#: What launches are cut to on the driver at hand.
+DEVICE = SIMULATED_DEVICE if SIMULATED else Device()
 
 
 def driver() -> Driver:
