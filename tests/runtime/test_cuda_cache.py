@@ -16,7 +16,7 @@ from tapeprop.targets.cuda.object_code import Cubin
 
 HOPPER, AMPERE = (9, 0, "a"), (8, 6)
 ONE, TWO = (Kernel.of("tapeprop.ops.softmax.cuda:made_up", number=i) for i in (1, 2))
-HERE = "simulator.kernels_for_tests"
+HERE = "on_device.kernels_for_tests"
 
 
 @pytest.fixture

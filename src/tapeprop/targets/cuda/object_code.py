@@ -10,6 +10,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,29 +46,17 @@ class Cubin:
     usage: Usage | None = None
 
 
-def compile_to_cubin(kernel: Kernel, capability: Capability, *, report: bool = False) -> Cubin:
+def compile_to_cubin(
+    kernel: Kernel, capability: Capability, *, report: bool = False, machine: Capability | None = None
+) -> Cubin:
     """The machine code of a kernel for a compute capability.
 
-    CompileError, naming the kernel, where numba.cuda, NVVM or the linker refuse it.
+    machine: the capability of the machine code where it is newer than that which the kernel is compiled for: the same
+    intermediate code is linked for both. CompileError, naming the kernel, where numba.cuda, NVVM or the linker refuse it.
     """
-    cuda = numba_cuda()
     built = build(kernel)
-    function = shim(kernel, built)
-    from numba.cuda import types
-
-    signature = types.void(types.int64, types.int64)
     try:
-        with _pretended(capability):
-            intermediate, _ = cuda.compile(
-                function,
-                signature,
-                device=False,
-                abi="numba",
-                output="ltoir",
-                cc=capability,
-                launch_bounds=built.bounds,
-            )
-        return _linked(intermediate, capability, report)
+        return _linked(_intermediate(kernel, capability), machine or capability, report)
     except DeviceError:
         raise
     except Exception as error:  # Numba, NVVM and the linker have many kinds
@@ -76,6 +65,26 @@ def compile_to_cubin(kernel: Kernel, capability: Capability, *, report: bool = F
         raise CompileError(
             f"kernel {kernel.label}: cannot be compiled for sm_{_arch(capability)}: {error}; build the graph with device='cpu'"
         ) from error
+
+
+@lru_cache(maxsize=1)
+def _intermediate(kernel: Kernel, capability: Capability) -> bytes:
+    """LTO IR."""
+    cuda = numba_cuda()
+    built = build(kernel)
+    from numba.cuda import types
+
+    with _pretended(capability):
+        code, _ = cuda.compile(
+            shim(kernel, built),
+            types.void(types.int64, types.int64),
+            device=False,
+            abi="numba",
+            output="ltoir",
+            cc=capability,
+            launch_bounds=built.bounds,
+        )
+    return code
 
 
 def _arch(capability: Capability) -> str:
