@@ -86,14 +86,18 @@ def build(kernel: Kernel) -> CudaKernel:
 
 
 def shim_source(kernel: CudaKernel, name: str = "shim") -> str:
-    """Source of `name(row, control)`, which reads the row's words and calls `body`."""
+    """Source of `name(row, control)`, which reads the row's words and calls `body`.
+
+    Where the body itself may report, the threads of a block agree on whether they run: it may need all of them at a barrier.
+    """
     lines = [
         f"def {name}(row, control):",
-        f"    words = int64_at(row, ({FIRST_FIELD + kernel.field_count},))",
         "    if control != 0:",
-        "        status = int64_at(control, (1,))[0]",
-        "        if status != 0 and (status >> 16) - 1 != words[3]:",
-        "            return  # a row before has failed; where this one does, the threads of a block still go on together",
+        "        failed = 1 if int64_at(control, (1,))[0] != 0 else 0",
+        *(["        failed = cuda.syncthreads_or(failed)"] if kernel.reports else []),
+        "        if failed != 0:",
+        "            return  # a row before has failed",
+        f"    words = int64_at(row, ({FIRST_FIELD + kernel.field_count},))",
     ]
     word = FIRST_FIELD
     arguments = []
@@ -119,7 +123,7 @@ def shim(kernel: Kernel, built: CudaKernel | None = None) -> Callable:
     from tapeprop.targets.cuda.library import numba_cuda
 
     built = built or build(kernel)
-    scope = {**addresses.functions(), "body": numba_cuda().jit(device=True)(built.body)}
+    scope = {**addresses.functions(), "cuda": numba_cuda(), "body": numba_cuda().jit(device=True)(built.body)}
     name = f"tapeprop_{kernel.builder.rpartition(':')[2].replace('.', '_')}"
     exec(compile(shim_source(built, name), f"<shim of {kernel.label}>", "exec"), scope)
     return scope[name]
