@@ -54,13 +54,13 @@ def cut(m: int, n: int, k: int, batch: int, dtype: str, device: Device) -> Cut:
     """The cut of c (batch, m, n) = a b with sums of k terms that is expected to take the least time; of equal ones the
     largest tile, and the fewest parts.
 
-    ShapeError for more than 2^31 - 1 terms, or blocks.
+    ShapeError for 2^31 or more rows, columns, terms or blocks, which the kernels count in 32 bits.
     """
     found = min(_cuts(m, n, k, batch, ITEM_BYTES[dtype] // 4, device), key=lambda each: each.cycles)
-    if k > LARGEST or found.grid[0] > LARGEST:
+    if max(m, n, k, found.grid[0]) > LARGEST:
         raise ShapeError(
-            f"a product of {batch} matrices ({m}, {k}) and ({k}, {n}): expected at most {LARGEST} terms of a sum and blocks of "
-            f"threads, got {k} and {found.grid[0]}; cut the operands into pieces"
+            f"a product of {batch} matrices ({m}, {k}) and ({k}, {n}) on a GPU: expected at most {LARGEST} rows, columns, "
+            f"terms of a sum and blocks of threads ({found.grid[0]} here); cut the batch or the operands into pieces"
         )
     return found
 

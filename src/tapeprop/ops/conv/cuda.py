@@ -7,7 +7,7 @@ image, whose outside is zero. Numbers of pixels run over images, rows and column
 from __future__ import annotations
 
 from tapeprop.ops.conv.geometry import FIELDS
-from tapeprop.targets.cuda.gemm import Operand, Product, beyond, i32, inline, product_kernel
+from tapeprop.targets.cuda.gemm import Operand, Product, beyond, divide, i32, inline, product_kernel
 from tapeprop.targets.cuda.kernel import CudaKernel
 
 #: Of the input's gradient: where its pixels begin and how many there are in units of the stride, and after how many taps the
@@ -54,9 +54,9 @@ def _one(sizes):
 @inline
 def _split(sizes, number, width, pixels):
     """(image, row, column) of a pixel's number."""
-    image = number // pixels
+    image = divide(number, pixels)
     rest = number - image * pixels
-    row = rest // width
+    row = divide(rest, width)
     return image, row, rest - row * width
 
 
@@ -95,7 +95,7 @@ def _output_row(sizes, place, m):
 
 @inline
 def _output_column(sizes, place, n):
-    image = n // place[4]
+    image = divide(n, place[4])
     return (image * sizes.groups + place[0]) * place[3] + n - image * place[4]
 
 
@@ -194,7 +194,7 @@ def input_grad(dtype: str, tile: tuple[int, ...], along: bool) -> CudaKernel:
 def _first_tap(phase, taps, stride, step):
     """The first tap of a phase; `taps` where there is none."""
     tap = 0
-    while tap < taps and tap * step % stride != phase:
+    while tap < taps and tap * step - divide(tap * step, stride) * stride != phase:
         tap += 1
     return tap
 
@@ -202,16 +202,16 @@ def _first_tap(phase, taps, stride, step):
 @inline
 def _phase(sizes, batch):
     """(group, phases, first taps, taps of the phase, how far output rows and columns are shifted)."""
-    group = batch // (sizes.stride_h * sizes.stride_w)
+    group = divide(batch, sizes.stride_h * sizes.stride_w)
     rest = batch - group * sizes.stride_h * sizes.stride_w
-    phase_h = rest // sizes.stride_w
+    phase_h = divide(rest, sizes.stride_w)
     phase_w = rest - phase_h * sizes.stride_w
     first_h = _first_tap(phase_h, sizes.taps_h, sizes.stride_h, sizes.step_h)
     first_w = _first_tap(phase_w, sizes.taps_w, sizes.stride_w, sizes.step_w)
-    taps_h = (sizes.taps_h - first_h + sizes.period_h - 1) // sizes.period_h
-    taps_w = (sizes.taps_w - first_w + sizes.period_w - 1) // sizes.period_w
-    shift_h = (first_h * sizes.step_h - phase_h) // sizes.stride_h
-    shift_w = (first_w * sizes.step_w - phase_w) // sizes.stride_w
+    taps_h = divide(sizes.taps_h - first_h + sizes.period_h - 1, sizes.period_h)
+    taps_w = divide(sizes.taps_w - first_w + sizes.period_w - 1, sizes.period_w)
+    shift_h = divide(max(first_h * sizes.step_h - phase_h, 0), sizes.stride_h)  # of no tap, if there is none
+    shift_w = divide(max(first_w * sizes.step_w - phase_w, 0), sizes.stride_w)
     return group, phase_h, phase_w, first_h, first_w, taps_h, taps_w, shift_h, shift_w
 
 
@@ -226,8 +226,8 @@ def _phase_entry(sizes, place, k):
     taps_h, taps_w = place[5], place[6]
     filter, j_h, j_w = _split(sizes, k, taps_w, taps_h * taps_w)
     tap = (place[3] + j_h * sizes.period_h) * sizes.taps_w + place[4] + j_w * sizes.period_w
-    u = -(j_h * (sizes.period_h * sizes.step_h // sizes.stride_h))
-    v = -(j_w * (sizes.period_w * sizes.step_w // sizes.stride_w))
+    u = -(j_h * divide(sizes.period_h * sizes.step_h, sizes.stride_h))
+    v = -(j_w * divide(sizes.period_w * sizes.step_w, sizes.stride_w))
     weight = filter * sizes.channels * sizes.taps_h * sizes.taps_w + tap
     return weight, u, v, (filter * sizes.height_out + u) * sizes.width_out + v
 

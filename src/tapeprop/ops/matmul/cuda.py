@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from tapeprop.ops.matmul.geometry import BATCH_AXES
-from tapeprop.targets.cuda.gemm import Operand, Product, i32, inline, product_kernel
+from tapeprop.targets.cuda.gemm import Operand, Product, divide, i32, inline, product_kernel
 from tapeprop.targets.cuda.kernel import CudaKernel
 
 #: lda, ldb: from a row of a matrix to the next. c_m, c_n: steps in the result. The rest as `geometry.batch_axes` has it.
@@ -33,9 +33,10 @@ def _place(sizes, batch):
     """(start of a, lda, start of b, ldb, start of c) of a matrix of the batch."""
     a, b = 0, 0
     if batch > 0:
-        rest, i3 = batch // sizes.size3, batch % sizes.size3
-        rest, i2 = rest // sizes.size2, rest % sizes.size2
-        i0, i1 = rest // sizes.size1, rest % sizes.size1
+        rest3 = divide(batch, sizes.size3)
+        rest2 = divide(rest3, sizes.size2)
+        i0 = divide(rest2, sizes.size1)
+        i1, i2, i3 = rest2 - i0 * sizes.size1, rest3 - rest2 * sizes.size2, batch - rest3 * sizes.size3
         a = i0 * sizes.a0 + i1 * sizes.a1 + i2 * sizes.a2 + i3 * sizes.a3
         b = i0 * sizes.b0 + i1 * sizes.b1 + i2 * sizes.b2 + i3 * sizes.b3
     return a, sizes.lda, b, sizes.ldb, batch * sizes.m * sizes.n

@@ -30,7 +30,7 @@ from tapeprop.targets.cuda.kernel import CudaKernel
 from tapeprop.targets.cuda.language import FLOAT, cuda, device
 from tapeprop.targets.cuda.library import SIMULATED
 
-__all__ = ["FAR", "SIZES", "Operand", "Product", "beyond", "inline", "merge", "product_kernel"]
+__all__ = ["FAR", "SIZES", "Operand", "Product", "beyond", "divide", "inline", "merge", "product_kernel"]
 
 #: What makes an element's place lie outside of all limits: added where m, n or k is past its end.
 FAR = 1 << 29
@@ -114,6 +114,12 @@ class Lanes:
 def beyond(u):
     """FAR if u is that of a k past its end, else 0."""
     return FAR if u >= FAR // 2 else 0
+
+
+@inline
+def divide(number, size):
+    """number // size for 0 <= number < 2^32, 0 < size < 2^32: a division of 64 bits would be a call, and take registers for it."""
+    return np.int64(u32(number) // u32(size))
 
 
 @inline
@@ -322,6 +328,13 @@ def _keeping(*counts: int) -> tuple[Any, Any, int]:
     return _made("keep", lines), _made("recall", ["def recall(kept):", f"    return {_tuple(tuples)}"]), len(words)
 
 
+@cache
+def _sizes(names: tuple[str, ...]) -> Any:
+    """The type of a row's integers; one for all kernels alike, so that Numba compiles their device functions once."""
+    make: Any = namedtuple  # mypy wants to know the names
+    return make("Sizes", (*SIZES, *names))
+
+
 # ---- the kernels
 
 
@@ -352,8 +365,7 @@ def product_kernel(dtype: str, tile: tuple[int, ...], names: Sequence[str], prod
     fill, unload = _filling(product.terms, threads), _unloading(dtype, tile, product.row, product.column)
     place_of, depth_of, limits_a, limits_b = product.place, product.depth, product.left.limits, product.right.limits
     tabulated = product.terms is not None
-    make: Any = namedtuple  # mypy wants to know the names
-    Sizes = make("Sizes", (*SIZES, *names))
+    Sizes = _sizes(tuple(names))
     words_a, words_b = 2 * tile_m if lanes_a.by_k else 2, 2 * tile_n if lanes_b.by_k else 2
     keep, recall, kept_words = _keeping(len(SIZES) + len(names), 5, product.places)
 
@@ -370,17 +382,17 @@ def product_kernel(dtype: str, tile: tuple[int, ...], names: Sequence[str], prod
         ty = i32(thread // warp // warps_n * high + in_warp // wide)
 
         sizes = Sizes(*words)
-        rest = cuda.blockIdx.x // sizes.tiles_m
+        rest = divide(cuda.blockIdx.x, sizes.tiles_m)
         first_m = (cuda.blockIdx.x - rest * sizes.tiles_m) * tile_m
-        batch_part = rest // sizes.tiles_n
+        batch_part = divide(rest, sizes.tiles_n)
         first_n = (rest - batch_part * sizes.tiles_n) * tile_n
-        batch = batch_part // sizes.splits
+        batch = divide(batch_part, sizes.splits)
         part = batch_part - batch * sizes.splits
         place = place_of(sizes, batch)
         depth = depth_of(sizes, place)
-        steps = (depth + tile_k - 1) // tile_k
-        first = steps * part // sizes.splits * tile_k
-        length = i32(min(depth, steps * (part + 1) // sizes.splits * tile_k) - first)
+        steps = divide(divide(depth + tile_k - 1, tile_k) + sizes.splits - 1, sizes.splits)
+        first = part * steps * tile_k
+        length = i32(min(depth - first, steps * tile_k))
         if thread == 0:
             keep(kept, words, (first_m, first_n, batch, part * sizes.part, first), place)
         known_a = knowing_a(xs_a, sizes, place, first_m, sizes.m, thread)
