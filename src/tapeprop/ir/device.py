@@ -7,7 +7,8 @@ from dataclasses import dataclass
 __all__ = ["SIMULATED_DEVICE", "Device", "Tile"]
 
 REGISTERS = 65536  # of a multiprocessor
-OTHER_REGISTERS = 40  # of a thread of a product, besides its sums, what goes into them, and what it has fetched
+OTHER_REGISTERS = 32  # of a thread of a product, besides those that hold its numbers
+BUSY_THREADS = 768  # that keep a multiprocessor at work with a product
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class Tile:
     def together(self, item_bytes: int) -> int:
         """Blocks that share a multiprocessor, for which the kernels of products keep their registers few enough."""
         sums, fetched = self.thread_m * self.thread_n, (self.m + self.n) * self.k // self.threads
-        registers = OTHER_REGISTERS + (sums + self.thread_m + self.thread_n + fetched) * item_bytes // 4
-        return max(1, REGISTERS // (registers * self.threads))
+        numbers = sums + self.thread_m + self.thread_n + 2 * fetched  # what is fetched, and where it lies
+        registers = OTHER_REGISTERS + numbers * item_bytes // 4
+        return max(1, min(REGISTERS // (registers * self.threads), BUSY_THREADS // self.threads))
 
 
 @dataclass(frozen=True)

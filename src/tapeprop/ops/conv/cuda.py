@@ -120,6 +120,13 @@ def weight_grad(dtype: str, tile: tuple[int, ...]) -> CudaKernel:
 
 
 @inline
+def _group_and_images(sizes, batch):
+    """As `_group`, but of whole images of x and y."""
+    group, x, taps, y, pixels = _group(sizes, batch)
+    return group, x * sizes.groups, taps, y * sizes.groups, pixels
+
+
+@inline
 def _output_count(sizes, place):
     return sizes.images * place[4]
 
@@ -139,19 +146,19 @@ def _gradient_row(sizes, place, x):
 
 @inline
 def _gradient_column(sizes, place, entry):
-    return entry[0] * (sizes.groups * place[3]) + entry[3], beyond(entry[1]), 0
+    return entry[0] * place[3] + entry[3], beyond(entry[1]), 0
 
 
 @inline
 def _tap_of_group(sizes, place, x):
     distance, u, v = _tap(sizes, place, x)
-    return place[0] * place[1] + distance, u, v
+    return place[0] * sizes.channels * sizes.height_in * sizes.width_in + distance, u, v
 
 
 @inline
 def _input_pixel(sizes, place, entry):
     u, v = entry[1], entry[2]
-    return entry[0] * (sizes.groups * place[1]) + u * i32(sizes.width_in) + v, u, v
+    return entry[0] * place[1] + u * i32(sizes.width_in) + v, u, v
 
 
 @inline
@@ -166,7 +173,7 @@ def _weight_column(sizes, place, n):
 
 WEIGHT_GRAD = Product(
     places=5,
-    place=_group,
+    place=_group_and_images,
     depth=_output_count,
     left=Operand(True, _gradient_row, _gradient_column, _one, tabulated=True),
     right=Operand(True, _tap_of_group, _input_pixel, _input_size, tabulated=True),

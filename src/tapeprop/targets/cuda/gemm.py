@@ -27,7 +27,7 @@ import numpy as np
 
 from tapeprop.ir.device import Tile
 from tapeprop.targets.cuda.kernel import CudaKernel
-from tapeprop.targets.cuda.language import FLOAT, cuda, device
+from tapeprop.targets.cuda.language import FLOAT, cuda, device, opaque
 from tapeprop.targets.cuda.library import SIMULATED
 
 __all__ = ["FAR", "SIZES", "Operand", "Product", "beyond", "divide", "inline", "merge", "product_kernel"]
@@ -216,6 +216,8 @@ def _fetching(
         "    limit_u, limit_v = limits",
         f"    k = i32(step * {tile_k} + {first_k})",
     ]
+    if operand.tabulated:  # the terms of a tile stand in one half of the table
+        lines.append(f"    at = u32(((step * {tile_k} & {mask}) + {first_k}) * 4)")
     for j in columns:
         if by_k:
             lines.append(f"    at{j} = u32(2 * ({first_x} + {j * lanes.step_x}))")
@@ -224,11 +226,10 @@ def _fetching(
         else:
             lines.append(f"    d{j}, u{j}, v{j} = known[{j}]")
     for i in range(lanes.count_k):
-        lines.append(f"    k_i = i32(k + {i * lanes.step_k})")
         if operand.tabulated:
-            lines.append(f"    at = u32((k_i & {mask}) * 4)")
-            entry = _tuple([f"table[at + u32({word})]" for word in range(4)])
+            entry = _tuple([f"table[at + u32({4 * i * lanes.step_k + word})]" for word in range(4)])
         else:
+            lines.append(f"    k_i = i32(k + {i * lanes.step_k})")
             entry = "(first + k_i, i32(FAR) if k_i >= length else i32(0), i32(0), i32(0))"
         lines.append(f"    d, u, v = inner(sizes, place, {entry})")
         for j in columns:
@@ -367,7 +368,14 @@ def product_kernel(dtype: str, tile: tuple[int, ...], names: Sequence[str], prod
     tabulated = product.terms is not None
     Sizes = _sizes(tuple(names))
     words_a, words_b = 2 * tile_m if lanes_a.by_k else 2, 2 * tile_n if lanes_b.by_k else 2
-    keep, recall, kept_words = _keeping(len(SIZES) + len(names), 5, product.places)
+    keep, recall, kept_words = _keeping(len(SIZES) + len(names), 6, product.places)
+
+    @inline
+    def spot(thread):
+        # A warp makes a stretch of the tile that is about square: so it reads the fewest numbers of left and right.
+        in_warp = thread % warp
+        tx = i32(thread // warp % warps_n * wide + in_warp % wide)
+        return i32(thread // warp // warps_n * high + in_warp // wide), tx
 
     def body(a, b, bias, c, *words):
         left = cuda.shared.array(elements_left, number)
@@ -377,9 +385,6 @@ def product_kernel(dtype: str, tile: tuple[int, ...], names: Sequence[str], prod
         xs_b = cuda.shared.array(words_b, np.int64)
         xs_a = cuda.shared.array(words_a, np.int64)
         thread = i32(cuda.threadIdx.x)
-        in_warp = thread % warp
-        tx = i32(thread // warp % warps_n * wide + in_warp % wide)
-        ty = i32(thread // warp // warps_n * high + in_warp // wide)
 
         sizes = Sizes(*words)
         rest = divide(cuda.blockIdx.x, sizes.tiles_m)
@@ -394,38 +399,40 @@ def product_kernel(dtype: str, tile: tuple[int, ...], names: Sequence[str], prod
         first = part * steps * tile_k
         length = i32(min(depth - first, steps * tile_k))
         if thread == 0:
-            keep(kept, words, (first_m, first_n, batch, part * sizes.part, first), place)
+            keep(kept, words, (first_m, first_n, batch, part * sizes.part, first, np.int64(length)), place)
         known_a = knowing_a(xs_a, sizes, place, first_m, sizes.m, thread)
         known_b = knowing_b(xs_b, sizes, place, first_n, sizes.n, thread)
         if tabulated:
             fill(table, sizes, place, first, length, 0, thread)
             fill(table, sizes, place, first, length, 1, thread)
         cuda.syncthreads()
-        step, half = i32(0), i32(0)
+        step = i32(0)
         next_a = fetch_a(a, sizes, place, known_a, xs_a, limits_a(sizes), table, first, length, step, thread)
         next_b = fetch_b(b, sizes, place, known_b, xs_b, limits_b(sizes), table, first, length, step, thread)
-        stash_a(left, half, thread, next_a)
-        stash_b(right, half, thread, next_b)
+        stash_a(left, step, thread, next_a)
+        stash_b(right, step, thread, next_b)
         cuda.syncthreads()
         sums = zeros()
         while step * tile_k < length:
             # While this step is computed the next one is on its way; after the last there are only zeros.
-            words, (first_m, first_n, batch, start, first), place = recall(kept)
-            sizes = Sizes(*words)
+            words, (first_m, first_n, batch, start, first, count), place = recall(kept)
+            sizes, length = Sizes(*words), i32(count)
+            thread = opaque(thread)
+            ty, tx = spot(thread)
+            at_left = u32((step & 1) * (tile_k * row_left) + ty * run_m)
+            at_right = u32((step & 1) * (tile_k * row_right) + tx * run_n)
             step = i32(step + 1)
             next_a = fetch_a(a, sizes, place, known_a, xs_a, limits_a(sizes), table, first, length, step, thread)
             next_b = fetch_b(b, sizes, place, known_b, xs_b, limits_b(sizes), table, first, length, step, thread)
-            at_left = u32(half * (tile_k * row_left) + ty * run_m)
-            at_right = u32(half * (tile_k * row_right) + tx * run_n)
             sums = multiply(left, right, at_left, at_right, sums)
-            half = i32(1 - half)
-            stash_a(left, half, thread, next_a)
-            stash_b(right, half, thread, next_b)
+            stash_a(left, step & 1, thread, next_a)
+            stash_b(right, step & 1, thread, next_b)
             if tabulated and step % chunk == 0:
                 fill(table, sizes, place, first, length, step // chunk + 1, thread)
             cuda.syncthreads()
-        words, (first_m, first_n, batch, start, first), place = recall(kept)
+        words, (first_m, first_n, batch, start, first, count), place = recall(kept)
         sizes = Sizes(*words)
+        ty, tx = spot(thread)
         unload(bias, c, left, right, sizes, place, batch, start, first_m, first_n, thread, ty, tx, sums)
 
     arrays = [(name, dtype, 1) for name in ("a", "b", "bias", "c")]

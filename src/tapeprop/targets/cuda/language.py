@@ -11,6 +11,7 @@ NumPy's and warp shuffles do not exist. A `cuda.py` of an op imports this at its
     block_before(value, shared)                                 (the sum of the threads before, of all), of int64
     divider(wide)                                               a function (n, size, inverse) -> n // size, for indices
     from_bits(word)                                             the float64 that a row holds as an int64
+    opaque(i)                                                   the int32 itself, of which the compiler knows nothing
     report(control, number, code)                               a failure, told by the tape's status word
 
 `cuda` must be a global of the module: the simulator replaces it there while a kernel runs.
@@ -26,7 +27,7 @@ from tapeprop.targets.cuda.library import SIMULATED, numba_cuda
 
 __all__ = [
     "BLOCK_SLOTS", "FLOAT", "PRODUCT", "block_before", "block_max", "block_sum", "cos", "cuda", "device", "divider", "erf",
-    "exp", "expm1", "floor", "fma", "from_bits", "inlined", "isnan", "larger", "log", "log1p", "power", "report", "sigmoid",
+    "exp", "expm1", "floor", "fma", "from_bits", "inlined", "isnan", "larger", "log", "log1p", "opaque", "power", "report", "sigmoid",
     "sin", "smaller", "sqrt", "tanh",
 ]  # fmt: skip
 
@@ -56,6 +57,7 @@ if SIMULATED:
         isnan,
         log,
         log1p,
+        opaque,
         power,
         sigmoid,
         sin,
@@ -78,6 +80,7 @@ else:
         isnan,
         log,
         log1p,
+        opaque,
         power,
         sigmoid,
         sin,

@@ -166,3 +166,24 @@ def block_before(value, shared):
         total += shared[warp]
     cuda.syncthreads()
     return before, total
+
+
+def _opaque() -> Any:
+    from llvmlite import ir
+    from numba.cuda import types
+    from numba.cuda.extending import intrinsic
+
+    @intrinsic
+    def opaque(typing_context, x):
+        def generate(context, builder, signature, arguments):
+            word = ir.IntType(32)
+            move = ir.InlineAsm(ir.FunctionType(word, [word]), "mov.b32 $0, $1;", "=r,r", side_effect=True)
+            return builder.call(move, arguments)
+
+        return types.int32(types.int32), generate
+
+    return opaque
+
+
+#: An int32 as it is, which the compiler takes for an unknown one: what follows from it in a loop takes no registers around it.
+opaque = _opaque()

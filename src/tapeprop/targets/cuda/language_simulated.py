@@ -33,6 +33,11 @@ def from_bits(word):
     return np.int64(word).view(np.float64)
 
 
+def opaque(x):
+    """An int32 as it is."""
+    return x
+
+
 def sigmoid(x):
     """1 / (1 + e^-x)."""
     one = type(x)(1)
