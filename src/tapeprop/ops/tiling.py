@@ -7,7 +7,7 @@ to rank cuts, not to tell times.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tapeprop.errors import ShapeError
@@ -66,7 +66,8 @@ def cut(m: int, n: int, k: int, batch: int, dtype: str, device: Device) -> Cut:
 
 
 def _cuts(m: int, n: int, k: int, batch: int, wide: int, device: Device) -> Iterator[Cut]:
-    for tile in device.tiles:
+    for given in device.tiles:
+        tile = replace(given, k=max(1, given.k // wide))
         tiles_m, tiles_n, steps = -(-m // tile.m), -(-n // tile.n), -(-k // tile.k)
         splits = 1
         while splits == 1 or splits * FEWEST_STEPS <= steps:

@@ -189,12 +189,13 @@ WEIGHT_GRAD = Product(
 # the stride, a phase, meet the same taps: a = first + j period; and with h + top = u stride + phase, output row u - shift - j hop.
 
 
-def input_grad(dtype: str, tile: tuple[int, ...], along: bool) -> CudaKernel:
+def input_grad(dtype: str, tile: tuple[int, ...], single: bool) -> CudaKernel:
     """dx = the sum over filters and taps of w and the dy that the tap was met by.
 
-    along: whether the weights of a filter that a phase meets are nearly neighbours in memory; else the channels are.
+    single: whether a filter has a single tap; then neighbours in memory are weights of neighbouring channels, else of
+    neighbouring taps.
     """
-    return product_kernel(dtype, tile, (*FIELDS, *PHASE_FIELDS), INPUT_GRAD[along])
+    return product_kernel(dtype, tile, (*FIELDS, *PHASE_FIELDS), INPUT_GRAD[single])
 
 
 @inline
@@ -250,6 +251,11 @@ def _channel_column(sizes, place, entry):
 
 
 @inline
+def _single_tap(sizes, place, entry):
+    return i32(entry[0]) * i32(sizes.channels), entry[1], entry[2]
+
+
+@inline
 def _met_pixel(sizes, place, x):
     image, row, column = _split(sizes, x, sizes.count_v, sizes.count_u * sizes.count_v)
     u, v = sizes.first_u + row - place[7], sizes.first_v + column - place[8]
@@ -283,15 +289,17 @@ def _input_column(sizes, place, n):
 
 
 INPUT_GRAD = {
-    along: Product(
+    single: Product(
         places=9,
         place=_phase,
         depth=_phase_depth,
-        left=Operand(along, _channel_row, _channel_column, _one, tabulated=True),
+        left=Operand(False, _channel_row, _single_tap, _one)
+        if single
+        else Operand(True, _channel_row, _channel_column, _one, tabulated=True),
         right=Operand(False, _met_pixel, _met_tap, _output_size, tabulated=True),
         row=_input_row,
         column=_input_column,
         terms=_phase_entry,
     )
-    for along in (True, False)
+    for single in (False, True)
 }

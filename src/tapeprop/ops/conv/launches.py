@@ -42,4 +42,4 @@ def input_grad_launches(call: Call, device: Device) -> list[Launch]:
     depth = -(-g.filters * g.taps // phases)
     found = cut(g.channels, g.images * count_u * count_v, depth, g.groups * phases, dx.dtype, device)
     integers = [*g.integers, first_u, count_u, first_v, count_v, *periods]
-    return launches(call, device, found, f"{HERE}:input_grad", 1, 0, None, integers, along=g.taps > 1)
+    return launches(call, device, found, f"{HERE}:input_grad", 1, 0, None, integers, single=g.taps == 1)

@@ -218,10 +218,12 @@ def _fetching(
     ]
     if operand.tabulated:  # the terms of a tile stand in one half of the table
         lines.append(f"    at = u32(((step * {tile_k} & {mask}) + {first_k}) * 4)")
+    if by_k:
+        lines.append(f"    at_x = u32(2 * {first_x})")
     for j in columns:
         if by_k:
-            lines.append(f"    at{j} = u32(2 * ({first_x} + {j * lanes.step_x}))")
-            lines.append(f"    d{j}, uv{j} = xs[at{j}], xs[at{j} + u32(1)]")
+            at = 2 * j * lanes.step_x
+            lines.append(f"    d{j}, uv{j} = xs[at_x + u32({at})], xs[at_x + u32({at + 1})]")
             lines.append(f"    u{j}, v{j} = i32(uv{j} >> 32), i32(uv{j})")
         else:
             lines.append(f"    d{j}, u{j}, v{j} = known[{j}]")
@@ -353,6 +355,7 @@ def product_kernel(dtype: str, tile: tuple[int, ...], names: Sequence[str], prod
     row_left, row_right = tile_m + pad, tile_n + pad
     elements_left, elements_right = 2 * tile_k * row_left, 2 * tile_k * row_right
     chunk = threads // tile_k  # steps that a chunk of the table lasts
+    chunk_bits = chunk.bit_length() - 1
     table_words = 8 * threads if product.terms is not None else 4
     wide, high = min(8, across_n), min(4, across_m)  # threads of a warp
     warps_n, warp = across_n // wide, wide * high
@@ -384,7 +387,7 @@ def product_kernel(dtype: str, tile: tuple[int, ...], names: Sequence[str], prod
         kept = cuda.shared.array(kept_words, np.int64)
         xs_b = cuda.shared.array(words_b, np.int64)
         xs_a = cuda.shared.array(words_a, np.int64)
-        thread = i32(cuda.threadIdx.x)
+        thread = u32(cuda.threadIdx.x)
 
         sizes = Sizes(*words)
         rest = divide(cuda.blockIdx.x, sizes.tiles_m)
@@ -427,8 +430,8 @@ def product_kernel(dtype: str, tile: tuple[int, ...], names: Sequence[str], prod
             sums = multiply(left, right, at_left, at_right, sums)
             stash_a(left, step & 1, thread, next_a)
             stash_b(right, step & 1, thread, next_b)
-            if tabulated and step % chunk == 0:
-                fill(table, sizes, place, first, length, step // chunk + 1, thread)
+            if tabulated and (step & (chunk - 1)) == 0:
+                fill(table, sizes, place, first, length, (step >> chunk_bits) + 1, thread)
             cuda.syncthreads()
         words, (first_m, first_n, batch, start, first, count), place = recall(kept)
         sizes = Sizes(*words)

@@ -11,7 +11,7 @@ NumPy's and warp shuffles do not exist. A `cuda.py` of an op imports this at its
     block_before(value, shared)                                 (the sum of the threads before, of all), of int64
     divider(wide)                                               a function (n, size, inverse) -> n // size, for indices
     from_bits(word)                                             the float64 that a row holds as an int64
-    opaque(i)                                                   the int32 itself, of which the compiler knows nothing
+    opaque(i)                                                   the uint32 itself, of which the compiler knows nothing
     report(control, number, code)                               a failure, told by the tape's status word
 
 `cuda` must be a global of the module: the simulator replaces it there while a kernel runs.

@@ -180,10 +180,10 @@ def _opaque() -> Any:
             move = ir.InlineAsm(ir.FunctionType(word, [word]), "mov.b32 $0, $1;", "=r,r", side_effect=True)
             return builder.call(move, arguments)
 
-        return types.int32(types.int32), generate
+        return types.uint32(types.uint32), generate
 
     return opaque
 
 
-#: An int32 as it is, which the compiler takes for an unknown one: what follows from it in a loop takes no registers around it.
+#: A uint32 as it is, which the compiler takes for an unknown one: what follows from it in a loop takes no registers around it.
 opaque = _opaque()

@@ -34,7 +34,7 @@ def from_bits(word):
 
 
 def opaque(x):
-    """An int32 as it is."""
+    """A uint32 as it is."""
     return x
 
 
