@@ -243,7 +243,8 @@ class CompiledGraph(OptimizedGraph):
 
     def _inputs(self, X: Any) -> list[np.ndarray]:
         found: list[Any] = []
-        network, _ = self._compiled("a call")
+        network = self._network
+        assert network is not None  # callers have looked
         for root, x in zip(self.roots, self.arrange_inputs(X, "X"), strict=True):
             if not (type(x) is np.ndarray and x.dtype == self.dtype and x.flags.c_contiguous and x.size):
                 x = network.take(x, self.dtype, f"node {self.label_of(root)!r}: input")
@@ -277,8 +278,12 @@ class CompiledGraph(OptimizedGraph):
 
     @property
     def random_counter(self) -> np.ndarray:
-        """A live view of (seed, calls so far), int64 (2,), from which dropout draws."""
+        """(Seed, calls so far), int64 (2,), from which dropout draws: a live view, on a device a read-only copy."""
         return self._random.value
+
+    def set_random_counter(self, values: np.ndarray) -> None:
+        """Sets (seed, calls so far)."""
+        self._random.assign(values)
 
     def build_options(self) -> dict[str, Any] | None:
         """What build() was given, as far as it does not depend on the machine; None before the first build."""
