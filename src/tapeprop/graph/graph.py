@@ -19,7 +19,7 @@ from tapeprop.layers.edits import edited, edits
 from tapeprop.layers.sizes import open_shape
 from tapeprop.runtime.diagnosis import Diagnosis
 from tapeprop.runtime.listing import Listing
-from tapeprop.runtime.machine import DEVICES
+from tapeprop.runtime.machine import DEVICES, machine_of
 from tapeprop.runtime.memory import Buffer
 from tapeprop.runtime.network import CacheInfo, Network, Options, Trial
 from tapeprop.runtime.state import cell, pack
@@ -157,6 +157,7 @@ class CompiledGraph(OptimizedGraph):
         it was, where there is no such device. A device that was lost gives back what the host last saw of its parameters.
         """
         self._compiled("to()")
+        machine_of(device, self._options.workers, "to()")  # whose errors say so
         _check_options(
             self._options.dtype, device, self._options.workers, self._options.clip_norm, self._options.math_mode
         )
