@@ -199,18 +199,22 @@ def gradcheck(graph: LayerGraph, X: Any, *, eps: float = 1e-6, samples: int = 64
     seeds = [rng.standard_normal(y.shape) for y in outputs()]
     graph.zero_grad()
     found = graph.backward(seeds if isinstance(graph.term, list) else seeds[0])
-    pairs = list(zip(inputs, found if listed else [found], strict=True))
+    pairs = [(x, dx, lambda _: None) for x, dx in zip(inputs, found if listed else [found], strict=True)]
     frozen = graph._frozen_parameters()
-    pairs += [(p.value, p.grad.copy()) for _, p in graph.named_parameters() if p.trainable and p not in frozen]
+    for _, p in graph.named_parameters():
+        if p.trainable and p not in frozen:
+            pairs.append((p.value.copy(), p.grad.copy(), p.assign))
     worst = 0.0
-    for values, gradient in pairs:
+    for values, gradient, written in pairs:
         for place in rng.choice(values.size, size=min(values.size, samples), replace=False):
             index = np.unravel_index(place, values.shape)
             before, sides = values[index], []
             for step in (eps, -eps):
                 values[index] = before + step
+                written(values)
                 sides.append(sum(float((s * y).sum()) for s, y in zip(seeds, outputs(), strict=True)))
             values[index] = before
+            written(values)
             difference = (sides[0] - sides[1]) / (2 * eps)
             worst = max(worst, abs(float(gradient[index]) - difference) / max(1.0, abs(difference)))
     graph.zero_grad()

@@ -5,6 +5,8 @@ longest sum behind a result; a float32 kernel by 4 sqrt(depth) eps of them, eps 
 differences with step 1e-6 in float64 carry about 1e-10 / 1e-6 of relative error.
 """
 
+from itertools import product
+
 import numpy as np
 import pytest
 from ops.kernel_harness import run_rows
@@ -14,7 +16,7 @@ from tapeprop.compiler.interpret import call_of, interpret
 from tapeprop.errors import GraphError
 from tapeprop.ir import Input, Program, Span, Tensor, Trace, reachable, recording
 from tapeprop.ops import registry
-from tapeprop.ops.op import Call, Op, Ref, record
+from tapeprop.ops.op import SIMULATED_DEVICE, Call, Device, Op, Ref, record
 from tapeprop.runtime.linker import load
 from tapeprop.runtime.memory import aligned
 from tapeprop.targets.cpu.kernel import run_plain
@@ -153,6 +155,27 @@ def test_gradient_equals_central_differences(op, number):
             difference = (sides[0] - sides[1]) / (2 * step)
             scale = max(1.0, float(np.abs(gradient).max()), abs(sides[0]) * 1e-2)
             assert abs(gradient.reshape(-1)[i] - difference) <= 1e-5 * abs(difference) + 1e-7 * scale * 10
+
+
+def test_every_op_has_launches_for_a_device():
+    """No GPU is needed for that: what they compute is for tests/on_device."""
+    limits = (2**31 - 1, 2**16 - 1, 2**16 - 1)
+    for name, op in registry.items():
+        if not has_kernel(op) or op.cpu_only:
+            continue
+        for number, device in product(range(len(op.samples())), (Device(), SIMULATED_DEVICE)):
+            call = make_call(op, number, "float32")[0]
+            on_processor = {launch.kernel for launch in op.cpu_rows(call)}
+            for launch in op.cuda_rows(call, device):
+                assert launch.kernel not in on_processor, name
+                assert all(1 <= n <= most for n, most in zip(launch.grid, limits, strict=True)), name
+                assert 1 <= np.prod(launch.block) <= 1024, name
+                count, dtype = launch.scratch or (0, "uint8")
+                room = {"scratch": [count * np.dtype(dtype).itemsize]}
+                room |= {"operand": [a.nbytes for a in call.operands], "result": [a.nbytes for a in call.results]}
+                for item in launch.fields:
+                    if isinstance(item, Ref):
+                        assert 0 <= item.offset <= room[item.kind][item.index], name
 
 
 def test_every_op_has_samples_and_names_no_operand_that_it_lacks():

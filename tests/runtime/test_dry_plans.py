@@ -159,3 +159,56 @@ def test_a_plan_without_room_says_what_would_fit():
         largest = int(str(told.value).rpartition(" ")[2])
         assert 1 <= largest < 500
         graph.train_step(np.zeros((largest, 1, 8, 8), np.float32), np.zeros(largest, np.int64), CrossEntropy())
+
+
+def test_a_plan_without_room_gives_back_what_it_had(driver):
+    make, shape = NETWORKS["digits"]
+    graph = make().build(device="cuda")
+    graph.set_optimizer(Adam())
+    small = (np.zeros(shape, np.float32), np.zeros(shape[0], np.int64))
+    graph.train_step(*small, CrossEntropy())
+    used = driver.used
+    driver._capacity = used + 100_000
+    for call in (
+        lambda x: graph.train_step(x, np.zeros(len(x), np.int64), CrossEntropy()),
+        graph.forward,
+        graph.predict,
+    ):
+        with pytest.raises(tp.errors.DeviceMemoryError, match=r"needs [\d,]+ bytes for values; .*fits"):
+            call(np.zeros((2000, 1, 8, 8), np.float32))
+        assert driver.used <= used
+    graph.train_step(*small, CrossEntropy())
+
+
+def test_a_fit_without_room_says_about_which_batch_fits(driver):
+    make, shape = NETWORKS["digits"]
+    graph = make().build(device="cuda")
+    graph.set_optimizer(Adam())
+    driver._capacity = 3_000_000
+    X, y = np.zeros((512, *shape[1:]), np.float32), np.zeros(512, np.int64)
+    with pytest.raises(tp.errors.DeviceMemoryError, match=r"plan of 'fit' .* a batch of about \d+ fits"):
+        graph.fit(X, y, loss=CrossEntropy(), batch_size=512, verbose=0)
+
+
+def test_a_lost_device_leaves_what_the_host_last_saw(driver, monkeypatch):
+    make, shape = NETWORKS["digits"]
+    graph = make().build(device="cuda")
+    graph.set_optimizer(Adam())
+    X, y = np.zeros(shape, np.float32), np.zeros(shape[0], np.int64)
+    graph.train_step(X, y, CrossEntropy())
+    seen = graph.state_dict()
+    graph.train_step(X, y, CrossEntropy())
+
+    def lost(*_):
+        raise tp.errors.DeviceError("the device was lost")
+
+    for name in ("upload", "download", "copy", "launch"):
+        monkeypatch.setattr(driver, name, lost)
+    for call in (lambda: graph.train_step(X, y, CrossEntropy()), graph.state_dict, lambda: graph.forward(X)):
+        with pytest.raises(tp.errors.DeviceError, match="lost"):
+            call()
+    with pytest.warns(RuntimeWarning, match="those that the host last saw"):
+        graph.to("cpu")
+    for name, value in graph.state_dict().items():
+        np.testing.assert_array_equal(value, seen[name])
+    assert np.isfinite(graph.train_step(X, y, CrossEntropy()))

@@ -213,3 +213,23 @@ def test_importing_the_interface_loads_no_compiler():
     environment = {**os.environ, "PYTHONPATH": path}
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
     assert not {"numba", "llvmlite", "numba_cuda", "cuda", "cuda.bindings"} & {*run.stdout.split()}
+
+
+def test_memory_that_the_collector_frees_does_not_disturb_a_look_at_it():
+    import gc
+
+    driver = DryDriver()
+    kept = [driver.allocate(64) for _ in range(50)]
+    thresholds = gc.get_threshold()
+    try:
+        for threshold in range(1, 60):  # a collection after so many new objects: one of them falls into the look
+            gc.collect()
+            cycle: list = [driver.allocate(8)]
+            cycle.append(cycle)
+            gc.set_threshold(threshold)
+            del cycle
+            assert driver.allocation_of(kept[-1].address) == (kept[-1].address, 64)
+            assert driver.used >= 64
+            gc.set_threshold(*thresholds)
+    finally:
+        gc.set_threshold(*thresholds)

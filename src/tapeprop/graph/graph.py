@@ -19,7 +19,7 @@ from tapeprop.layers.edits import edited, edits
 from tapeprop.layers.sizes import open_shape
 from tapeprop.runtime.diagnosis import Diagnosis
 from tapeprop.runtime.listing import Listing
-from tapeprop.runtime.machine import DEVICES
+from tapeprop.runtime.machine import DEVICES, machine_of
 from tapeprop.runtime.memory import Buffer
 from tapeprop.runtime.network import CacheInfo, Network, Options, Trial
 from tapeprop.runtime.state import cell, pack
@@ -157,6 +157,7 @@ class CompiledGraph(OptimizedGraph):
         it was, where there is no such device. A device that was lost gives back what the host last saw of its parameters.
         """
         self._compiled("to()")
+        machine_of(device, self._options.workers, "to()")  # whose errors say so
         _check_options(
             self._options.dtype, device, self._options.workers, self._options.clip_norm, self._options.math_mode
         )
@@ -243,7 +244,8 @@ class CompiledGraph(OptimizedGraph):
 
     def _inputs(self, X: Any) -> list[np.ndarray]:
         found: list[Any] = []
-        network, _ = self._compiled("a call")
+        network = self._network
+        assert network is not None  # callers have looked
         for root, x in zip(self.roots, self.arrange_inputs(X, "X"), strict=True):
             if not (type(x) is np.ndarray and x.dtype == self.dtype and x.flags.c_contiguous and x.size):
                 x = network.take(x, self.dtype, f"node {self.label_of(root)!r}: input")
@@ -277,8 +279,12 @@ class CompiledGraph(OptimizedGraph):
 
     @property
     def random_counter(self) -> np.ndarray:
-        """A live view of (seed, calls so far), int64 (2,), from which dropout draws."""
+        """(Seed, calls so far), int64 (2,), from which dropout draws: a live view, on a device a read-only copy."""
         return self._random.value
+
+    def set_random_counter(self, values: np.ndarray) -> None:
+        """Sets (seed, calls so far)."""
+        self._random.assign(values)
 
     def build_options(self) -> dict[str, Any] | None:
         """What build() was given, as far as it does not depend on the machine; None before the first build."""

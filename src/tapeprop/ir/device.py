@@ -15,8 +15,8 @@ BUSY_THREADS = 768  # that keep a multiprocessor at work with a product
 class Tile:
     """How a block of threads of a GPU computes a stretch of a matrix product.
 
-    A block makes (m, n) elements of the result, k terms at a time, of float64 half as many; each of its (m / thread_m) * (n / thread_n) threads keeps
-    (thread_m, thread_n) of them in registers.
+    A block makes (m, n) elements of the result, k terms at a time, of float64 half as many; each of its
+    (m / thread_m) * (n / thread_n) threads keeps (thread_m, thread_n) of them in registers.
     """
 
     m: int

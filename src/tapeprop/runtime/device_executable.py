@@ -6,7 +6,8 @@ Kernels take the address of their row, so what is bound to a tape changes in the
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from tapeprop.errors import DeviceError, DeviceMemoryError
 from tapeprop.ir import Tensor
 from tapeprop.ops.op import ArrayType
 from tapeprop.runtime import ledger
-from tapeprop.runtime.executable import Executable
+from tapeprop.runtime.executable import HEADER, Executable
 from tapeprop.runtime.executor import Rounds, clock, decode
 from tapeprop.runtime.mirror import DeviceInput, DeviceMirror, mirror_of
 
@@ -50,6 +51,7 @@ class DeviceExecutable(Executable):
         self._handles: dict[Any, Any] = {}
         self._graphs: dict[tuple[int, int], Any] = {}
         self._rows: Any = None  # the rows on the device
+        self._control: Any = None  # the status word there
         self._rows_changed = True
         self._scratch_at = -(-self.tape.arena_bytes // _LINE) * _LINE
         self.arena.ensure(self._scratch_at + self.tape.scratch_bytes)
@@ -74,17 +76,12 @@ class DeviceExecutable(Executable):
             return
         if not self._handles:
             self._handles = self.driver.load(self.tape.kernels)
-        with ledger.lowering():
-            try:
-                self._bind_rows()
-            except DeviceMemoryError as error:
-                self._rows = None
-                self._own.clear()
-                self.arena.forget()  # type: ignore[attr-defined]  # a device's
-                raise DeviceMemoryError(f"{error}; {self._what_fits()}") from None
+        with ledger.lowering(), self._room():
+            self._bind_rows()
 
     def _bind_rows(self) -> None:
         self._graphs.clear()
+        self._rows = self._control = None  # given back before there is to be room for the new ones
         self.arena.ensure(self._scratch_at + self.tape.scratch_bytes)  # another plan may have given it back
         self._mirrors = {name: mirror_of(buffer, self.driver) for name, buffer in self._fixed.items()}
         address = {name: arena.address for name, arena in self.arenas.items()}
@@ -96,22 +93,51 @@ class DeviceExecutable(Executable):
         self._rows = self.driver.allocate(self._flat.nbytes)
         self._rows_changed = True
 
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Where the device has no room for what is made inside, gives back all that this plan has, and says what would fit."""
+        try:
+            yield
+        except DeviceMemoryError as error:
+            self._rows = self._control = None
+            for tensor in self._own:
+                self._fed.pop(tensor, None)
+                self._inputs.pop(tensor, None)
+            self._own.clear()
+            self.arena.forget()  # type: ignore[attr-defined]  # a device's
+            raise DeviceMemoryError(f"{error}; {self._what_fits()}") from None
+
     def _what_fits(self) -> str:
         """How much memory the plan takes, and how large a batch there would be room for."""
         needed = self._scratch_at + self.tape.scratch_bytes
         text = f"the plan of {self.name!r} needs {needed:,} bytes for values"
         free = self.driver.memory()[0]
+        gathered = [s.call.results[0].shape[0] for s in self.plan.steps if s.instruction.op.name == "take_rows"]
+        if gathered:  # a step of fit: its sizes are fixed, and nearly all it needs grows with the batch
+            return text + f"; a batch of about {gathered[0] * free // max(needed, 1)} fits"
         if len(self.sizes) != 1 or self._lender is not None:
             return text + "; a smaller batch needs less"
         ((symbol, batch),) = self.sizes.items()
         low, high = 0, batch
         while high - low > 1:
             middle = (low + high) // 2
-            sizes = {symbol: middle}
-            found = plan(self.program, sizes, self._locate)
-            inputs = sum(array_type(tensor, sizes).nbytes for tensor in self.program.inputs)
-            low, high = (middle, high) if found.arena_bytes + inputs <= free else (low, middle)
+            low, high = (middle, high) if self._bytes_for({symbol: middle}) <= free else (low, middle)
         return text + (f"; the largest batch that fits is {low}" if low else "; not even one sample fits")
+
+    def _bytes_for(self, sizes: Mapping[str, int]) -> int:
+        """What this plan would take for other sizes, beside what it has already; every piece on a boundary of its own."""
+        found = plan(self.program, sizes, self._locate)
+        tape = encode(found, [span.name for span in self.program.spans], self.tape.arena, self.driver.limits)
+        inputs = [array_type(tensor, sizes).nbytes for tensor in self.program.inputs]
+        buffers = [buffer.nbytes for buffer in self._fixed.values() if buffer.mirror is None]
+        rows = 8 * len(tape.rows) * max(8 + HEADER + len(row.fields) for row in tape.rows)
+        pieces = [tape.arena_bytes, tape.scratch_bytes, rows, STATUS_BYTES, *inputs, *buffers]
+        return sum(-(-nbytes // _LINE) * _LINE for nbytes in pieces)
+
+    def make_input(self, shape: Sequence[int], dtype: Any) -> DeviceInput:
+        """Memory for an input, which a caller's array is copied to. DeviceMemoryError where the device has no room."""
+        with self._room():
+            return DeviceInput(self.driver, shape, dtype)
 
     def bind(self, tensor: Tensor, array: Any) -> None:
         """Lets an input read `array`: one of the host, which is taken over now, or one that lies on the device.
@@ -121,7 +147,7 @@ class DeviceExecutable(Executable):
         if isinstance(array, np.ndarray):
             own = self._own.get(tensor)
             if own is None:
-                own = self._own[tensor] = DeviceInput(self.driver, array.shape, array.dtype)
+                own = self._own[tensor] = self.make_input(array.shape, array.dtype)
             own.write(array)
             array = own
         self._fed[tensor] = array

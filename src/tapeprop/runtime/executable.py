@@ -201,6 +201,10 @@ class Executable:
         """Whether the rows say where everything lies now."""
         return self._bound is not None and self._generations == tuple(a.generation for a in self.arenas.values())
 
+    def make_input(self, shape: Sequence[int], dtype: str) -> Any:
+        """Memory for an input, which a caller's array is copied to."""
+        return HostInput(aligned(int(np.prod(shape, dtype=np.int64)), dtype).reshape(shape))
+
     def bind(self, tensor: Tensor, array: Any) -> None:
         """Lets an input read `array` (C-contiguous, of the input's dtype and shape). The caller keeps it alive during runs."""
         where = address_of(array.array if isinstance(array, HostInput) else array)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,8 @@ import numpy as np
 from tapeprop.compiler.layout import BatchLanes, batch_lanes
 from tapeprop.errors import DeviceError, DTypeError, ShapeError
 from tapeprop.runtime.executable import Executable, link_together
-from tapeprop.runtime.memory import Arena, Buffer, aligned
-from tapeprop.runtime.mirror import DeviceArena, DeviceInput, DeviceView, HostInput, PinnedInput
+from tapeprop.runtime.memory import Arena, Buffer
+from tapeprop.runtime.mirror import DeviceArena, DeviceInput, DeviceView, PinnedInput
 
 if TYPE_CHECKING:
     from tapeprop.targets.cuda.driver import Driver
@@ -39,10 +40,6 @@ class Host:
         """Memory for the values of a run."""
         return Arena()
 
-    def input(self, shape: Sequence[int], dtype: str) -> HostInput:
-        """Memory that a caller's array is copied to, to stay for a backward."""
-        return HostInput(aligned(int(np.prod(shape, dtype=np.int64)), dtype).reshape(shape))
-
     def hold(self, arrays: Sequence[np.ndarray]) -> list[Any]:
         """Whole arrays that steps gather batches from."""
         return list(arrays)
@@ -65,9 +62,15 @@ class Host:
         return None
 
     def take_home(self, buffers: Iterable[Buffer]) -> None:
-        """Brings what a device has back to the host."""
-        for buffer in buffers:
-            buffer.come_home()
+        """Brings what a device has back to the host; RuntimeWarning where the device was lost with something newer."""
+        lost = [buffer for buffer in buffers if not buffer.come_home()]
+        if lost:
+            warnings.warn(
+                "the device was lost: weights and optimizer state are those that the host last saw, at the last epoch of fit() or "
+                "when they were last read",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
 
 class Gpu:
@@ -89,10 +92,6 @@ class Gpu:
     def arena(self) -> Arena:
         """Memory for the values of a run."""
         return DeviceArena(self.driver)
-
-    def input(self, shape: Sequence[int], dtype: str) -> DeviceInput:
-        """Memory that a caller's array is copied to, to stay for a backward."""
-        return DeviceInput(self.driver, shape, dtype)
 
     def hold(self, arrays: Sequence[Any]) -> list[Any]:
         """Whole arrays that steps gather batches from: on the device where there is room, else in page-locked memory.

@@ -54,7 +54,7 @@ class Mirror(Protocol):
 
     def fetch(self) -> None: ...
     def store(self, start: int, values: np.ndarray) -> None: ...
-    def close(self) -> None: ...
+    def close(self) -> bool: ...
 
 
 class Buffer:
@@ -97,6 +97,12 @@ class Buffer:
         if self.mirror is not None and not self.mirror.stale:
             self.mirror.store(start, self._host[start : start + values.size])
 
+    def clear(self, start: int, size: int) -> None:
+        """Sets `size` elements from `start` on to zero, as `put` does."""
+        self._host[start : start + size] = 0
+        if self.mirror is not None and not self.mirror.stale:
+            self.mirror.store(start, self._host[start : start + size])
+
     def lend(self, start: int, shape: tuple[int, ...]) -> np.ndarray:
         """A live view of the elements from `start` on, for anyone to write to as long as they please.
 
@@ -117,12 +123,14 @@ class Buffer:
         copy.setflags(write=False)
         return copy
 
-    def come_home(self) -> None:
-        """Ends the copy on a device; the host has all that can still be had of it."""
-        if self.mirror is not None:
-            self.mirror.close()
-            self.mirror = None
-            Buffer.mirrored.discard(self)
+    def come_home(self) -> bool:
+        """Ends the copy on a device; whether the host has all that was there. Of a lost device it has what it last saw."""
+        if self.mirror is None:
+            return True
+        whole = self.mirror.close()
+        self.mirror = None
+        Buffer.mirrored.discard(self)
+        return whole
 
     @property
     def version(self) -> int | None:

@@ -46,13 +46,16 @@ class DeviceMirror:
         if values.size:
             self.driver.upload(self.address + start * values.itemsize, values)
 
-    def close(self) -> None:
-        """Ends the copy. The host is brought up to date, or where the device is lost keeps what it last saw."""
+    def close(self) -> bool:
+        """Ends the copy; whether the host could be brought up to date. Where the device is lost it keeps what it last saw."""
         try:
             self.fetch()
         except DeviceError:
             self.ahead = False
-        self._allocation.free()
+            return False
+        finally:
+            self._allocation.free()
+        return True
 
 
 def mirror_of(buffer: Buffer, driver: Driver) -> DeviceMirror:

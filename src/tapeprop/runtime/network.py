@@ -240,7 +240,7 @@ class Network:
         executable = self.make_executable("forward", found.program, sizes, self.retained_arena, arena_name="retained")
         inputs = []
         for tensor, shape in zip(found.inputs, shapes, strict=True):
-            inputs.append(self.machine.input(shape, tensor.dtype))
+            inputs.append(executable.make_input(shape, tensor.dtype))
             executable.bind(tensor, inputs[-1])
         return Retained(found, sizes, executable, inputs)
 

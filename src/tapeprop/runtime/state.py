@@ -89,7 +89,7 @@ class Cell:
     def clear_gradient(self) -> None:
         """Sets the gradient to zero; it waits no longer."""
         self.pending = False
-        self.segment.gradients.put(self.start, np.zeros(self.parameter.size, self.dtype))
+        self.segment.gradients.clear(self.start, self.parameter.size)
 
     @property
     def pending(self) -> bool:

@@ -77,7 +77,7 @@ def restore(graph: CompiledGraph, state: Mapping[str, Any], classes: Classes | N
                 for slot in unit.rule.slots:
                     target = graph.optimizer_slot(parameters[name], slot, unit.rule)
                     target[...] = _checked(state, f"slot/{name}/{slot}", target.shape)
-    graph.random_counter[...] = state["random"]
+    graph.set_random_counter(state["random"])
 
 
 def own_optimizers(classes: Classes | None) -> dict[str, type]:

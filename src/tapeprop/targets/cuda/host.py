@@ -76,7 +76,7 @@ class HostDriver(Driver):
     @property
     def used(self) -> int:
         """Bytes allocated now."""
-        return sum(array.nbytes for array in list(self._arrays.values()))
+        return sum(array.nbytes for array in self._arrays.copy().values())
 
     def memory(self) -> tuple[int, int]:
         """(free, total) bytes."""
@@ -102,7 +102,7 @@ class HostDriver(Driver):
 
     def allocation_of(self, address: int) -> tuple[int, int] | None:
         """(address, bytes) of the live allocation that holds an address, or None."""
-        for begin, array in list(self._arrays.items()):
+        for begin, array in self._arrays.copy().items():  # a list() may collect garbage, which frees memory here
             if begin <= address < begin + array.nbytes:
                 return begin, array.nbytes
         return None

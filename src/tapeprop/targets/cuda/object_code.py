@@ -54,14 +54,14 @@ def compile_to_cubin(
     machine: the capability of the machine code where it is newer than that which the kernel is compiled for: the same
     intermediate code is linked for both. CompileError, naming the kernel, where numba.cuda, NVVM or the linker refuse it.
     """
-    built = build(kernel)
     try:
         return _linked(_intermediate(kernel, capability), machine or capability, report)
-    except DeviceError:
+    except (DeviceError, CompileError):
         raise
     except Exception as error:  # Numba, NVVM and the linker have many kinds
-        if built.explain is not None:
-            raise CompileError(built.explain(error)) from error
+        explain = build(kernel).explain
+        if explain is not None:
+            raise CompileError(explain(error)) from error
         raise CompileError(
             f"kernel {kernel.label}: cannot be compiled for sm_{_arch(capability)}: {error}; build the graph with device='cpu'"
         ) from error
@@ -100,7 +100,7 @@ def _linked(intermediate: bytes, capability: Capability, report: bool) -> Cubin:
     code = bytes(linker.link("cubin").code)
     found = set(_ENTRY.findall(code))
     if len(found) != 1:
-        raise CompileError(
+        raise ValueError(
             f"expected machine code with one kernel, got {len(found)}; this toolkit is not one tapeprop knows"
         )
     return Cubin(found.pop().decode(), code, _usage(linker.get_info_log()) if report else None)
