@@ -192,8 +192,8 @@ WEIGHT_GRAD = Product(
 def input_grad(dtype: str, tile: tuple[int, ...], single: bool) -> CudaKernel:
     """dx = the sum over filters and taps of w and the dy that the tap was met by.
 
-    single: whether a filter has a single tap; then neighbours in memory are weights of neighbouring channels, else of
-    neighbouring taps.
+    single: whether a filter has a single tap: then the terms are filters, which are found without a table, and neighbours in
+    memory are weights of neighbouring channels, else of neighbouring taps.
     """
     return product_kernel(dtype, tile, (*FIELDS, *PHASE_FIELDS), INPUT_GRAD[single])
 
@@ -251,7 +251,7 @@ def _channel_column(sizes, place, entry):
 
 
 @inline
-def _single_tap(sizes, place, entry):
+def _filter(sizes, place, entry):
     return i32(entry[0]) * i32(sizes.channels), entry[1], entry[2]
 
 
@@ -266,6 +266,11 @@ def _met_pixel(sizes, place, x):
 @inline
 def _met_tap(sizes, place, entry):
     return entry[3], entry[1], entry[2]
+
+
+@inline
+def _met_filter(sizes, place, entry):
+    return i32(entry[0]) * i32(sizes.height_out * sizes.width_out), entry[1], entry[2]
 
 
 @inline
@@ -293,13 +298,15 @@ INPUT_GRAD = {
         places=9,
         place=_phase,
         depth=_phase_depth,
-        left=Operand(False, _channel_row, _single_tap, _one)
+        left=Operand(False, _channel_row, _filter, _one)
         if single
         else Operand(True, _channel_row, _channel_column, _one, tabulated=True),
-        right=Operand(False, _met_pixel, _met_tap, _output_size, tabulated=True),
+        right=Operand(False, _met_pixel, _met_filter, _output_size)
+        if single
+        else Operand(False, _met_pixel, _met_tap, _output_size, tabulated=True),
         row=_input_row,
         column=_input_column,
-        terms=_phase_entry,
+        terms=None if single else _phase_entry,
     )
     for single in (False, True)
 }
