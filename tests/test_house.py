@@ -28,6 +28,7 @@ FLOORS = (
     ("training", "datasets", "losses", "optimizers", "schedules", "metrics"),
     ("profiler", "interchange", "callbacks"),
     ("model", "formula"),
+    ("zoo",),
     ("__init__",),
     ("cli", "__main__"),  # the command line is a user of the public face
 )

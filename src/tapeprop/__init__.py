@@ -1,6 +1,6 @@
 """Neural networks as graphs of layers, lowered to a flat instruction tape that compiled kernels run."""
 
-from tapeprop import callbacks, datasets, errors, initializers, layers, losses, ops, optimizers, schedules
+from tapeprop import callbacks, datasets, errors, initializers, layers, losses, ops, optimizers, schedules, zoo
 from tapeprop.compiler.symbolic import gradients
 from tapeprop.formula import Function, Variable, constant, function, placeholder, variable
 from tapeprop.graph.merge import MergeMode
@@ -37,4 +37,5 @@ __all__ = [
     "profiling",
     "schedules",
     "variable",
+    "zoo",
 ]

@@ -5,7 +5,7 @@ from tapeprop.layers.activation import Activation
 from tapeprop.layers.container import Lambda, Sequential
 from tapeprop.layers.conv import Conv2D
 from tapeprop.layers.dense import Dense
-from tapeprop.layers.dropout import Dropout, Dropout1D, Dropout2D, Dropout3D
+from tapeprop.layers.dropout import Dropout, Dropout1D, Dropout2D, Dropout3D, StochasticDepth
 from tapeprop.layers.layer import Layer, tracing
 from tapeprop.layers.norm import BatchNorm1D, BatchNorm2D, BatchNorm3D
 from tapeprop.layers.pool import AvgPool2D, GlobalAvgPool2D, MaxPool2D, Pool2D
@@ -34,6 +34,7 @@ __all__ = [
     "PythonLayer",
     "Reshape",
     "Sequential",
+    "StochasticDepth",
     "initializers",
     "tracing",
 ]

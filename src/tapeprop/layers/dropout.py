@@ -1,4 +1,4 @@
-"""Dropout, of elements and of whole channels."""
+"""Dropout, of elements, of whole channels and of whole samples."""
 
 from __future__ import annotations
 
@@ -40,17 +40,21 @@ class Dropout(Layer):
     def trace(self, x: Tensor) -> Tensor:
         """x: (N, ...), (N, C, ...) of the layer's rank where channels are dropped. Gives the same shape."""
         rate = arguments.fraction(type(self).__name__, "dropout_rate", self.dropout_rate)
+        shared, trace = self.shared(x), tracing()
+        if self.counter is None or not trace.training or rate == 0:
+            return ops.dropout(x, rate, shared)
+        (counter,) = record("next_random", [trace.latest(self.counter)])
+        trace.store(self.counter, counter)
+        return record("dropout", [x, counter], {"rate": rate, "site": 0, "shared_axes": shared})[0]
+
+    def shared(self, x: Tensor) -> tuple[int, ...]:
+        """The axes of x along which all elements share one draw. ShapeError for an x of another rank than the layer's."""
         if self.shared_axes and x.ndim != len(self.shared_axes) + 2:
             raise misfit(
                 f"{type(self).__name__} expects rank {len(self.shared_axes) + 2}, got {text(x.shape)}: "
                 "use the Dropout of that rank"
             )
-        trace = tracing()
-        if self.counter is None or not trace.training or rate == 0:
-            return ops.dropout(x, rate, self.shared_axes)
-        (counter,) = record("next_random", [trace.latest(self.counter)])
-        trace.store(self.counter, counter)
-        return record("dropout", [x, counter], {"rate": rate, "site": 0, "shared_axes": self.shared_axes})[0]
+        return self.shared_axes
 
 
 class Dropout1D(Dropout):
@@ -69,3 +73,13 @@ class Dropout3D(Dropout):
     """Dropout of whole channels of (N, C, D, H, W) (Tompson et al. 2015)."""
 
     shared_axes: ClassVar = (2, 3, 4)
+
+
+class StochasticDepth(Dropout):
+    """Dropout of whole samples: in a residual branch, it leaves the block out for them (Huang et al. 2016, section 3)."""
+
+    def shared(self, x: Tensor) -> tuple[int, ...]:
+        """All axes of x but the first. ShapeError for a scalar."""
+        if x.ndim == 0:
+            raise misfit("StochasticDepth expects (N, ...), got a scalar: give the input a batch axis")
+        return tuple(range(1, x.ndim))

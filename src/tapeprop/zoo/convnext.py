@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from tapeprop.ir import Tensor
 from tapeprop.layers import (
     Activation,
@@ -79,12 +81,16 @@ class PixelNorm(LayerNorm):
         return Transpose(FIRST).trace(super().trace(Transpose(LAST).trace(x)))
 
 
+def _small(shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
+    return np.full(shape, 1e-6)
+
+
 class LayerScale(Layer):
     """Each channel of (N, channels, H, W) times a weight of its own, 1e-6 at first (Touvron et al. 2021, CaiT, section 2)."""
 
     def __init__(self, channels: int):
         self.channels = channels
-        self.layer_scale = self.parameter((channels, 1, 1), lambda shape, generator: _small(shape), name="layer_scale")
+        self.layer_scale = self.parameter((channels, 1, 1), _small, name="layer_scale")
 
     def trace(self, x: Tensor) -> Tensor:
         """x: (N, channels, H, W). Gives the same shape."""

@@ -1,0 +1,49 @@
+"""Networks people know: sizes as published, and that they train."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+import tapeprop as tp
+from tapeprop import zoo
+from tapeprop.layers import Dropout
+
+#: Trainable elements at the published size, and where the number stands.
+PUBLISHED = {
+    "alexnet": 61_100_840,  # torchvision 0.28, AlexNet_Weights
+    "convnext_tiny": 28_589_128,  # torchvision 0.28, ConvNeXt_Tiny_Weights; Liu et al. 2022, table 9: 28.6M
+    "densenet121": 7_978_856,  # torchvision 0.28, DenseNet121_Weights
+    "efficientnet_b0": 5_288_548,  # torchvision 0.28, EfficientNet_B0_Weights; Tan and Le 2019, table 2: 5.3M
+    "inception_v1": 6_624_904,  # torchvision 0.28, GoogLeNet_Weights
+    "inception_v3": 23_834_568,  # torchvision 0.28, Inception_V3_Weights (27,161,264) less its AuxLogits
+    "lenet5": 61_706,  # LeCun et al. 1998 with all 60,000 connections of a full C3 and biases: 156 + 2416 + 48120 + 10164 + 850
+    "mobilenet_v1": 4_231_976,  # keras.applications.MobileNet, trainable; Howard et al. 2017, table 4: 4.2M
+    "mobilenet_v2": 3_504_872,  # torchvision 0.28, MobileNet_V2_Weights; Sandler et al. 2018, table 4: 3.4M
+    "resnet18": 11_689_512,  # torchvision 0.28, ResNet18_Weights
+    "resnet20": 269_722,  # He et al. 2016, table 6: 0.27M
+    "resnet34": 21_797_672,  # torchvision 0.28, ResNet34_Weights
+    "resnet50": 25_557_032,  # torchvision 0.28, ResNet50_Weights
+    "resnext50": 25_028_904,  # torchvision 0.28, ResNeXt50_32X4D_Weights
+    "se_resnet50": 28_088_024,  # timm 1.0, seresnet50; Hu et al. 2018: 28.1M in the authors' repository
+    "vgg11": 132_863_336,  # torchvision 0.28, VGG11_Weights
+    "vgg16": 138_357_544,  # torchvision 0.28, VGG16_Weights
+    "xception": 22_855_952,  # keras.applications.Xception, trainable; Chollet 2017, table 3
+}
+AUXILIARY = {"inception_v1": 13_004_888, "inception_v3": 27_161_264}  # with the classifiers that are for training alone
+
+
+def test_every_network_has_a_published_size():
+    assert set(PUBLISHED) == set(zoo.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_size_is_the_published_one(name):
+    assert sum(getattr(zoo, name)().param_size) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", sorted(AUXILIARY))
+def test_size_with_auxiliary_classifiers(name):
+    graph = getattr(zoo, name)(auxiliary=True)
+    assert sum(graph.param_size) == AUXILIARY[name]
+    assert len(graph.term) == {"inception_v1": 3, "inception_v3": 2}[name]
