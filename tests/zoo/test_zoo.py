@@ -7,7 +7,7 @@ import pytest
 
 import tapeprop as tp
 from tapeprop import zoo
-from tapeprop.layers import Dropout
+from tapeprop.layers import StochasticDepth
 
 #: Trainable elements at the published size, and where the number stands.
 PUBLISHED = {
@@ -47,3 +47,34 @@ def test_size_with_auxiliary_classifiers(name):
     graph = getattr(zoo, name)(auxiliary=True)
     assert sum(graph.param_size) == AUXILIARY[name]
     assert len(graph.term) == {"inception_v1": 3, "inception_v3": 2}[name]
+
+
+def rates_of(network):
+    return [name for name in ("dropout_rate", "depth_rate") if name in inspect.signature(network).parameters]
+
+
+@pytest.mark.parametrize("name", sorted(set(PUBLISHED) - {"lenet5", "resnet20"}))
+def test_takes_other_images_classes_and_widths(name):
+    graph = getattr(zoo, name)(7, 1, width=0.25, seed=0)
+    assert graph.out_shape((2, 1, 128, 128)) == (2, 7)
+    assert sum(graph.param_size) < PUBLISHED[name] / 8
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2", "inception_v1"])
+def test_learns_a_few_images_by_heart(name):
+    network = getattr(zoo, name)
+    options = {} if name == "resnet20" else {"width": 0.25}
+    graph = network(4, seed=0, **options, **dict.fromkeys(rates_of(network), 0.0)).build((8, 3, 32, 32))
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((8, 3, 32, 32), dtype=np.float32), np.arange(8) % 4
+    graph.set_optimizer(tp.optimizers.Adam(lr=0.003))
+    losses = [graph.train_step(X, y, tp.losses.CrossEntropy()) for _ in range(20)]
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_stochastic_depth_leaves_out_whole_samples():
+    graph = tp.LayerGraph({(node := tp.LayerNode(StochasticDepth(0.5), name="depth")): []}, root=node, term=node, seed=0)
+    y = graph.build(dtype="float64")(np.ones((64, 2, 3, 3)), True)
+    assert set(np.unique(y)) == {0.0, 2.0}
+    assert (y == y[:, :1, :1, :1]).all()
+    assert np.array_equal(graph(np.ones((64, 2, 3, 3))), np.ones((64, 2, 3, 3)))
