@@ -35,7 +35,10 @@ def pair(name):
 
 @pytest.mark.parametrize("name", sorted(zoo.__all__))
 def test_a_training_step_is_torchs(name):
-    """1e-9 of the logits; 1e-7 of the largest change of each weight: rounding errors pass up to 121 batch norms of few values."""
+    """1e-9 of the loss; 1e-7 of the largest change of each weight: rounding errors pass up to 121 batch norms of few values.
+
+    1e-14 besides: a bias in front of a batch norm has a gradient of rounding errors alone.
+    """
     graph, model = pair(name)
     pixels, rng = PIXELS.get(name, 64), np.random.default_rng(0)
     X = rng.standard_normal((BATCH, 1 if name == "lenet5" else 3, pixels, pixels))
@@ -53,4 +56,4 @@ def test_a_training_step_is_torchs(name):
         if key.endswith("running_var"):
             continue  # torch keeps the unbiased variance there
         moved = theirs[key].numpy() - old
-        np.testing.assert_allclose(ours[key] - old, moved, rtol=1e-7, atol=1e-7 * np.abs(moved).max(), err_msg=key)
+        np.testing.assert_allclose(ours[key] - old, moved, rtol=1e-7, atol=1e-7 * np.abs(moved).max() + 1e-14, err_msg=key)

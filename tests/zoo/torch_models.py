@@ -39,15 +39,15 @@ class _Add(nn.Module):
 
     def __init__(self, inner: dict[str, Any], short: dict[str, Any], rectified: bool):
         super().__init__()
-        self.inner, self.short, self.rectified = list(inner), list(short), rectified
+        self.inner_keys, self.short_keys, self.rectified = list(inner), list(short), rectified
         for key, module in {**inner, **short}.items():
             self.add_module(key, module)
 
     def forward(self, x):
         y, short = x, x
-        for key in self.inner:
+        for key in self.inner_keys:
             y = getattr(self, key)(y)
-        for key in self.short:
+        for key in self.short_keys:
             short = getattr(self, key)(short)
         return (y + short).relu() if self.rectified else y + short
 
