@@ -45,6 +45,10 @@ class Dropout(Layer):
                 f"{type(self).__name__} expects rank {len(self.shared_axes) + 2}, got {text(x.shape)}: "
                 "use the Dropout of that rank"
             )
+        return self.drop(x, rate)
+
+    def drop(self, x: Tensor, rate: float) -> Tensor:
+        """`ops.dropout` of x with a new mask, from the layer's own seed where it has one."""
         trace = tracing()
         if self.counter is None or not trace.training or rate == 0:
             return ops.dropout(x, rate, self.shared_axes)

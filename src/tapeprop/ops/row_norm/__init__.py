@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tapeprop.errors import GraphError, ShapeError
-from tapeprop.ir import Instruction, Shape, Size, Tensor
+from tapeprop.ir import Shape, Size, Tensor, UndecidedError
 from tapeprop.ir.dims import product, same, text
 from tapeprop.ops import elementwise
 from tapeprop.ops.op import (
@@ -65,11 +65,10 @@ def _deal(shape: Shape) -> dict[str, int]:
     return {"chunks": min(chunks, -(-samples // turn)) if isinstance(samples, int) else chunks, "turn": turn}
 
 
-def _dealt(parts: Tensor, shape: Shape, turn: int) -> Tensor:
+def _dealt(parts: Tensor, samples: Size, chunks: int, turn: int) -> Tensor:
     """(chunks, period, segments) -> (samples, period, segments, 1): to each sample what its chunk has."""
-    chunks, period, segments = parts.shape
-    samples = shape[0]
-    if isinstance(chunks, int) and chunks == 1:
+    _, period, segments = parts.shape
+    if chunks == 1:
         return reshape(parts, (1, period, segments, 1))
     turns = (samples + (chunks * turn - 1)) // (chunks * turn)
     repeated = expand(reshape(parts, (1, chunks, 1, period, segments)), (turns, chunks, turn, period, segments))
@@ -196,14 +195,14 @@ CASES: list[tuple[tuple[int, ...], float, bool]] = [
 ]
 
 
-def _cuda_rows(call: Call, device: Device, kernel: str, arrays: Sequence, more: Sequence[int], **cost: int) -> Launch:
+def _cuda_rows(call: Call, device: Device, kernel: str, arrays: Sequence, more: Sequence[int]) -> Launch:
     """A block for each row."""
-    x = call.operands[-3] if kernel == "row_norm" else call.operands[1]
-    samples, period, segments, inner = x.shape
+    samples, period, segments, inner = call.operands[0].shape
     grid, block = device.rows(samples * period, segments * inner)
     integers = (samples * period, period, segments * inner, segments, inner, inverse(inner), *more)
     wide = segments * inner >= NARROW
-    return cuda_launch(f"{CUDA}:{kernel}", arrays, integers, grid=grid, block=block, dtype=x.dtype, wide=wide, **cost)
+    dtype = call.operands[0].dtype
+    return cuda_launch(f"{CUDA}:{kernel}", arrays, integers, grid=grid, block=block, dtype=dtype, wide=wide)
 
 
 @register
@@ -230,8 +229,8 @@ class RowNormGrad(Op):
         """Of <u, dx> + <h, to_gamma> + <k, to_beta>. Rare, so in plain ops."""
         dy, x, gamma, mean, inverse_std = call.operands
         u, *parts = gradients
-        center, turn = call.attributes["center"], call.attributes["turn"]
-        h, k = (None if t is None else cast(_dealt(t, x.shape, turn), x.dtype) for t in parts)
+        center, chunks, turn = (call.attributes[name] for name in ("center", "chunks", "turn"))
+        h, k = (None if t is None else cast(_dealt(t, x.shape[0], chunks, turn), x.dtype) for t in parts)
         column = reshape(gamma, (1, *gamma.shape, 1))
         inverse_column = _column(inverse_std, x)
         centred = x - _column(mean, x)
@@ -325,14 +324,21 @@ def _row_norm(x: Tensor, shape: Shape, gamma: Any, beta: Any, epsilon: float, ce
     """x normalised as `shape`, (samples, period, segments, inner), in x's own shape. gamma, beta: None for ones and zeros."""
     samples, period, segments, inner = shape
     if gamma is None and beta is None:  # one factor for a whole row
-        shape, vector = (samples * period, 1, 1, segments * inner), (1, 1)
-    else:
-        vector = (period, segments)
+        shape = (samples * period, 1, 1, segments * inner)
+    vector = shape[1:3]
     gamma, beta = (
-        np.full(vector, number) if given is None else reshape(given, vector) for given, number in ((gamma, 1.0), (beta, 0.0))
+        _filled(vector, number) if given is None else reshape(given, vector)
+        for given, number in ((gamma, 1.0), (beta, 0.0))
     )
     attributes = {"epsilon": float(epsilon), "center": center}
     return reshape(record("row_norm", [reshape(x, shape), gamma, beta], attributes)[0], x.shape)
+
+
+def _filled(shape: Shape, number: float) -> np.ndarray:
+    sizes = [size for size in shape if isinstance(size, int)]
+    if len(sizes) < len(shape):
+        raise UndecidedError(f"the size of {text(shape)}")
+    return np.full(sizes, number)
 
 
 def _expect_vectors(name: str, shape: Shape, vectors: dict[str, Any]) -> list[Tensor | None]:
@@ -364,12 +370,11 @@ def layer_norm(
     """
     x = as_tensor(x)
     given, shape = _over_last_axes("layer_norm", x, normalized_shape)
-    return _row_norm(x, shape, *_expect_vectors("layer_norm", given, {"gamma": gamma, "beta": beta}), epsilon)
+    gamma, beta = _expect_vectors("layer_norm", given, {"gamma": gamma, "beta": beta})
+    return _row_norm(x, shape, gamma, beta, epsilon)
 
 
-def rms_norm(
-    x: Any, normalized_shape: int | Sequence[int], gamma: Any = None, epsilon: float | None = None
-) -> Tensor:
+def rms_norm(x: Any, normalized_shape: int | Sequence[int], gamma: Any = None, epsilon: float | None = None) -> Tensor:
     """x / sqrt(mean(x^2) + epsilon) gamma over the last axes of x, which have the shape `normalized_shape`.
 
     gamma: of that shape, or None. epsilon: None for the machine epsilon of x's dtype, as in torch. Of x's shape and floating dtype.
@@ -395,8 +400,8 @@ def group_norm(x: Any, groups: int, gamma: Any = None, beta: Any = None, epsilon
         raise GraphError(f"group_norm: expected groups >= 1, got {groups}")
     if not same(channels // groups * groups, channels):
         raise ShapeError(f"group_norm: expected channels in {groups} equal groups, got {channels} in {text(x.shape)}")
-    vectors = _expect_vectors("group_norm", (channels,), {"gamma": gamma, "beta": beta})
-    return _row_norm(x, (x.shape[0], groups, channels // groups, product(x.shape[2:])), *vectors, epsilon)
+    gamma, beta = _expect_vectors("group_norm", (channels,), {"gamma": gamma, "beta": beta})
+    return _row_norm(x, (x.shape[0], groups, channels // groups, product(x.shape[2:])), gamma, beta, epsilon)
 
 
 def instance_norm(x: Any, gamma: Any = None, beta: Any = None, epsilon: float = 1e-5) -> Tensor:
@@ -407,5 +412,5 @@ def instance_norm(x: Any, gamma: Any = None, beta: Any = None, epsilon: float = 
     x = as_tensor(x)
     if x.ndim < 3:
         raise ShapeError(f"instance_norm: expected x of shape (N, C, ...), got {text(x.shape)}")
-    vectors = _expect_vectors("instance_norm", (x.shape[1],), {"gamma": gamma, "beta": beta})
-    return _row_norm(x, (x.shape[0], x.shape[1], 1, product(x.shape[2:])), *vectors, epsilon)
+    gamma, beta = _expect_vectors("instance_norm", (x.shape[1],), {"gamma": gamma, "beta": beta})
+    return _row_norm(x, (x.shape[0], x.shape[1], 1, product(x.shape[2:])), gamma, beta, epsilon)

@@ -65,9 +65,7 @@ def row_norm_grad(dtype: str, wide: bool) -> CudaKernel:
     """dx of each row. A thread reads dy and x where it writes dx, after both sums of the row are done."""
     quotient, number, zero = divider(wide), FLOAT[dtype], np.float64(0)
 
-    def body(
-        dy, x, gamma, means, inverses, dx, rows, period, size, segments, inner, inner_inverse, center
-    ):
+    def body(dy, x, gamma, means, inverses, dx, rows, period, size, segments, inner, inner_inverse, center):
         shared = cuda.shared.array(BLOCK_SLOTS, np.float64)
         count = np.float64(size)
         row = cuda.blockIdx.x

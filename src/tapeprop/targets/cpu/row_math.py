@@ -136,7 +136,8 @@ def normalise_elements(typing, target, x, gamma, beta, start, place, count, mean
         kind = signature.args[1].dtype
         math = VectorMath(builder, kind.bitwidth, lanes(kind.name))
         arrays, center = _Stretch(context, builder, signature, args, math), _Mean(math, args[7])
-        start, place, count, factor = *args[4:7], math.from_double(args[8])
+        start, place, count = args[4:7]
+        factor = math.from_double(args[8])
 
         def step(i, mask):
             normal = math.mul(center.off(arrays.load(1, start, i, mask)), factor)
