@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tapeprop.errors import GraphError, ShapeError
-from tapeprop.ir import Shape, Size, Tensor, UndecidedError
+from tapeprop.ir import Dim, Shape, Size, Tensor, UndecidedError
 from tapeprop.ir.dims import product, same, text
 from tapeprop.ops import elementwise
 from tapeprop.ops.op import (
@@ -337,7 +337,7 @@ def _row_norm(x: Tensor, shape: Shape, gamma: Any, beta: Any, epsilon: float, ce
 def _filled(shape: Shape, number: float) -> np.ndarray:
     sizes = [size for size in shape if isinstance(size, int)]
     if len(sizes) < len(shape):
-        raise UndecidedError(f"the size of {text(shape)}")
+        raise UndecidedError(f"gamma and beta are {text(shape)}")
     return np.full(sizes, number)
 
 
@@ -352,9 +352,9 @@ def _expect_vectors(name: str, shape: Shape, vectors: dict[str, Any]) -> list[Te
     return found
 
 
-def _over_last_axes(name: str, x: Tensor, normalized_shape: int | Sequence[int]) -> tuple[Shape, Shape]:
+def _over_last_axes(name: str, x: Tensor, normalized_shape: Size | Sequence[Size]) -> tuple[Shape, Shape]:
     """(normalized_shape, x's shape as (samples, 1, elements, 1)). ShapeError unless x ends with normalized_shape."""
-    given: tuple[Size, ...] = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    given: Shape = (normalized_shape,) if isinstance(normalized_shape, int | Dim) else tuple(normalized_shape)
     rank = len(given)
     if not 1 <= rank <= x.ndim or not all(same(a, b) for a, b in zip(x.shape[x.ndim - rank :], given)):
         raise ShapeError(f"{name}: expected x to end with the axes {text(given)}, got {text(x.shape)}")
@@ -362,7 +362,7 @@ def _over_last_axes(name: str, x: Tensor, normalized_shape: int | Sequence[int])
 
 
 def layer_norm(
-    x: Any, normalized_shape: int | Sequence[int], gamma: Any = None, beta: Any = None, epsilon: float = 1e-5
+    x: Any, normalized_shape: Size | Sequence[Size], gamma: Any = None, beta: Any = None, epsilon: float = 1e-5
 ) -> Tensor:
     """(x - mean) / sqrt(variance + epsilon) gamma + beta over the last axes of x, which have the shape `normalized_shape`.
 
@@ -374,7 +374,9 @@ def layer_norm(
     return _row_norm(x, shape, gamma, beta, epsilon)
 
 
-def rms_norm(x: Any, normalized_shape: int | Sequence[int], gamma: Any = None, epsilon: float | None = None) -> Tensor:
+def rms_norm(
+    x: Any, normalized_shape: Size | Sequence[Size], gamma: Any = None, epsilon: float | None = None
+) -> Tensor:
     """x / sqrt(mean(x^2) + epsilon) gamma over the last axes of x, which have the shape `normalized_shape`.
 
     gamma: of that shape, or None. epsilon: None for the machine epsilon of x's dtype, as in torch. Of x's shape and floating dtype.
