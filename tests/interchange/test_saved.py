@@ -242,8 +242,11 @@ GIVEN = {
     "in_features": 4,
     "out_features": 4,
     "filter_size": 3,
+    "groups": 2,
+    "normalized_shape": (4,),
     "out_size": 2,
     "shape": (4,),
+    "size": 3,
     "layers": (),
 }
 

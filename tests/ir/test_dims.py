@@ -40,7 +40,10 @@ def test_questions():
     assert at_least(N + H, 2)
     assert at_least(N - 1, 0)
     assert at_least((N + 3) // 2 * H + 1, 3)
-    for size, bound in [(N - 1, 1), (N - H, 0), (N // 2 + 1, 2), (3 - N, 0)]:
+    assert at_least(32 * ((N + 31) // 32) - N, 0)  # whole groups that hold N
+    assert at_least(6 * ((N + H) // 3) - 2 * N - 2 * H, -4)
+    undecided = [(N - 1, 1), (N - H, 0), (N // 2 + 1, 2), (3 - N, 0), (32 * ((N + 30) // 32) - N, 0), (N // 2 - N, -9)]
+    for size, bound in undecided:
         with pytest.raises(UndecidedError):
             at_least(size, bound)
 

@@ -31,7 +31,8 @@ CLOSED = {
     "elementwise", "matmul", "dense", "reduce", "softmax", "softmax_grad", "log_softmax", "log_softmax_grad",
     "conv2d", "conv2d_input_grad", "conv2d_weight_grad", "avg_pool2d", "avg_pool2d_grad", "max_pool2d", "max_pool2d_grad",
     "max_pool2d_pick", "reshape", "transpose", "expand", "copy", "cast", "concat", "slice", "place", "take", "scatter_rows",
-    "dropout", "batch_norm", "batch_norm_grad", "softmax_cross_entropy", "nll", "nll_grad", "mean_loss", "mean_loss_grad",
+    "dropout", "batch_norm", "batch_norm_grad", "row_norm", "row_norm_grad", "softmax_cross_entropy", "nll", "nll_grad",
+    "mean_loss", "mean_loss_grad",
     "to_lanes", "from_lanes", "scalar_block",
 }  # fmt: skip
 

@@ -163,10 +163,23 @@ def at_least(a: Size, bound: int) -> bool:
         return a >= bound
     if bound <= 1 and len(a.terms) == 1 and a.terms[0][1] > 0:
         return True
-    least = _least(a)
-    if least is not None and least >= bound:
-        return True
+    for lower in (a, _without_quotients(a)):
+        least = _least(lower)
+        if least is not None and least >= bound:
+            return True
     raise UndecidedError(f"{a} >= {bound}")
+
+
+def _without_quotients(size: Size) -> Size:
+    """`size` or less, where whole multiples of d * (x // d) have become those of x - (d - 1)."""
+    total: Size = 0
+    for monomial, factor in _terms(size):
+        if len(monomial) == 1 and monomial[0][0] == "floordiv" and factor > 0 and factor % monomial[0][2] == 0:
+            _, x, d = monomial[0]
+            total = total + factor // d * (x - (d - 1))
+        else:
+            total = total + _collect([(monomial, factor)])
+    return total
 
 
 def _least(size: Size) -> int | None:

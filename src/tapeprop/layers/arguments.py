@@ -30,6 +30,14 @@ def pair(owner: str, name: str, value: Any, least: int = 1) -> Pair:
     return numbers[0], numbers[1]  # type: ignore[return-value]
 
 
+def sizes(owner: str, name: str, value: Any) -> tuple[int, ...]:
+    """A shape of at least one axis, from one int or a sequence of ints, each >= 1."""
+    numbers = [_as_int(n) for n in (value if isinstance(value, tuple | list) else (value,))]
+    if not numbers or any(n is None or n < 1 for n in numbers):
+        raise GraphError(f"{owner}: expected {name} to be an int >= 1 or a sequence of such, got {value!r}")
+    return tuple(numbers)  # type: ignore[arg-type]
+
+
 def sides(owner: str, padding: Any, extents: Sequence[int]) -> Sides:
     """((top, bottom), (left, right)) of a padding.
 

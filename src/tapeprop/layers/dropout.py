@@ -40,12 +40,7 @@ class Dropout(Layer):
     def trace(self, x: Tensor) -> Tensor:
         """x: (N, ...), (N, C, ...) of the layer's rank where channels are dropped. Gives the same shape."""
         rate = arguments.fraction(type(self).__name__, "dropout_rate", self.dropout_rate)
-        shared, trace = self.shared(x), tracing()
-        if self.counter is None or not trace.training or rate == 0:
-            return ops.dropout(x, rate, shared)
-        (counter,) = record("next_random", [trace.latest(self.counter)])
-        trace.store(self.counter, counter)
-        return record("dropout", [x, counter], {"rate": rate, "site": 0, "shared_axes": shared})[0]
+        return self.drop(x, rate, self.shared(x))
 
     def shared(self, x: Tensor) -> tuple[int, ...]:
         """The axes of x along which all elements share one draw. ShapeError for an x of another rank than the layer's."""
@@ -55,6 +50,15 @@ class Dropout(Layer):
                 "use the Dropout of that rank"
             )
         return self.shared_axes
+
+    def drop(self, x: Tensor, rate: float, shared: tuple[int, ...] = ()) -> Tensor:
+        """`ops.dropout` of x with a new mask, from the layer's own seed where it has one."""
+        trace = tracing()
+        if self.counter is None or not trace.training or rate == 0:
+            return ops.dropout(x, rate, shared)
+        (counter,) = record("next_random", [trace.latest(self.counter)])
+        trace.store(self.counter, counter)
+        return record("dropout", [x, counter], {"rate": rate, "site": 0, "shared_axes": shared})[0]
 
 
 class Dropout1D(Dropout):

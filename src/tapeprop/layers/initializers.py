@@ -17,13 +17,23 @@ from tapeprop.errors import GraphError, ShapeError
 __all__ = [
     "fans",
     "glorot",
+    "glorot_normal",
+    "glorot_uniform",
     "he",
+    "he_normal",
+    "he_uniform",
+    "kaiming_normal",
+    "kaiming_uniform",
+    "lecun_normal",
+    "lecun_uniform",
     "normal",
     "ones",
     "orthogonal",
     "truncated_normal",
     "uniform",
     "xavier",
+    "xavier_normal",
+    "xavier_uniform",
     "zeros",
 ]
 
@@ -41,17 +51,52 @@ def fans(shape: Shape) -> tuple[int, int]:
 
 
 def he(shape: Shape, generator: np.random.Generator) -> np.ndarray:
-    """Normal with variance 2 / fan_in (He et al. 2015, Delving Deep into Rectifiers, eq. 10)."""
-    return generator.normal(0.0, math.sqrt(2.0 / fans(shape)[0]), shape)
+    """Normal with variance 2 / fan_in (He et al. 2015, Delving Deep into Rectifiers, eq. 10).
+
+    As torch's kaiming_normal_; Keras cuts its he_normal at two standard deviations and keeps the variance.
+    """
+    return _normal(shape, generator, 2.0 / fans(shape)[0])
+
+
+def he_uniform(shape: Shape, generator: np.random.Generator) -> np.ndarray:
+    """Uniform with variance 2 / fan_in (He et al. 2015)."""
+    return _uniform(shape, generator, 2.0 / fans(shape)[0])
 
 
 def glorot(shape: Shape, generator: np.random.Generator) -> np.ndarray:
     """Uniform with variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010, eq. 16)."""
-    bound = math.sqrt(6.0 / sum(fans(shape)))
+    return _uniform(shape, generator, 2.0 / sum(fans(shape)))
+
+
+def glorot_normal(shape: Shape, generator: np.random.Generator) -> np.ndarray:
+    """Normal with variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010, eq. 12)."""
+    return _normal(shape, generator, 2.0 / sum(fans(shape)))
+
+
+def lecun_normal(shape: Shape, generator: np.random.Generator) -> np.ndarray:
+    """Normal with variance 1 / fan_in (LeCun et al. 1998, Efficient BackProp, eq. 16), which SELU asks for."""
+    return _normal(shape, generator, 1.0 / fans(shape)[0])
+
+
+def lecun_uniform(shape: Shape, generator: np.random.Generator) -> np.ndarray:
+    """Uniform with variance 1 / fan_in (LeCun et al. 1998)."""
+    return _uniform(shape, generator, 1.0 / fans(shape)[0])
+
+
+# what torch and Keras call them
+he_normal = kaiming_normal = he
+kaiming_uniform = he_uniform
+glorot_uniform = xavier = xavier_uniform = glorot
+xavier_normal = glorot_normal
+
+
+def _normal(shape: Shape, generator: np.random.Generator, variance: float) -> np.ndarray:
+    return generator.normal(0.0, math.sqrt(variance), shape)
+
+
+def _uniform(shape: Shape, generator: np.random.Generator, variance: float) -> np.ndarray:
+    bound = math.sqrt(3.0 * variance)
     return generator.uniform(-bound, bound, shape)
-
-
-xavier = glorot
 
 
 def uniform(shape: Shape, generator: np.random.Generator, low: float = -0.05, high: float = 0.05) -> np.ndarray:
@@ -100,13 +145,23 @@ def ones(shape: Shape, generator: np.random.Generator) -> np.ndarray:
 
 NAMED: dict[str, Initializer] = {
     "glorot": glorot,
+    "glorot_normal": glorot_normal,
+    "glorot_uniform": glorot_uniform,
     "he": he,
+    "he_normal": he_normal,
+    "he_uniform": he_uniform,
+    "kaiming_normal": kaiming_normal,
+    "kaiming_uniform": kaiming_uniform,
+    "lecun_normal": lecun_normal,
+    "lecun_uniform": lecun_uniform,
     "normal": normal,
     "ones": ones,
     "orthogonal": orthogonal,
     "truncated_normal": truncated_normal,
     "uniform": uniform,
     "xavier": xavier,
+    "xavier_normal": xavier_normal,
+    "xavier_uniform": xavier_uniform,
     "zeros": zeros,
 }
 

@@ -99,10 +99,10 @@ def _emit_sum(
         with cgutils.for_range_slice(builder, whole, count, INT64(LANES), INT64) as (i, _):
             add_up(builder.add(first, i), 0, math.lane_mask(builder.sub(count, i)))
     a, b, c, d = (builder.load(place, typ=math.float) for place in sums)
-    return _merged(builder, math.add(math.add(a, b), math.add(c, d)), LANES, builder.fadd)
+    return merged(builder, math.add(math.add(a, b), math.add(c, d)), LANES, builder.fadd)
 
 
-def _merged(builder: Any, vector: Any, count: int, merge: Callable[[Any, Any], Any]) -> Any:
+def merged(builder: Any, vector: Any, count: int, merge: Callable[[Any, Any], Any]) -> Any:
     """One scalar: lane i with lane i + count / 2, and so on."""
     index = ir.IntType(32)
     scalars = [builder.extract_element(vector, index(i)) for i in range(count)]
@@ -298,7 +298,7 @@ def max_block(typing, array, start, count):
             builder.store(larger if mask is None else math.select(mask, larger, before), top)
         one = VectorMath(builder, kind.dtype.bitwidth, 1)
         last = builder.load(top, typ=math.float)
-        return last if math.lanes == 1 else _merged(builder, last, math.lanes, one.maximum)
+        return last if math.lanes == 1 else merged(builder, last, math.lanes, one.maximum)
 
     return array.dtype(array, types.int64, types.int64), generate
 
