@@ -366,7 +366,7 @@ def _cases(name: str) -> list[tuple[tuple[int, ...], dict[str, Any]]]:
     """(image shape, attributes) of the generated tests: both strides, overlap, gaps, padding on one side, windows as
     large as the image.
     """
-    geometries: list[tuple[tuple[int, ...], Any, Any, Any]] = [
+    geometries: list[tuple[Any, ...]] = [
         ((2, 3, 8, 8), 2, 2, 0),
         ((1, 2, 9, 7), 3, 2, 1),
         ((3, 1, 7, 20), (3, 2), 1, ((1, 0), (0, 1))),
@@ -376,8 +376,9 @@ def _cases(name: str) -> list[tuple[tuple[int, ...], dict[str, Any]]]:
         ((2, 2, 37, 70), 2, 1, 0),
     ]
     if not name.startswith("avg"):
-        dilated = [((1, 2, 9, 11), (2, 3), 2, 1, (3, 2)), ((2, 1, 8, 5), 2, 1, 0, (2, 1))]
-        return [(shape, pool_attributes(name, *rest)) for shape, *rest in [*geometries, *dilated]]
+        dilated: list[tuple[Any, ...]] = [((1, 2, 9, 11), (2, 3), 2, 1, (3, 2)), ((2, 1, 8, 5), 2, 1, 0, (2, 1))]
+        geometries = [*geometries, *dilated]
+        return [(shape, pool_attributes(name, *rest)) for shape, *rest in geometries]
     return [
         (shape, {**pool_attributes(name, *rest), "count_include_pad": bool(i % 2)})
         for i, (shape, *rest) in enumerate(geometries[1:] + geometries[:1])

@@ -115,9 +115,7 @@ def max_pool2d_pick(dtype: str, stride: int) -> NumbaKernel:
             plane, oy = grain // high, grain % high
             first, rows = rows_within(oy, stride_h, top, size_h, dilation_h, height)
             start = (plane * height + first) * width
-            window_places(
-                stride, x, start, rows, dilation_h * width, width, left, size_w, dilation_w, wide, places
-            )
+            window_places(stride, x, start, rows, dilation_h * width, width, left, size_w, dilation_w, wide, places)
             made = y[grain * wide : (grain + 1) * wide]
             for ox in range(wide):
                 made[ox] = z[start + places[ox]]
@@ -144,9 +142,7 @@ def max_pool2d_grad(dtype: str, stride: int) -> NumbaKernel:
             for oy in range(high):
                 first, rows = rows_within(oy, stride_h, top, size_h, dilation_h, height)
                 start = (plane * height + first) * width
-                window_places(
-                    stride, x, start, rows, dilation_h * width, width, left, size_w, dilation_w, wide, places
-                )
+                window_places(stride, x, start, rows, dilation_h * width, width, left, size_w, dilation_w, wide, places)
                 flowing = dy[(plane * high + oy) * wide : (plane * high + oy + 1) * wide]
                 for ox in range(wide):
                     dx[np.uint64(start + places[ox])] += flowing[ox]
@@ -192,7 +188,19 @@ def avg_pool2d_grad(dtype: str, stride: int, count_include_pad: bool) -> NumbaKe
                 rows = min(oy * stride_h - top + size_h, height) - first
                 start = (plane * height + first) * width
                 window_spread(
-                    stride, dx, start, rows, width, width, left, size_w, 1, wide, dy, (plane * high + oy) * wide, divisor
+                    stride,
+                    dx,
+                    start,
+                    rows,
+                    width,
+                    width,
+                    left,
+                    size_w,
+                    1,
+                    wide,
+                    dy,
+                    (plane * high + oy) * wide,
+                    divisor,
                 )
 
     return NumbaKernel(body, [("dy", dtype, 1), ("dx", dtype, 1)], GEOMETRY)

@@ -73,16 +73,12 @@ def avg_pool3d(
     return _avg_pool("avg_pool3d", 3, x, size, stride, padding, count_include_pad, ceil_mode)
 
 
-def lp_pool1d(
-    x: Any, p: float, size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False
-) -> Tensor:
+def lp_pool1d(x: Any, p: float, size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False) -> Tensor:
     """The p-norm of each window: (N, C, L) -> (N, C, L'). See `lp_pool2d`."""
     return _lp_pool("lp_pool1d", 1, x, p, size, stride, padding, ceil_mode)
 
 
-def lp_pool2d(
-    x: Any, p: float, size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False
-) -> Tensor:
+def lp_pool2d(x: Any, p: float, size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False) -> Tensor:
     """(sum of |x|^p over each window)^(1/p): (N, C, H, W) -> (N, C, H', W'), p > 0.
 
     As torch.nn.LPPool2d and ONNX' LpPool; the gradient is 0 where the sum is. Windows as in `max_pool2d`, padding is zeros.
@@ -92,14 +88,12 @@ def lp_pool2d(
     return _lp_pool("lp_pool2d", 2, x, p, size, stride, padding, ceil_mode)
 
 
-def lp_pool3d(
-    x: Any, p: float, size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False
-) -> Tensor:
+def lp_pool3d(x: Any, p: float, size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False) -> Tensor:
     """The p-norm of each window: (N, C, D, H, W) -> (N, C, D', H', W'). See `lp_pool2d`."""
     return _lp_pool("lp_pool3d", 3, x, p, size, stride, padding, ceil_mode)
 
 
-def adaptive_avg_pool(x: Any, sizes: int | None | Sequence[int | None]) -> Tensor:
+def adaptive_avg_pool(x: Any, sizes: int | Sequence[int | None] | None) -> Tensor:
     """Means of windows such that sizes remain: (N, C, *spatial) -> (N, C, *sizes), one to three spatial axes.
 
     Window i of O over an axis of H is floor(i H / O) to ceil((i + 1) H / O) (torch.nn.AdaptiveAvgPool2d). sizes: an int for
@@ -123,12 +117,12 @@ def adaptive_avg_pool(x: Any, sizes: int | None | Sequence[int | None]) -> Tenso
     for axis, size in changed.items():
         if isinstance(x.shape[axis], Dim):
             raise UndecidedError(f"{x.shape[axis]} // {size}")
-    factors = {axis: divmod(int(x.shape[axis]), size) for axis, size in changed.items()}  # type: ignore[arg-type]
+    factors = {axis: divmod(int(x.shape[axis]), size) for axis, size in changed.items()}
     if all(rest == 0 for _, rest in factors.values()):
         windows = [factors[axis][0] if axis in factors else 1 for axis in range(2, x.ndim)]
         return _avg_pool(name, rank, x, windows, windows, 0, True, False)
     for axis, size in changed.items():
-        x = resample(x, adaptive(int(x.shape[axis]), size), axis)  # type: ignore[arg-type]
+        x = resample(x, adaptive(int(x.shape[axis]), size), axis)
     return x
 
 
@@ -170,9 +164,7 @@ def _mean(x: Tensor, attributes: Attributes, counted: bool) -> Tensor:
     return _by_images(x, attributes, lambda image, window: record("avg_pool2d", [image], window | further)[0])
 
 
-def _lp_pool(
-    name: str, rank: int, x: Any, p: float, size: Any, stride: Any, padding: Any, ceil_mode: bool
-) -> Tensor:
+def _lp_pool(name: str, rank: int, x: Any, p: float, size: Any, stride: Any, padding: Any, ceil_mode: bool) -> Tensor:
     from tapeprop.ops.elementwise import compute
     from tapeprop.ops.expression import absolute, power, where
 

@@ -124,7 +124,10 @@ class Resample(Op):
         """(every array flat; outer, length, outputs, inner, taps)."""
         x, places, weights = call.operands[:3]
         y, axis = call.results[0], call["axis"]
-        arrays = [(Ref("result"), (y.size,)), *((Ref("operand", i), (a.size,)) for i, a in enumerate((x, places, weights)))]
+        arrays: list[tuple[Ref, tuple[int, ...]]] = [
+            (Ref("result"), (y.size,)),
+            *((Ref("operand", i), (a.size,)) for i, a in enumerate((x, places, weights))),
+        ]
         outer, inner = math.prod(x.shape[:axis]), math.prod(x.shape[axis + 1 :])
         return arrays, [outer, call["length"], call["outputs"], inner, call["taps"]]
 
@@ -253,7 +256,9 @@ def resize(
 def _wanted(x: Tensor, axes: tuple[int, ...], size: Any, scale: Any) -> list[tuple[int, float | None]]:
     """(size, scale or None) of each axis."""
     if (size is None) == (scale is None) or not axes:
-        raise ShapeError(f"resize: expected axes to resize of {text(x.shape)}, and a size or a scale, got {size} and {scale}")
+        raise ShapeError(
+            f"resize: expected axes to resize of {text(x.shape)}, and a size or a scale, got {size} and {scale}"
+        )
     given = size if scale is None else scale
     values = list(given) if isinstance(given, Sequence | np.ndarray) else [given] * len(axes)
     if len(values) != len(axes):

@@ -61,7 +61,12 @@ def resample(dtype: str) -> NumbaKernel:
                     made[j] = w * a[j]
                 continue
             if last - t >= 2:
-                w, from_a, v, from_b = weights[t], start + sources[t] * inner, weights[t + 1], start + sources[t + 1] * inner
+                w, from_a, v, from_b = (
+                    weights[t],
+                    start + sources[t] * inner,
+                    weights[t + 1],
+                    start + sources[t + 1] * inner,
+                )
                 a, b = x[from_a : from_a + count], x[from_b : from_b + count]
                 for j in range(count):
                     made[j] = w * a[j] + v * b[j]

@@ -172,7 +172,9 @@ def window_places(typing, stride, image, start, rows, pitch, width, left, size, 
 
 
 @intrinsic(prefer_literal=True)
-def window_mean(typing, stride, image, start, rows, pitch, width, left, size, dilation, count, target, target_start, divisor):
+def window_mean(
+    typing, stride, image, start, rows, pitch, width, left, size, dilation, count, target, target_start, divisor
+):
     """target[target_start + o] = the sum of window o / divisor; divisor 0: the number of its elements in the image."""
     step = _literal(stride)
     if step is None:
@@ -200,7 +202,9 @@ def window_mean(typing, stride, image, start, rows, pitch, width, left, size, di
 
 
 @intrinsic(prefer_literal=True)
-def window_spread(typing, stride, image, start, rows, pitch, width, left, size, dilation, count, source, source_start, divisor):
+def window_spread(
+    typing, stride, image, start, rows, pitch, width, left, size, dilation, count, source, source_start, divisor
+):
     """Adds source[source_start + o] / divisor to every element of window o; divisor 0: the number of its elements in
     the image.
     """
@@ -254,7 +258,9 @@ def _window_mean(stride, image, start, rows, pitch, width, left, size, dilation,
 
 
 @twin(window_spread)
-def _window_spread(stride, image, start, rows, pitch, width, left, size, dilation, count, source, source_start, divisor):
+def _window_spread(
+    stride, image, start, rows, pitch, width, left, size, dilation, count, source, source_start, divisor
+):
     flat = image.reshape(-1)
     for o, places in _taps(stride, start, rows, pitch, width, left, size, dilation, count):
         flat[places] += source.reshape(-1)[source_start + o] / image.dtype.type(divisor or places.size)
