@@ -218,6 +218,8 @@ class _Rewriter:
         return True
 
     def _pools(self, call: Instruction) -> bool:
+        if "dilation" in call.attributes:
+            return False
         return all(self.batched(t, 4) for t in call.operands) and any(t in self.made for t in call.operands)
 
     def _max_pool2d(self, call: Instruction) -> bool:

@@ -10,7 +10,14 @@ from typing import Any
 from tapeprop.errors import GraphError
 
 Pair = tuple[int, int]
-Sides = tuple[Pair, Pair]
+Sides = tuple[Pair, ...]
+
+_AXES = {1: ("length",), 2: ("vertical", "horizontal"), 3: ("depth", "vertical", "horizontal")}
+_SIDES = {
+    1: ("(left, right)",),
+    2: ("(top, bottom)", "(left, right)"),
+    3: ("(front, back)", "(top, bottom)", "(left, right)"),
+}
 
 
 def whole(owner: str, name: str, value: Any, least: int = 1) -> int:
@@ -38,25 +45,35 @@ def sizes(owner: str, name: str, value: Any) -> tuple[int, ...]:
     return tuple(numbers)  # type: ignore[arg-type]
 
 
-def sides(owner: str, padding: Any, extents: Sequence[int]) -> Sides:
-    """((top, bottom), (left, right)) of a padding.
+def per_axis(owner: str, name: str, value: Any, rank: int, least: int = 1) -> tuple[int, ...]:
+    """`rank` ints, each >= least, from one for all or from a sequence of them."""
+    given = value if isinstance(value, tuple | list) else (value,) * rank
+    numbers = tuple(_as_int(n) for n in given)
+    if len(numbers) != rank or any(n is None or n < least for n in numbers):
+        several = {1: "an int", 2: "an int or a pair of ints", 3: "an int or three ints"}[rank]
+        raise GraphError(f"{owner}: expected {name} to be {several}, each >= {least}, got {value!r}")
+    return numbers  # type: ignore[return-value]
 
-    padding: "same" ((extent - 1) // 2 on each side), "valid" (none), an int for all sides, (vertical, horizontal), or
-    the four themselves. extents: the window's height and width, dilation included.
+
+def sides(owner: str, padding: Any, extents: Sequence[int]) -> Sides:
+    """((before, after), ...) of a padding, a pair for each axis: ((top, bottom), (left, right)) for images.
+
+    padding: "same" ((extent - 1) // 2 on each side), "valid" (none), an int for all sides, an int or a pair for each axis.
+    extents: what the window covers of each axis, dilation included.
     """
+    rank = len(extents)
     if padding == "valid":
-        return (0, 0), (0, 0)
+        return ((0, 0),) * rank
     if padding == "same":
-        vertical, horizontal = ((extent - 1) // 2 for extent in extents)
-        return (vertical, vertical), (horizontal, horizontal)
-    given = padding if isinstance(padding, tuple | list) else (padding, padding)
-    if len(given) == 2:
-        found = [_as_pair(side) for side in given]
-        if found[0] is not None and found[1] is not None:
-            return found[0], found[1]
+        return tuple(((extent - 1) // 2, (extent - 1) // 2) for extent in extents)
+    given = padding if isinstance(padding, tuple | list) else (padding,) * rank
+    found = [_as_pair(side) for side in given]
+    if len(found) == rank and None not in found:
+        return tuple(found)  # type: ignore[arg-type]
+    comma = "," if rank == 1 else ""
     raise GraphError(
-        f'{owner}: expected padding to be "same", "valid", an int >= 0, (vertical, horizontal) or '
-        f"((top, bottom), (left, right)), got {padding!r}"
+        f'{owner}: expected padding to be "same", "valid", an int >= 0, ({", ".join(_AXES[rank])}{comma}) or '
+        f"({', '.join(_SIDES[rank])}{comma}), got {padding!r}"
     )
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "normal",
     "ones",
     "orthogonal",
+    "standard_normal",
     "truncated_normal",
     "uniform",
     "xavier",
@@ -109,6 +110,11 @@ def normal(shape: Shape, generator: np.random.Generator, mean: float = 0.0, std:
     return generator.normal(mean, std, shape)
 
 
+def standard_normal(shape: Shape, generator: np.random.Generator) -> np.ndarray:
+    """Normal with variance 1, as torch.nn.Embedding."""
+    return generator.standard_normal(shape)
+
+
 def truncated_normal(shape: Shape, generator: np.random.Generator, mean: float = 0.0, std: float = 0.05) -> np.ndarray:
     """Normal, where values further than two `std` from the mean are drawn again (Keras' TruncatedNormal)."""
     values = generator.standard_normal(shape)
@@ -157,6 +163,7 @@ NAMED: dict[str, Initializer] = {
     "normal": normal,
     "ones": ones,
     "orthogonal": orthogonal,
+    "standard_normal": standard_normal,
     "truncated_normal": truncated_normal,
     "uniform": uniform,
     "xavier": xavier,

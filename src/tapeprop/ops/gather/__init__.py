@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from tapeprop.errors import DTypeError, ShapeError
-from tapeprop.ir import Size, Tensor
+from tapeprop.ir import Size, Tensor, UndecidedError
 from tapeprop.ir.dims import at_least, product, same, text
+from tapeprop.ops.elementwise import select as where
 from tapeprop.ops.op import (
     NARROW,
     Call,
@@ -154,7 +155,10 @@ def take_rows(table: Any, indices: Any, cursor: Any, batch: Size) -> Tensor:
 
 @register
 class Take(Op):
-    """y[i, ...] = table[indices[i, ...]]: an embedding. Operands: table (R, *row), indices of any shape, int64."""
+    """y[i, ...] = table[indices[i, ...]]: an embedding. Operands: table (R, *row), indices of any shape, int64.
+
+    skip, where it is given: a row to which no gradient flows.
+    """
 
     name = "take"
     onnx = ("Gather",)
@@ -168,7 +172,8 @@ class Take(Op):
 
     def vjp(self, call, gradients, wanted):
         (g,), (table, indices) = gradients, call.operands
-        return [None if g is None else scatter_rows(g, indices, table.shape[0]), None]
+        skip = call.attributes.get("skip")
+        return [None if g is None else scatter_rows(g, indices, table.shape[0], skip), None]
 
     def reference(self, call: Call, *arrays: np.ndarray) -> Sequence[np.ndarray]:
         table, indices = arrays
@@ -200,12 +205,12 @@ class Take(Op):
         ]
 
 
-def take(x: Any, indices: Any) -> Tensor:
+def take(x: Any, indices: Any, skip: int | None = None) -> Tensor:
     """Rows of x (R, *row) by indices of any shape, int64: (*indices.shape, *row).
 
-    Indices run from 0 to R - 1; a run with another one stops with an error.
+    Indices run from 0 to R - 1; a run with another one stops with an error. skip: a row that gets no gradient.
     """
-    return record("take", [x, indices])[0]
+    return record("take", [x, indices], {} if skip is None else {"skip": int(skip)})[0]
 
 
 @register
@@ -213,6 +218,7 @@ class ScatterRows(Op):
     """y[j] = sum of x[i] over the i with indices[i] = j, added in the order of i: the gradient of `take`.
 
     Operands: x (*I, *row) floating, indices (*I) int64; result (rows, *row). Each row of the result is one worker's.
+    skip, where it is given: a row to which nothing is added.
     """
 
     name = "scatter_rows"
@@ -230,13 +236,23 @@ class ScatterRows(Op):
         return [((attributes["rows"], *x.shape[indices.ndim :]), x.dtype)]
 
     def vjp(self, call, gradients, wanted):
-        (g,), (_, indices) = gradients, call.operands
-        return [None if g is None else take(g, indices), None]
+        (g,), (_, indices), skip = gradients, call.operands, call.attributes.get("skip")
+        if g is None:
+            return [None, None]
+        if skip is not None:
+            rows = call.attributes["rows"]
+            if not isinstance(rows, int):
+                raise UndecidedError(f"the number of rows {rows}")
+            kept = (np.arange(rows) != skip).astype(np.float64).reshape(rows, *[1] * (g.ndim - 1))
+            g = where(kept, g, 0.0)
+        return [take(g, indices), None]
 
     def reference(self, call: Call, *arrays: np.ndarray) -> Sequence[np.ndarray]:
         x, indices = arrays
         y = np.zeros(call.results[0].shape, x.dtype)
         np.add.at(y, indices, x)
+        if "skip" in call.attributes:
+            y[call["skip"]] = 0.0
         return [y]
 
     def cpu(self, call: Call) -> Launch:
@@ -246,7 +262,7 @@ class ScatterRows(Op):
             (Ref("operand", 0), _split(x.shape, len(indices.shape))),
             (Ref("operand", 1), (indices.size,)),
         ]
-        return launch(f"{HERE}:scatter_rows", call, arrays, dtype=x.dtype)
+        return launch(f"{HERE}:scatter_rows", call, arrays, [call.attributes.get("skip", -1)], dtype=x.dtype)
 
     def cuda(self, call: Call, device: Device) -> Launch:
         rows, length = _split(call.results[0].shape, 1)
@@ -255,7 +271,7 @@ class ScatterRows(Op):
         return cuda_launch(
             f"{CUDA}:scatter_rows",
             _flat(call),
-            (rows, length, row_blocks, column_blocks),
+            (rows, length, row_blocks, column_blocks, call.attributes.get("skip", -1)),
             grid=device.rows(row_blocks * column_blocks)[0],
             block=(device.block, 1, 1),
             dtype=call.operands[0].dtype,
@@ -271,12 +287,16 @@ class ScatterRows(Op):
             Sample(lambda r: [r.standard_normal((2, 30, 5)), r.integers(0, 7, (2, 30))], {"rows": 7}, depth=60),
             Sample(lambda r: [r.standard_normal((4,)), r.integers(0, 1, (4,))], {"rows": 1}, depth=4),
             Sample(lambda r: [r.standard_normal((3, 2)), r.integers(0, 40, (3,))], {"rows": 40}, depth=3),
+            Sample(lambda r: [r.standard_normal((9, 2)), r.integers(0, 3, (9,))], {"rows": 3, "skip": 1}, depth=9),
         ]
 
 
-def scatter_rows(x: Any, indices: Any, rows: Size) -> Tensor:
-    """(rows, *row): the values x (*I, *row) added up at the rows that indices (*I) int64 name, zero elsewhere."""
-    return record("scatter_rows", [x, indices], {"rows": rows})[0]
+def scatter_rows(x: Any, indices: Any, rows: Size, skip: int | None = None) -> Tensor:
+    """(rows, *row): the values x (*I, *row) added up at the rows that indices (*I) int64 name, zero elsewhere.
+
+    skip: a row to which nothing is added.
+    """
+    return record("scatter_rows", [x, indices], {"rows": rows} | ({} if skip is None else {"skip": int(skip)}))[0]
 
 
 # ---- counters and totals

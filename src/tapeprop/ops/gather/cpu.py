@@ -55,13 +55,14 @@ def take(dtype: str) -> NumbaKernel:
 def scatter_rows(dtype: str) -> NumbaKernel:
     """y (R, row) = the rows of x (M, row) added up where indices (M,) int64 say, in their order.
 
-    A worker owns a range of the rows of y and reads all indices, so no two write one row and the order stays.
+    A worker owns a range of the rows of y and reads all indices, so no two write one row and the order stays. Nothing is added
+    to row `skip`.
     """
     from tapeprop.targets.cpu.intrinsics import report
 
     bad_index = INDEX_OUT_OF_RANGE
 
-    def body(y, x, indices, control, number, worker, workers):
+    def body(y, x, indices, skip, control, number, worker, workers):
         rows = y.shape[0]
         first, last = rows * worker // workers, rows * (worker + 1) // workers
         for row in range(first, last):
@@ -73,12 +74,12 @@ def scatter_rows(dtype: str) -> NumbaKernel:
             if index < 0 or index >= rows:
                 report(control, number, bad_index)
                 return
-            if first <= index < last:
+            if first <= index < last and index != skip:
                 target, source = y[index], x[i]
                 for j in range(target.size):
                     target[j] += source[j]
 
-    return NumbaKernel(body, arrays=((dtype, 2), (dtype, 2), ("int64", 1)), reports=True)
+    return NumbaKernel(body, arrays=((dtype, 2), (dtype, 2), ("int64", 1)), integers=("skip",), reports=True)
 
 
 def advance() -> NumbaKernel:

@@ -62,7 +62,7 @@ def take(dtype: str, wide: bool) -> CudaKernel:
 
 
 def scatter_rows(dtype: str, threads: int, each: int) -> CudaKernel:
-    """y (rows, length) = the rows of x (M, length) added up where indices (M,) say, in their order.
+    """y (rows, length) = the rows of x (M, length) added up where indices (M,) say, in their order; none at row `skip`.
 
     A block of `threads` owns a range of rows and of at most `threads` columns, and each element of it is one thread's. The
     block looks through all indices, each * threads at a time, and lists in shared memory those of its rows, in order.
@@ -70,7 +70,7 @@ def scatter_rows(dtype: str, threads: int, each: int) -> CudaKernel:
     bad_index, kind, zero, ahead = INDEX_OUT_OF_RANGE, FLOAT[dtype], FLOAT[dtype](0), AHEAD
     chunk = threads * each
 
-    def body(y, x, indices, rows, length, row_blocks, column_blocks, control, number):
+    def body(y, x, indices, rows, length, row_blocks, column_blocks, skip, control, number):
         counts = cuda.shared.array(BLOCK_SLOTS, np.int64)
         sources = cuda.shared.array(chunk, np.int32)
         targets = cuda.shared.array(chunk, np.int32)
@@ -97,13 +97,13 @@ def scatter_rows(dtype: str, threads: int, each: int) -> CudaKernel:
                 for i in range(begin, end):
                     index = indices[i]
                     if index >= first and index < last:
-                        found += 1
+                        found += index != skip
                     elif piece == 0 and (index < 0 or index >= rows):
                         report(control, number, bad_index)
                 place, count = block_before(found, counts)
                 for i in range(begin, end):
                     index = indices[i]
-                    if index >= first and index < last:
+                    if index >= first and index < last and index != skip:
                         sources[place] = i - base
                         targets[place] = index - first
                         owners[place] = (index - first) % slots
@@ -132,7 +132,7 @@ def scatter_rows(dtype: str, threads: int, each: int) -> CudaKernel:
             piece += cuda.gridDim.x
 
     arrays = [("y", dtype, 1), ("x", dtype, 1), ("indices", "int64", 1)]
-    return CudaKernel(body, arrays, ["rows", "length", "row_blocks", "column_blocks"], reports=True)
+    return CudaKernel(body, arrays, ["rows", "length", "row_blocks", "column_blocks", "skip"], reports=True)
 
 
 def advance() -> CudaKernel:

@@ -38,6 +38,7 @@ __all__ = ["concat", "index", "pad", "place", "slice", "split"]
 PLACE_AXES = 5  # of the kernel, beside its inner one
 JOINED_AT_ONCE = 32  # operands of one concat: a kernel is compiled for each number of them
 JOINED_BY_A_LAUNCH = 4  # operands that one launch on a GPU copies
+PAD_MODES = ("constant", "reflect", "replicate", "circular")
 GRAIN = 4096  # elements of a row that one worker places at a time; a row with a step is not cut
 
 
@@ -364,11 +365,15 @@ def place(x: Any, shape: Sequence[Size], starts: Sequence[Size], steps: Sequence
     return record("place", [x], attributes)[0]
 
 
-def pad(x: Any, widths: int | Sequence[int] | Sequence[tuple[int, int]], value: float = 0.0) -> Tensor:
-    """x with a border of `value`.
+def pad(
+    x: Any, widths: int | Sequence[int] | Sequence[tuple[int, int]], value: float = 0.0, mode: str = "constant"
+) -> Tensor:
+    """x with a border: of `value`, or of elements of its own.
 
     widths: (before, after) for each axis; or one pair or one int for every axis. They are >= 0: slice to make an array
-    smaller. ShapeError otherwise.
+    smaller. mode: "constant"; or, as in torch.nn.functional.pad, "reflect" (what lies behind the ends, without them, so
+    less than the axis has), "replicate" (the ends) or "circular" (the other end, at most the whole axis). ShapeError otherwise;
+    UndecidedError where an axis that gets such a border is open.
     """
     x = as_tensor(x)
     try:
@@ -378,10 +383,33 @@ def pad(x: Any, widths: int | Sequence[int] | Sequence[tuple[int, int]], value: 
         raise ShapeError(f"pad: expected (before, after) for each axis of {text(x.shape)}, got {widths}") from None
     if given.dtype.kind not in "iu" or given.min() < 0:
         raise ShapeError(f"pad: expected widths that are whole numbers >= 0, got {widths}; use slice to cut")
+    if mode not in PAD_MODES:
+        raise ShapeError(f"pad: expected mode to be one of {', '.join(PAD_MODES)}, got {mode!r}")
     if not given.any():
         return x
+    if mode != "constant":
+        return _bordered(x, pairs, mode)
     shape = [before + size + after for (before, after), size in zip(pairs, x.shape)]
     return place(x, shape, [before for before, _ in pairs], [1] * x.ndim, value)
+
+
+def _bordered(x: Tensor, pairs: Sequence[tuple[int, int]], mode: str) -> Tensor:
+    """x with a border of its own elements."""
+    from tapeprop.ops.resample import known, resample, tables
+
+    table = {"reflect": tables.reflecting, "replicate": tables.replicating, "circular": tables.circular}[mode]
+    for axis, (before, after) in enumerate(pairs):
+        if before == after == 0:
+            continue
+        length = known("pad", x, axis)
+        most = {"reflect": length - 1, "circular": length}.get(mode)
+        if most is not None and max(before, after) > most:
+            raise ShapeError(
+                f'pad: expected widths of at most {most} for mode "{mode}" along axis {axis} of {text(x.shape)}, '
+                f"got {(before, after)}"
+            )
+        x = resample(x, table(length, before, after), axis)
+    return x
 
 
 def _cut(x: Tensor, starts: Sequence[Size], sizes: Sequence[Size], steps: Sequence[int]) -> Tensor:

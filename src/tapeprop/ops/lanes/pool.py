@@ -22,7 +22,7 @@ from tapeprop.ops.lanes.layout import (
     to_lanes,
 )
 from tapeprop.ops.op import ArrayType, Attributes, Call, Launch, Op, Sample, record, register, registry
-from tapeprop.ops.pool import pool_attributes, pooled_shape
+from tapeprop.ops.pool.geometry import pool_attributes, pooled_shape
 
 Shape5 = tuple[int, ...]
 

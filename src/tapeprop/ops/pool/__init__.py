@@ -11,14 +11,13 @@ and its transpose `avg_pool2d_grad` spreads dy over the windows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tapeprop.errors import ShapeError
-from tapeprop.ir import Shape, Size, Tensor, UndecidedError
-from tapeprop.ir.dims import at_least, same, text
+from tapeprop.ir import Shape, Tensor
+from tapeprop.ir.dims import same, text
 from tapeprop.ops.op import (
     NARROW,
     Attributes,
@@ -28,7 +27,6 @@ from tapeprop.ops.op import (
     Op,
     Ref,
     Sample,
-    as_tensor,
     check_rank,
     cuda_launch,
     inverse,
@@ -37,68 +35,37 @@ from tapeprop.ops.op import (
     register,
     same_dtype,
 )
+from tapeprop.ops.pool.functions import (
+    adaptive_avg_pool,
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+    lp_pool1d,
+    lp_pool2d,
+    lp_pool3d,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
+)
+from tapeprop.ops.pool.geometry import dilations, extents, picks, pool_attributes, pooled_shape, targets, windows
 
-__all__ = ["avg_pool2d", "max_pool2d"]
+__all__ = [
+    "adaptive_avg_pool",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "lp_pool1d",
+    "lp_pool2d",
+    "lp_pool3d",
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+]
 
 HERE = "tapeprop.ops.pool.cpu"
 
 
-# ---- geometry
-
-
-def pool_attributes(
-    name: str, size: int | Sequence[int], stride: int | Sequence[int] | None, padding: Any
-) -> dict[str, Any]:
-    """The attributes of a pooling op: size, stride (vertical, horizontal), padding ((top, bottom), (left, right)).
-
-    size, stride, padding: one int for all, or one per axis; padding also a (before, after) pair per axis; stride
-    None: the size. ShapeError where they make no sense.
-    """
-    sizes = _pair(name, "size", size, 1)
-    strides = sizes if stride is None else _pair(name, "stride", stride, 1)
-    sides: list[tuple[int, int]] = []
-    for given in (padding, padding) if isinstance(padding, int | np.integer) else tuple(padding):
-        sides.append(_pair(name, "padding", given, 0))
-    if len(sides) != 2:
-        raise ShapeError(f"{name}: expected padding ((top, bottom), (left, right)), got {padding}")
-    for extent, side in zip(sizes, sides):
-        if 2 * max(side) > extent:
-            raise ShapeError(
-                f"{name}: expected padding of at most half the window {sizes}, got {tuple(sides)}; "
-                "pad less or widen the window"
-            )
-    return {"size": sizes, "stride": strides, "padding": tuple(sides)}
-
-
-def _pair(name: str, what: str, value: Any, least: int) -> tuple[int, int]:
-    numbers = (value, value) if isinstance(value, int | np.integer) else tuple(value)
-    if len(numbers) != 2 or any(not isinstance(n, int | np.integer) or n < least for n in numbers):
-        raise ShapeError(f"{name}: expected {what} to be an int or two ints, each >= {least}, got {value}")
-    return int(numbers[0]), int(numbers[1])
-
-
-def pooled_shape(name: str, shape: Shape, attributes: Attributes) -> Shape:
-    """(N, C, H', W') of pooling (N, C, H, W). ShapeError where a window is larger than the padded image."""
-    found = []
-    for extent, size, stride, padding in zip(
-        shape[2:], attributes["size"], attributes["stride"], attributes["padding"], strict=True
-    ):
-        room = extent + sum(padding)
-        if not _may_be_at_least(room, size):
-            raise ShapeError(
-                f"{name}: expected an image of at least the window {attributes['size']} after padding, "
-                f"got {text(shape)} with padding {attributes['padding']}; use a smaller window or fewer pooling layers"
-            )
-        found.append((room - size) // stride + 1)
-    return (*shape[:2], *found)
-
-
-def _may_be_at_least(a: Size, bound: int) -> bool:
-    """False only where it is known: an open size is checked again when the kernel is chosen."""
-    try:
-        return at_least(a, bound)
-    except UndecidedError:
-        return True
+# ---- launches and shapes
 
 
 def _expect_shape(name: str, tensor: Tensor, expected: Shape, what: str) -> None:
@@ -106,43 +73,16 @@ def _expect_shape(name: str, tensor: Tensor, expected: Shape, what: str) -> None
         raise ShapeError(f"{name}: expected {what} of shape {text(expected)}, got {text(tensor.shape)}")
 
 
-def _windows(x: np.ndarray, attributes: Attributes, fill: float) -> np.ndarray:
-    """(N, C, H', W', elements of a window, in row-major order)."""
-    (kh, kw), (sh, sw) = attributes["size"], attributes["stride"]
-    padded = np.pad(x, ((0, 0), (0, 0), *attributes["padding"]), constant_values=fill)
-    view = np.lib.stride_tricks.sliding_window_view(padded, (kh, kw), (2, 3))[:, :, ::sh, ::sw]
-    return view.reshape(*view.shape[:4], kh * kw)
-
-
-def _targets(shape: tuple[int, ...], attributes: Attributes) -> np.ndarray:
-    """(H', W', window): the row-major index in the image of every element of every window; -1 in the padding."""
-    h, w = shape[2:]
-    index = np.arange(h * w, dtype=np.float64).reshape(1, 1, h, w)
-    return _windows(index, attributes, -1.0)[0, 0].astype(np.int64)
-
-
-def _picks(x: np.ndarray, attributes: Attributes) -> np.ndarray:
-    """(N, C, H', W'): the row-major index in the image of each window's maximum."""
-    targets = np.broadcast_to(_targets(x.shape, attributes), _windows(x, attributes, -np.inf).shape)
-    values = _windows(x, attributes, -np.inf)
-    # argmax gives the first NaN or maximum; where all is -inf, the first element that is no padding
-    place = np.where(values.max(-1) == -np.inf, np.argmax(targets >= 0, -1), np.argmax(values, -1))
-    return np.take_along_axis(targets, place[..., None], -1)[..., 0]
-
-
-def _pool_launch(builder: str, call: Call, image: tuple[int, ...], places: bool = False, **parameters: Any) -> Launch:
+def _pool_launch(
+    builder: str, call: Call, image: tuple[int, ...], scratch: tuple[int, str] | None = None, **parameters: Any
+) -> Launch:
     """Every array flat, then the geometry. image: the shape (N, C, H, W) that windows slide over.
 
-    places: whether the kernel keeps the places of the maxima of a row of windows. ShapeError where the window does not
-    fit.
+    scratch: what a worker keeps beside. ShapeError where the window does not fit.
     """
     arrays, geometry = _geometry(builder, call, image)
-    dtype = call.results[0].dtype
-    scratch = None
-    if places:
-        wide = geometry[4]
-        arrays.append((Ref("scratch"), (1, wide)))
-        scratch = (wide, "int32" if dtype == "float32" else "int64")
+    if scratch is not None:
+        arrays.append((Ref("scratch"), (1, scratch[0])))
     return launch(
         f"{HERE}:{builder}",
         call,
@@ -150,9 +90,15 @@ def _pool_launch(builder: str, call: Call, image: tuple[int, ...], places: bool 
         geometry[:-1],
         scratch=scratch,
         stride=geometry[-1],
-        dtype=dtype,
+        dtype=call.results[0].dtype,
         **parameters,
     )
+
+
+def _place_scratch(call: Call) -> tuple[int, str]:
+    """The scratch for the places of the maxima of a row of windows."""
+    wide = int(pooled_shape("max_pool2d", call.operands[0].shape, call.attributes)[3])  # type: ignore[arg-type]
+    return wide, "int32" if call.results[0].dtype == "float32" else "int64"
 
 
 def _cuda_launch(
@@ -162,8 +108,8 @@ def _cuda_launch(
     arrays, geometry = _geometry(builder, call, image)
     made = call.results[0]
     grid, block = device.spread(made.size)
-    _, height, width, high, wide, *_, stride_h, stride_w = geometry
-    divisors = (width, height, stride_h, stride_w) if gathers else (wide, high)
+    _, height, width, high, wide, *_ = geometry
+    divisors = (width, height, *call["stride"]) if gathers else (wide, high)
     return cuda_launch(
         f"tapeprop.ops.pool.cuda:{builder}", arrays, (*geometry, *map(inverse, divisors)), grid=grid, block=block,
         dtype=made.dtype, narrow=made.size < NARROW, **parameters,
@@ -174,14 +120,15 @@ def _geometry(
     builder: str, call: Call, image: tuple[int, ...]
 ) -> tuple[list[tuple[Ref, tuple[int, ...]]], tuple[int, ...]]:
     """(every array flat, the integers that kernels take). ShapeError where the window does not fit."""
-    pooled_shape(builder, image, call.attributes)  # its sizes may have been open when the call was recorded
+    high, wide = pooled_shape(builder, image, call.attributes)[2:]  # sizes may have been open when it was recorded
     (size_h, size_w), (stride_h, stride_w) = call["size"], call["stride"]
-    (top, bottom), (left, right) = call["padding"]
+    (top, _), (left, _) = call["padding"]
     n, c, height, width = image
-    high, wide = (height + top + bottom - size_h) // stride_h + 1, (width + left + right - size_w) // stride_w + 1
     kinds = [*((Ref("operand", i), a) for i, a in enumerate(call.operands)), (Ref("result", 0), call.results[0])]
     arrays: list[tuple[Ref, tuple[int, ...]]] = [(ref, (a.size,)) for ref, a in kinds]
-    return arrays, (n * c, height, width, high, wide, top, left, size_h, size_w, stride_h, stride_w)
+    gaps = dilations(call.attributes) if builder.startswith("max") else ()
+    sizes = (n * c, height, width, int(high), int(wide), top, left, size_h, size_w)  # type: ignore[arg-type]
+    return arrays, (*sizes, *gaps, stride_h, stride_w)
 
 
 def _window_size(attributes: Attributes) -> int:
@@ -210,10 +157,13 @@ class MaxPool2D(Op):
     def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         (x,) = arrays
         pooled_shape(self.name, x.shape, call.attributes)
-        return [_windows(x, call.attributes, -np.inf).max(-1)]
+        return [windows(x, call.attributes, -np.inf).max(-1)]
 
     def cpu(self, call: Call) -> Launch:
-        return _pool_launch(self.name, call, call.operands[0].shape)
+        x, y = call.operands[0], call.results[0]
+        (_, stride), (_, (left, _)) = call["stride"], call["padding"]
+        reach = (y.shape[3] - 1) * stride + extents(call.attributes)[1]  # of a row of windows, padding included
+        return _pool_launch(self.name, call, x.shape, (max(left + x.shape[3], reach), x.dtype))
 
     def cuda(self, call: Call, device: Device) -> Launch:
         return _cuda_launch(self.name, call, call.operands[0].shape, device)
@@ -247,11 +197,11 @@ class MaxPool2DPick(Op):
         x, z = arrays
         pooled_shape(self.name, x.shape, call.attributes)
         flat = z.reshape(*z.shape[:2], -1)
-        picks = _picks(x, call.attributes).reshape(*z.shape[:2], -1)
-        return [np.take_along_axis(flat, picks, -1).reshape(call.results[0].shape)]
+        places = picks(x, call.attributes).reshape(*z.shape[:2], -1)
+        return [np.take_along_axis(flat, places, -1).reshape(call.results[0].shape)]
 
     def cpu(self, call: Call) -> Launch:
-        return _pool_launch(self.name, call, call.operands[0].shape, places=True)
+        return _pool_launch(self.name, call, call.operands[0].shape, _place_scratch(call))
 
     def cuda(self, call: Call, device: Device) -> Launch:
         return _cuda_launch(self.name, call, call.operands[0].shape, device)
@@ -288,11 +238,11 @@ class MaxPool2DGrad(Op):
         n, c, h, w = x.shape
         dx = np.zeros((n * c, h * w), x.dtype)
         planes = np.arange(n * c)[:, None]
-        np.add.at(dx, (planes, _picks(x, call.attributes).reshape(n * c, -1)), dy.reshape(n * c, -1))
+        np.add.at(dx, (planes, picks(x, call.attributes).reshape(n * c, -1)), dy.reshape(n * c, -1))
         return [dx.reshape(x.shape)]
 
     def cpu(self, call: Call) -> Launch:
-        return _pool_launch(self.name, call, call.operands[0].shape, places=True)
+        return _pool_launch(self.name, call, call.operands[0].shape, _place_scratch(call))
 
     def cuda(self, call: Call, device: Device) -> Launch:
         return _cuda_launch(self.name, call, call.operands[0].shape, device, gathers=True)
@@ -310,16 +260,6 @@ class MaxPool2DGrad(Op):
             )
             for shape, attributes in _cases(self.name)
         ]
-
-
-def max_pool2d(x: Any, size: Any, stride: Any = None, padding: Any = ((0, 0), (0, 0))) -> Tensor:
-    """The maximum of each window: (N, C, H, W) -> (N, C, (H + top + bottom - size) // stride + 1, likewise).
-
-    size, stride: an int or (vertical, horizontal); stride None: the size. padding: ((top, bottom), (left, right)) of
-    -inf, or an int for all sides. ShapeError where the padding exceeds half the window, or the window the padded
-    image.
-    """
-    return record("max_pool2d", [as_tensor(x)], pool_attributes("max_pool2d", size, stride, padding))[0]
 
 
 # ---- mean
@@ -346,7 +286,7 @@ class AvgPool2D(Op):
     def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         (x,) = arrays
         pooled_shape(self.name, x.shape, call.attributes)
-        return [_windows(x, call.attributes, 0.0).sum(-1) / _counts(x.shape, call.attributes).astype(x.dtype)]
+        return [windows(x, call.attributes, 0.0).sum(-1) / _counts(x.shape, call.attributes).astype(x.dtype)]
 
     def cpu(self, call: Call) -> Launch:
         return _pool_launch(self.name, call, call.operands[0].shape, count_include_pad=call["count_include_pad"])
@@ -390,8 +330,8 @@ class AvgPool2DGrad(Op):
         planes = shape[0] * shape[1]
         dx = np.zeros((planes, shape[2] * shape[3] + 1), dy.dtype)  # the last column takes what falls into the padding
         share = (dy / _counts(shape, call.attributes).astype(dy.dtype)).reshape(planes, -1, 1)
-        targets = _targets(shape, call.attributes).reshape(1, -1, _window_size(call.attributes))
-        np.add.at(dx, (np.arange(planes)[:, None, None], targets), share)
+        places = targets(shape, call.attributes).reshape(1, -1, _window_size(call.attributes))
+        np.add.at(dx, (np.arange(planes)[:, None, None], places), share)
         return [dx[:, :-1].reshape(shape)]
 
     def cpu(self, call: Call) -> Launch:
@@ -419,26 +359,14 @@ def _counts(shape: tuple[int, ...], attributes: Attributes) -> np.ndarray:
     """(H', W') or (): what each window's sum is divided by."""
     if attributes["count_include_pad"]:
         return np.array(_window_size(attributes))
-    return (_targets(shape, attributes) >= 0).sum(-1)
-
-
-def avg_pool2d(
-    x: Any, size: Any, stride: Any = None, padding: Any = ((0, 0), (0, 0)), count_include_pad: bool = True
-) -> Tensor:
-    """The mean of each window: (N, C, H, W) -> (N, C, (H + top + bottom - size) // stride + 1, likewise).
-
-    count_include_pad: whether padding counts as zeros, or a window's sum is divided by the number of its real elements.
-    Else as `max_pool2d`.
-    """
-    attributes = pool_attributes("avg_pool2d", size, stride, padding)
-    return record("avg_pool2d", [as_tensor(x)], {**attributes, "count_include_pad": bool(count_include_pad)})[0]
+    return (targets(shape, attributes) >= 0).sum(-1)
 
 
 def _cases(name: str) -> list[tuple[tuple[int, ...], dict[str, Any]]]:
     """(image shape, attributes) of the generated tests: both strides, overlap, gaps, padding on one side, windows as
     large as the image.
     """
-    geometries: list[tuple[tuple[int, ...], Any, Any, Any]] = [
+    geometries: list[tuple[Any, ...]] = [
         ((2, 3, 8, 8), 2, 2, 0),
         ((1, 2, 9, 7), 3, 2, 1),
         ((3, 1, 7, 20), (3, 2), 1, ((1, 0), (0, 1))),
@@ -448,6 +376,8 @@ def _cases(name: str) -> list[tuple[tuple[int, ...], dict[str, Any]]]:
         ((2, 2, 37, 70), 2, 1, 0),
     ]
     if not name.startswith("avg"):
+        dilated: list[tuple[Any, ...]] = [((1, 2, 9, 11), (2, 3), 2, 1, (3, 2)), ((2, 1, 8, 5), 2, 1, 0, (2, 1))]
+        geometries = [*geometries, *dilated]
         return [(shape, pool_attributes(name, *rest)) for shape, *rest in geometries]
     return [
         (shape, {**pool_attributes(name, *rest), "count_include_pad": bool(i % 2)})

@@ -8,28 +8,94 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from tapeprop.targets.cpu.kernel import NumbaKernel
 
 GEOMETRY = ("planes", "height", "width", "high", "wide", "top", "left", "size_h", "size_w", "stride_h")
+DILATED = (*GEOMETRY[:-1], "dilation_h", "dilation_w", "stride_h")
 PLACES = {"float32": "int32", "float64": "int64"}
 
 
+def _rows_within() -> Any:
+    """(window, stride, padding before, size, dilation, extent) -> (its first row in the image, how many of its rows are)."""
+    from numba import njit
+
+    def rows_within(window, stride, before, size, dilation, extent):
+        start = window * stride - before
+        outside = (dilation - 1 - start) // dilation if start < 0 else 0
+        first = start + outside * dilation
+        return first, min(size - outside, (extent - 1 - first) // dilation + 1)
+
+    return njit(rows_within)
+
+
+def _larger() -> Any:
+    """The larger of two numbers; NaN where one is."""
+    from numba import njit
+
+    return njit(lambda best, value: value if (value > best) | (value != value) else best)
+
+
 def max_pool2d(dtype: str, stride: int) -> NumbaKernel:
-    """y = the maximum of each window of x."""
-    from tapeprop.targets.cpu import window_math
+    """y = the maximum of each window of x: of its columns first, then along the row that these make.
 
-    window_max: Any = window_math.window_max
+    That row stands in the scratch, between the padding. Three rows or columns are taken at a time, as windows rarely have more.
+    """
+    rows_within, larger = _rows_within(), _larger()
+    lowest = np.dtype(dtype).type(-np.inf)
 
-    def body(x, y, planes, height, width, high, wide, top, left, size_h, size_w, stride_h, worker, workers):
+    def body(
+        x, y, scratch, planes, height, width, high, wide, top, left, size_h, size_w, dilation_h, dilation_w, stride_h,
+        worker, workers,
+    ):  # fmt: skip
+        columns = scratch[worker]
+        for j in range(left):
+            columns[j] = lowest
+        for j in range(left + width, (wide - 1) * stride + (size_w - 1) * dilation_w + 1):
+            columns[np.uint64(j)] = lowest
+        inner, pitch = columns[left : left + width], dilation_h * width
         grains = planes * high
         for grain in range(grains * worker // workers, grains * (worker + 1) // workers):
             plane, oy = grain // high, grain % high
-            first = max(oy * stride_h - top, 0)
-            rows = min(oy * stride_h - top + size_h, height) - first
+            first, rows = rows_within(oy, stride_h, top, size_h, dilation_h, height)
             start = (plane * height + first) * width
-            window_max(stride, x, start, rows, width, left, size_w, wide, y, grain * wide)
+            a = x[start : start + width]
+            if rows == 1:
+                for j in range(width):
+                    inner[j] = a[j]
+            elif rows == 2:
+                b = x[start + pitch : start + pitch + width]
+                for j in range(width):
+                    inner[j] = larger(a[j], b[j])
+            else:
+                b = x[start + pitch : start + pitch + width]
+                c = x[start + 2 * pitch : start + 2 * pitch + width]
+                for j in range(width):
+                    inner[j] = larger(larger(a[j], b[j]), c[j])
+                for r in range(3, rows):
+                    d = x[start + r * pitch : start + r * pitch + width]
+                    for j in range(width):
+                        inner[j] = larger(inner[j], d[j])
+            made = y[grain * wide : (grain + 1) * wide]
+            if size_w == 1:
+                for o in range(wide):
+                    made[o] = columns[np.uint64(stride * o)]
+            elif size_w == 2:
+                b = columns[dilation_w:]
+                for o in range(wide):
+                    made[o] = larger(columns[np.uint64(stride * o)], b[np.uint64(stride * o)])
+            else:
+                b, c = columns[dilation_w:], columns[2 * dilation_w :]
+                for o in range(wide):
+                    both = larger(columns[np.uint64(stride * o)], b[np.uint64(stride * o)])
+                    made[o] = larger(both, c[np.uint64(stride * o)])
+                for t in range(3, size_w):
+                    d = columns[t * dilation_w :]
+                    for o in range(wide):
+                        made[o] = larger(made[o], d[np.uint64(stride * o)])
 
-    return NumbaKernel(body, [("x", dtype, 1), ("y", dtype, 1)], GEOMETRY)
+    return NumbaKernel(body, [("x", dtype, 1), ("y", dtype, 1)], DILATED, scratch=dtype)
 
 
 def max_pool2d_pick(dtype: str, stride: int) -> NumbaKernel:
@@ -37,21 +103,24 @@ def max_pool2d_pick(dtype: str, stride: int) -> NumbaKernel:
     from tapeprop.targets.cpu import window_math
 
     window_places: Any = window_math.window_places
+    rows_within = _rows_within()
 
-    def body(x, z, y, scratch, planes, height, width, high, wide, top, left, size_h, size_w, stride_h, worker, workers):
+    def body(
+        x, z, y, scratch, planes, height, width, high, wide, top, left, size_h, size_w, dilation_h, dilation_w,
+        stride_h, worker, workers,
+    ):  # fmt: skip
         places = scratch[worker]
         grains = planes * high
         for grain in range(grains * worker // workers, grains * (worker + 1) // workers):
             plane, oy = grain // high, grain % high
-            first = max(oy * stride_h - top, 0)
-            rows = min(oy * stride_h - top + size_h, height) - first
+            first, rows = rows_within(oy, stride_h, top, size_h, dilation_h, height)
             start = (plane * height + first) * width
-            window_places(stride, x, start, rows, width, left, size_w, wide, places)
+            window_places(stride, x, start, rows, dilation_h * width, width, left, size_w, dilation_w, wide, places)
             made = y[grain * wide : (grain + 1) * wide]
             for ox in range(wide):
                 made[ox] = z[start + places[ox]]
 
-    return NumbaKernel(body, [("x", dtype, 1), ("z", dtype, 1), ("y", dtype, 1)], GEOMETRY, scratch=PLACES[dtype])
+    return NumbaKernel(body, [("x", dtype, 1), ("z", dtype, 1), ("y", dtype, 1)], DILATED, scratch=PLACES[dtype])
 
 
 def max_pool2d_grad(dtype: str, stride: int) -> NumbaKernel:
@@ -59,25 +128,26 @@ def max_pool2d_grad(dtype: str, stride: int) -> NumbaKernel:
     from tapeprop.targets.cpu import window_math
 
     window_places: Any = window_math.window_places
+    rows_within = _rows_within()
 
     def body(
-        x, dy, dx, scratch, planes, height, width, high, wide, top, left, size_h, size_w, stride_h, worker, workers
-    ):
+        x, dy, dx, scratch, planes, height, width, high, wide, top, left, size_h, size_w, dilation_h, dilation_w,
+        stride_h, worker, workers,
+    ):  # fmt: skip
         places = scratch[worker]
         for plane in range(planes * worker // workers, planes * (worker + 1) // workers):
             part = dx[plane * height * width : (plane + 1) * height * width]
             for i in range(part.size):
                 part[i] = 0.0
             for oy in range(high):
-                first = max(oy * stride_h - top, 0)
-                rows = min(oy * stride_h - top + size_h, height) - first
+                first, rows = rows_within(oy, stride_h, top, size_h, dilation_h, height)
                 start = (plane * height + first) * width
-                window_places(stride, x, start, rows, width, left, size_w, wide, places)
+                window_places(stride, x, start, rows, dilation_h * width, width, left, size_w, dilation_w, wide, places)
                 flowing = dy[(plane * high + oy) * wide : (plane * high + oy + 1) * wide]
                 for ox in range(wide):
-                    dx[start + places[ox]] += flowing[ox]
+                    dx[np.uint64(start + places[ox])] += flowing[ox]
 
-    return NumbaKernel(body, [("x", dtype, 1), ("dy", dtype, 1), ("dx", dtype, 1)], GEOMETRY, scratch=PLACES[dtype])
+    return NumbaKernel(body, [("x", dtype, 1), ("dy", dtype, 1), ("dx", dtype, 1)], DILATED, scratch=PLACES[dtype])
 
 
 def avg_pool2d(dtype: str, stride: int, count_include_pad: bool) -> NumbaKernel:
@@ -95,7 +165,7 @@ def avg_pool2d(dtype: str, stride: int, count_include_pad: bool) -> NumbaKernel:
             first = max(oy * stride_h - top, 0)
             rows = min(oy * stride_h - top + size_h, height) - first
             start = (plane * height + first) * width
-            window_mean(stride, x, start, rows, width, left, size_w, wide, y, grain * wide, divisor)
+            window_mean(stride, x, start, rows, width, width, left, size_w, 1, wide, y, grain * wide, divisor)
 
     return NumbaKernel(body, [("x", dtype, 1), ("y", dtype, 1)], GEOMETRY)
 
@@ -118,7 +188,19 @@ def avg_pool2d_grad(dtype: str, stride: int, count_include_pad: bool) -> NumbaKe
                 rows = min(oy * stride_h - top + size_h, height) - first
                 start = (plane * height + first) * width
                 window_spread(
-                    stride, dx, start, rows, width, left, size_w, wide, dy, (plane * high + oy) * wide, divisor
+                    stride,
+                    dx,
+                    start,
+                    rows,
+                    width,
+                    width,
+                    left,
+                    size_w,
+                    1,
+                    wide,
+                    dy,
+                    (plane * high + oy) * wide,
+                    divisor,
                 )
 
     return NumbaKernel(body, [("dy", dtype, 1), ("dx", dtype, 1)], GEOMETRY)

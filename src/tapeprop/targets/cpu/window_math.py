@@ -1,9 +1,9 @@
-"""One row of pooling windows at a time, for Numba bodies: the maximum, its place, the mean, and the mean's transpose.
+"""One row of pooling windows at a time, for Numba bodies: the place of the maximum, the mean, and the mean's transpose.
 
-A row of `count` windows slides over `rows` image rows of `width` elements, the first at element `start` of the image:
-window o covers columns o stride - left to o stride - left + size. Outputs lie along the lanes; columns outside the
-image and the outputs beyond the last are masked, so padding and tails need no code of their own and nothing outside
-is read. The stride is a literal: 1 and 2 load whole vectors, the others gather.
+A row of `count` windows slides over `rows` image rows of `width` elements, `pitch` apart, the first at element `start` of the
+image: window o covers the `size` columns o stride - left, o stride - left + dilation and so on. Outputs lie along the lanes;
+columns outside the image and the outputs beyond the last are masked, so padding and tails need no code of their own and nothing
+outside is read. The stride is a literal: 1 and 2 load whole vectors, the others gather.
 
 Lanes are 512 bits on every machine (LLVM splits them), so that the order of the transposed sums does not depend on it.
 """
@@ -23,11 +23,11 @@ from tapeprop.targets.cpu.block_math import element_pointer
 from tapeprop.targets.cpu.plain import twin
 from tapeprop.targets.cpu.vector_arithmetic import VectorArithmetic
 
-__all__ = ["window_max", "window_mean", "window_places", "window_spread"]
+__all__ = ["window_mean", "window_places", "window_spread"]
 
 INT64, INT32 = ir.IntType(64), ir.IntType(32)
 LANE_BITS = 512
-GEOMETRY = (types.int64,) * 6  # start, rows, width, left, size, count
+GEOMETRY = (types.int64,) * 8  # start, rows, pitch, width, left, size, dilation, count
 
 
 # ---- emission
@@ -39,7 +39,7 @@ class _Row:
     def __init__(self, context: Any, builder: Any, kind: Any, image: Any, stride: int, geometry: Any) -> None:
         self.builder, self.stride = builder, stride
         self.math = VectorArithmetic(builder, kind.dtype.bitwidth, LANE_BITS // kind.dtype.bitwidth)
-        self.start, self.rows, self.width, self.left, self.size, self.count = geometry
+        self.start, self.rows, self.pitch, self.width, self.left, self.size, self.dilation, self.count = geometry
         self.image = lambda index: element_pointer(context, builder, kind, image, index)
 
     def run(
@@ -57,9 +57,9 @@ class _Row:
                 cgutils.for_range(b, self.rows, intp=INT64) as row,
                 cgutils.for_range(b, self.size, intp=INT64) as tap_number,
             ):
-                column = b.add(origin, tap_number.index)
+                column = b.add(origin, b.mul(tap_number.index, self.dilation))
                 valid = b.and_(outputs, self.inside(column, self.stride))
-                tap(b.mul(row.index, self.width), column, valid)
+                tap(b.mul(row.index, self.pitch), column, valid)
             end(first, outputs)
 
     def columns(self, column: Any, step: int) -> Any:
@@ -128,36 +128,7 @@ def _literal(kind: Any) -> int | None:
 
 
 @intrinsic(prefer_literal=True)
-def window_max(typing, stride, image, start, rows, width, left, size, count, target, target_start):
-    """target[target_start + o] = the maximum of window o; NaN where one is among its elements, -inf where it has
-    none.
-    """
-    step = _literal(stride)
-    if step is None:
-        return None
-
-    def generate(context, builder, signature, args):
-        row = _Row(context, builder, image, args[1], step, args[2:8])
-        math = row.math
-        best = cgutils.alloca_once(builder, math.float)
-
-        def tap(offset, column, valid):
-            before = builder.load(best, typ=math.float)
-            larger = math.maximum(before, row.load(offset, column, valid))
-            builder.store(math.select(valid, larger, before), best)
-
-        def end(first, outputs):
-            place = element_pointer(context, builder, target, args[8], builder.add(args[9], first))
-            math.store(builder.load(best, typ=math.float), place, outputs)
-
-        row.run(lambda first, outputs: builder.store(math.value(-np.inf), best), tap, end)
-        return context.get_dummy_value()
-
-    return types.void(stride, image, *GEOMETRY, target, types.int64), generate
-
-
-@intrinsic(prefer_literal=True)
-def window_places(typing, stride, image, start, rows, width, left, size, count, target):
+def window_places(typing, stride, image, start, rows, pitch, width, left, size, dilation, count, target):
     """target[o] = the element, counted from `start`, of the first maximum of window o, or of its first NaN.
 
     target: int32 for a float32 image, int64 for float64.
@@ -167,7 +138,7 @@ def window_places(typing, stride, image, start, rows, width, left, size, count, 
         return None
 
     def generate(context, builder, signature, args):
-        row = _Row(context, builder, image, args[1], step, args[2:8])
+        row = _Row(context, builder, image, args[1], step, args[2:10])
         math = row.math
         best, places = cgutils.alloca_once(builder, math.float), cgutils.alloca_once(builder, math.int)
 
@@ -191,7 +162,7 @@ def window_places(typing, stride, image, start, rows, width, left, size, count, 
 
         def end(first, outputs):
             # the masked store takes floats: these are the bits of integers
-            place = element_pointer(context, builder, target, args[8], first)
+            place = element_pointer(context, builder, target, args[10], first)
             math.store(math.as_float(builder.load(places, typ=math.int)), place, outputs)
 
         row.run(begin, tap, end)
@@ -201,14 +172,16 @@ def window_places(typing, stride, image, start, rows, width, left, size, count, 
 
 
 @intrinsic(prefer_literal=True)
-def window_mean(typing, stride, image, start, rows, width, left, size, count, target, target_start, divisor):
+def window_mean(
+    typing, stride, image, start, rows, pitch, width, left, size, dilation, count, target, target_start, divisor
+):
     """target[target_start + o] = the sum of window o / divisor; divisor 0: the number of its elements in the image."""
     step = _literal(stride)
     if step is None:
         return None
 
     def generate(context, builder, signature, args):
-        row = _Row(context, builder, image, args[1], step, args[2:8])
+        row = _Row(context, builder, image, args[1], step, args[2:10])
         math = row.math
         total = cgutils.alloca_once(builder, math.float)
 
@@ -218,8 +191,8 @@ def window_mean(typing, stride, image, start, rows, width, left, size, count, ta
             builder.store(math.select(valid, after, before), total)
 
         def end(first, outputs):
-            place = element_pointer(context, builder, target, args[8], builder.add(args[9], first))
-            mean = math.div(builder.load(total, typ=math.float), row.divisors(first, args[10]))
+            place = element_pointer(context, builder, target, args[10], builder.add(args[11], first))
+            mean = math.div(builder.load(total, typ=math.float), row.divisors(first, args[12]))
             math.store(mean, place, outputs)
 
         row.run(lambda first, outputs: builder.store(math.value(0.0), total), tap, end)
@@ -229,7 +202,9 @@ def window_mean(typing, stride, image, start, rows, width, left, size, count, ta
 
 
 @intrinsic(prefer_literal=True)
-def window_spread(typing, stride, image, start, rows, width, left, size, count, source, source_start, divisor):
+def window_spread(
+    typing, stride, image, start, rows, pitch, width, left, size, dilation, count, source, source_start, divisor
+):
     """Adds source[source_start + o] / divisor to every element of window o; divisor 0: the number of its elements in
     the image.
     """
@@ -238,13 +213,13 @@ def window_spread(typing, stride, image, start, rows, width, left, size, count, 
         return None
 
     def generate(context, builder, signature, args):
-        row = _Row(context, builder, image, args[1], step, args[2:8])
+        row = _Row(context, builder, image, args[1], step, args[2:10])
         math = row.math
         share = cgutils.alloca_once(builder, math.float)
 
         def begin(first, outputs):
-            place = element_pointer(context, builder, source, args[8], builder.add(args[9], first))
-            builder.store(math.div(math.load(place, outputs), row.divisors(first, args[10])), share)
+            place = element_pointer(context, builder, source, args[10], builder.add(args[11], first))
+            builder.store(math.div(math.load(place, outputs), row.divisors(first, args[12])), share)
 
         def tap(offset, column, valid):
             row.add(offset, column, valid, builder.load(share, typ=math.float))
@@ -259,38 +234,33 @@ def window_spread(typing, stride, image, start, rows, width, left, size, count, 
 
 
 def _taps(
-    stride: int, start: int, rows: int, width: int, left: int, size: int, count: int
+    stride: int, start: int, rows: int, pitch: int, width: int, left: int, size: int, dilation: int, count: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(window, the elements of the image that it covers, in row-major order) of each window of a row."""
     for o in range(count):
-        first = o * stride - left
-        columns = np.arange(max(first, 0), min(first + size, width))
-        yield o, (start + np.arange(rows)[:, None] * width + columns).reshape(-1)
-
-
-@twin(window_max)
-def _window_max(stride, image, start, rows, width, left, size, count, target, target_start):
-    flat = image.reshape(-1)
-    for o, places in _taps(stride, start, rows, width, left, size, count):
-        target.reshape(-1)[target_start + o] = flat[places].max(initial=-np.inf)
+        columns = o * stride - left + np.arange(size) * dilation
+        columns = columns[(columns >= 0) & (columns < width)]
+        yield o, (start + np.arange(rows)[:, None] * pitch + columns).reshape(-1)
 
 
 @twin(window_places)
-def _window_places(stride, image, start, rows, width, left, size, count, target):
+def _window_places(stride, image, start, rows, pitch, width, left, size, dilation, count, target):
     flat = image.reshape(-1)
-    for o, places in _taps(stride, start, rows, width, left, size, count):
+    for o, places in _taps(stride, start, rows, pitch, width, left, size, dilation, count):
         target[o] = places[np.argmax(flat[places])] - start  # argmax gives the first NaN or maximum
 
 
 @twin(window_mean)
-def _window_mean(stride, image, start, rows, width, left, size, count, target, target_start, divisor):
+def _window_mean(stride, image, start, rows, pitch, width, left, size, dilation, count, target, target_start, divisor):
     flat = image.reshape(-1)
-    for o, places in _taps(stride, start, rows, width, left, size, count):
+    for o, places in _taps(stride, start, rows, pitch, width, left, size, dilation, count):
         target.reshape(-1)[target_start + o] = flat[places].sum() / image.dtype.type(divisor or places.size)
 
 
 @twin(window_spread)
-def _window_spread(stride, image, start, rows, width, left, size, count, source, source_start, divisor):
+def _window_spread(
+    stride, image, start, rows, pitch, width, left, size, dilation, count, source, source_start, divisor
+):
     flat = image.reshape(-1)
-    for o, places in _taps(stride, start, rows, width, left, size, count):
+    for o, places in _taps(stride, start, rows, pitch, width, left, size, dilation, count):
         flat[places] += source.reshape(-1)[source_start + o] / image.dtype.type(divisor or places.size)
