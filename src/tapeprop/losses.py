@@ -7,6 +7,8 @@ numbers of the prediction's shape.
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -42,6 +44,8 @@ class Loss:
     accuracy: ClassVar[Literal["argmax", "sign"] | None] = None
     #: Labels above it are of the positive class (accuracy = "sign").
     threshold: ClassVar[float] = 0.5
+    #: The class id of samples that do not count (accuracy = "argmax"); None: all do.
+    ignore_index: int | None = None
 
     def trace(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
         """The loss, a tensor of shape (), of predictions and of labels as `labels` gives them."""
@@ -120,26 +124,52 @@ def _rows(y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class CrossEntropy(Loss):
-    """-log softmax(y_pred)[label], mean over samples.
+    """-log softmax(y_pred)[label], mean over samples, as torch.nn.CrossEntropyLoss.
 
     y_pred: logits (N, C), or (N, C, ...), where every place of the map counts as a sample. Labels: class ids (N, ...),
     or one-hot of the shape of y_pred; rows of any distribution do.
+
+    label_smoothing: the part of each label, in [0, 1], that is spread evenly over all classes. class_weights: a finite
+    number >= 0 for each class, by which its share of the loss is multiplied. ignore_index: the id of samples that count
+    for nothing, in loss, gradient and accuracy; for class ids only. With class ids the mean is weighted: it is divided
+    by the sum of the weights of the labels that count, and NaN (its gradient 0) where none does; with one-hot labels it
+    is divided by N. In a fit the loss of an epoch is the mean over its batches. ValueError, TypeError; ShapeError where
+    there are more or fewer weights than classes.
     """
 
     accuracy = "argmax"
 
+    def __init__(self, label_smoothing: float = 0.0, class_weights: Any = None, ignore_index: int | None = None):
+        self.label_smoothing = _number("CrossEntropy: label_smoothing", label_smoothing, most=1.0)
+        self.class_weights = _weights("CrossEntropy: class_weights", class_weights)
+        self.ignore_index = _class_id("CrossEntropy: ignore_index", ignore_index)
+
     def trace(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
-        return formulas.softmax_cross_entropy(*_rows(y_pred, y_true))
+        return formulas.softmax_cross_entropy(
+            *_rows(y_pred, y_true), self.class_weights, self.label_smoothing, self.ignore_index
+        )
 
     def labels(self, y: Any, prediction_shape: Sequence[int], dtype: str = "float32") -> np.ndarray:
-        return classes(self._name, y, prediction_shape, dtype)
+        return _counted_classes(self._name, y, prediction_shape, dtype, self.class_weights, self.ignore_index)
 
 
-class NLL(CrossEntropy):
-    """-y_pred[label], mean over samples. y_pred: log-probabilities; shapes and labels as for CrossEntropy."""
+class NLL(Loss):
+    """-y_pred[label], mean over samples, as torch.nn.NLLLoss.
+
+    y_pred: log-probabilities; shapes, labels, class_weights and ignore_index as for CrossEntropy.
+    """
+
+    accuracy = "argmax"
+
+    def __init__(self, class_weights: Any = None, ignore_index: int | None = None):
+        self.class_weights = _weights("NLL: class_weights", class_weights)
+        self.ignore_index = _class_id("NLL: ignore_index", ignore_index)
 
     def trace(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
-        return formulas.nll(*_rows(y_pred, y_true))
+        return formulas.nll(*_rows(y_pred, y_true), self.class_weights, self.ignore_index)
+
+    def labels(self, y: Any, prediction_shape: Sequence[int], dtype: str = "float32") -> np.ndarray:
+        return _counted_classes(self._name, y, prediction_shape, dtype, self.class_weights, self.ignore_index)
 
 
 class KLDivergence(Loss):
@@ -170,13 +200,22 @@ class KLDivergence(Loss):
 class BinaryCrossEntropy(Loss):
     """-(y log s + (1 - y) log(1 - s)) with s = sigmoid(y_pred), mean over all elements.
 
-    y_pred: logits. Labels: of the same shape, in [0, 1]; (N,) does for (N, 1).
+    y_pred: logits. Labels: of the same shape, in [0, 1]; (N,) does for (N, 1). pos_weight: what y log s is multiplied
+    by, a finite number >= 0 or one for each place along axis 1, as torch.nn.BCEWithLogitsLoss has it. ShapeError where
+    these are not as many.
     """
 
     accuracy = "sign"
 
+    def __init__(self, pos_weight: Any = None):
+        one = pos_weight is None or isinstance(pos_weight, numbers.Real)
+        what = "BinaryCrossEntropy: pos_weight"
+        self.pos_weight = (
+            pos_weight if pos_weight is None else _number(what, pos_weight) if one else _weights(what, pos_weight)
+        )
+
     def trace(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
-        return formulas.binary_cross_entropy(y_pred, y_true)
+        return formulas.binary_cross_entropy(y_pred, y_true, self.pos_weight)
 
     def labels(self, y: Any, prediction_shape: Sequence[int], dtype: str = "float32") -> np.ndarray:
         found = targets(self._name, y, prediction_shape, dtype)
@@ -245,11 +284,13 @@ def targets(name: str, y: Any, prediction_shape: Sequence[int], dtype: str) -> n
     return _cast(name, given, dtype)
 
 
-def classes(name: str, y: Any, prediction_shape: Sequence[int], dtype: str) -> np.ndarray:
+def classes(
+    name: str, y: Any, prediction_shape: Sequence[int], dtype: str, ignore_index: int | None = None
+) -> np.ndarray:
     """Class ids (N, ...) as int64, or one-hot labels (N, C, ...) in `dtype`, for predictions (N, C, ...).
 
     Ids may come as (N, 1). Floating one-hot labels may be soft: any distribution. Whole-number ones have one 1 per
-    sample. LabelError, which `name` begins.
+    sample. ignore_index: an id that is no class but fits; only for ids. LabelError, which `name` begins.
     """
     given, shape = _array(name, y), tuple(prediction_shape)
     if len(shape) < 2:
@@ -259,6 +300,11 @@ def classes(name: str, y: Any, prediction_shape: Sequence[int], dtype: str) -> n
     if whole and given.shape == (*ids_shape, 1):
         given = given.reshape(ids_shape)
     if given.shape == shape and not (whole and shape == ids_shape):
+        if ignore_index is not None:
+            raise LabelError(
+                f"{name}: ignore_index={ignore_index} is a class id, received one-hot labels of shape {given.shape}; "
+                "give class ids, or rows of zeros for samples to leave out"
+            )
         return _one_hot(name, given, dtype)
     if given.shape != ids_shape or not whole:
         expected = f"class ids of shape {ids_shape} or one-hot labels of shape {shape}"
@@ -269,8 +315,29 @@ def classes(name: str, y: Any, prediction_shape: Sequence[int], dtype: str) -> n
             f'so convert them with y.astype("int64")'
         )
     found = np.ascontiguousarray(given, np.int64)
-    if found.view(np.uint64).max() >= count:  # a negative id is a huge number then: one pass instead of two
-        raise LabelError(f"{name}: expected class ids from 0 to {count - 1}, received {_range(given)}")
+    counted = found if ignore_index is None else found[found != ignore_index]
+    # a negative id is a huge number as uint64: one pass instead of two
+    if counted.size and counted.view(np.uint64).max() >= count:
+        also = "" if ignore_index is None else f", or {ignore_index}"
+        raise LabelError(f"{name}: expected class ids from 0 to {count - 1}{also}, received {_range(given)}")
+    return found
+
+
+def _counted_classes(
+    name: str,
+    y: Any,
+    prediction_shape: Sequence[int],
+    dtype: str,
+    class_weights: tuple[float, ...] | None,
+    ignore_index: int | None,
+) -> np.ndarray:
+    """As `classes`. ShapeError where there are more or fewer weights than classes."""
+    found = classes(name, y, prediction_shape, dtype, ignore_index)
+    if class_weights is not None and len(class_weights) != prediction_shape[1]:
+        raise ShapeError(
+            f"{name}: expected class_weights for each of {prediction_shape[1]} classes, received {len(class_weights)}; "
+            f"predictions are of shape {tuple(prediction_shape)}"
+        )
     return found
 
 
@@ -306,6 +373,37 @@ def _cast(name: str, given: np.ndarray, dtype: str) -> np.ndarray:
     if found is not given and np.isinf(found).any() and not np.isinf(given).any():
         raise LabelError(f"{name}: expected labels that fit {dtype}, received {_range(given)}")
     return found
+
+
+def _number(name: str, value: Any, most: float = math.inf) -> float:
+    """`value` as a float. ValueError unless it is finite and in [0, most]; TypeError where it is no real number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a real number, received {value!r}")
+    if not (0 <= float(value) <= most and float(value) < math.inf):
+        expected = "a finite number >= 0" if most == math.inf else f"a number from 0 to {most:g}"
+        raise ValueError(f"{name}: expected {expected}, received {value!r}")
+    return float(value)
+
+
+def _weights(name: str, values: Any) -> tuple[float, ...] | None:
+    """One weight for each class, or None. ValueError, TypeError."""
+    if values is None:
+        return None
+    given = np.asarray(values)
+    if given.dtype.kind not in "fiu" or given.ndim != 1 or not given.size:
+        raise TypeError(f"{name}: expected a list of real numbers, one for each class, received {values!r}")
+    found = given.astype(np.float64)
+    if not (np.isfinite(found).all() and (found >= 0).all() and found.any()):
+        raise ValueError(f"{name}: expected finite numbers >= 0, not all of them 0, received {values!r}")
+    return tuple(found.tolist())
+
+
+def _class_id(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}: expected an integer or None, received {value!r}")
+    return int(value)
 
 
 def _range(values: np.ndarray) -> str:

@@ -133,8 +133,7 @@ class SGD(Optimizer):
         self.slots = ("momentum",) if self.momentum else ()
 
     def rule(self, weight, gradient, slots, scalars):
-        if self.weight_decay:
-            gradient = gradient + self.weight_decay * weight
+        gradient = decayed(gradient, weight, self.weight_decay)
         if not self.momentum:
             return weight - scalars["lr"] * gradient, {}
         buffer = self.momentum * slots["momentum"] + gradient  # from 0, so that the first buffer is the first gradient
@@ -144,17 +143,26 @@ class SGD(Optimizer):
 
 class RMSProp(Optimizer):
     """Gradients over the root of a running mean of their squares (Tieleman and Hinton 2012), as torch.optim.RMSprop
-    (rho: alpha).
+    (rho: alpha). weight_decay as for SGD.
     """
 
-    def __init__(self, lr: float = 0.001, rho: float = 0.9, epsilon: float = 1e-8, momentum: float = 0.0):
+    def __init__(
+        self,
+        lr: float = 0.001,
+        rho: float = 0.9,
+        epsilon: float = 1e-8,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+    ):
         super().__init__(lr)
         self.rho = fraction("rho", rho)
         self.epsilon = at_least_zero("epsilon", epsilon)
         self.momentum = at_least_zero("momentum", momentum)
+        self.weight_decay = at_least_zero("weight_decay", weight_decay)
         self.slots = ("square", "momentum") if self.momentum else ("square",)
 
     def rule(self, weight, gradient, slots, scalars):
+        gradient = decayed(gradient, weight, self.weight_decay)
         square = running_mean(slots["square"], gradient * gradient, self.rho)
         step = gradient / (ops.sqrt(square) + self.epsilon)
         if not self.momentum:
@@ -164,18 +172,26 @@ class RMSProp(Optimizer):
 
 
 class _Moments(Optimizer):
-    """What the Adam family shares: two decay rates, an epsilon."""
+    """What the Adam family shares: two decay rates, an epsilon, a decay of weights."""
 
-    def __init__(self, lr: float = 0.001, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8):
+    def __init__(
+        self,
+        lr: float = 0.001,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.0,
+    ):
         super().__init__(lr)
         self.beta1 = fraction("beta1", beta1)
         self.beta2 = fraction("beta2", beta2)
         self.epsilon = at_least_zero("epsilon", epsilon)
+        self.weight_decay = at_least_zero("weight_decay", weight_decay)
 
 
 class Adam(_Moments):
     """Adaptive moments with bias correction (Kingma and Ba 2015, https://arxiv.org/abs/1412.6980), as
-    torch.optim.Adam.
+    torch.optim.Adam. weight_decay as for SGD: added to the gradient, so that the moments see it.
     """
 
     slots = ("mean", "square")
@@ -193,6 +209,9 @@ class Adam(_Moments):
         }
 
     def rule(self, weight, gradient, slots, scalars):
+        return self._advanced(weight, decayed(gradient, weight, self.weight_decay), slots, scalars)
+
+    def _advanced(self, weight, gradient, slots, scalars):
         mean = running_mean(slots["mean"], gradient, self.beta1)
         square = running_mean(slots["square"], gradient * gradient, self.beta2)
         step = mean / (ops.sqrt(square) * scalars["root_scale"] + self.epsilon)
@@ -212,18 +231,17 @@ class AdamW(Adam):
         epsilon: float = 1e-8,
         weight_decay: float = 0.01,
     ):
-        super().__init__(lr, beta1, beta2, epsilon)
-        self.weight_decay = at_least_zero("weight_decay", weight_decay)
+        super().__init__(lr, beta1, beta2, epsilon, weight_decay)
 
     def prepare(self, scalars):
         return {**super().prepare(scalars), "keep": 1 - scalars["lr"] * self.weight_decay}
 
     def rule(self, weight, gradient, slots, scalars):
-        return super().rule(weight * scalars["keep"], gradient, slots, scalars)
+        return self._advanced(weight * scalars["keep"], gradient, slots, scalars)
 
 
 class NAdam(_Moments):
-    """Adam with Nesterov's momentum (Dozat 2016), as torch.optim.NAdam.
+    """Adam with Nesterov's momentum (Dozat 2016), as torch.optim.NAdam. weight_decay as for SGD.
 
     (Which keeps its product of momenta in torch's default dtype: in float32 its float64 trajectories are off by 3e-10.)
     """
@@ -237,8 +255,9 @@ class NAdam(_Moments):
         beta2: float = 0.999,
         epsilon: float = 1e-8,
         momentum_decay: float = 4e-3,
+        weight_decay: float = 0.0,
     ):
-        super().__init__(lr, beta1, beta2, epsilon)
+        super().__init__(lr, beta1, beta2, epsilon, weight_decay)
         self.momentum_decay = at_least_zero("momentum_decay", momentum_decay)
 
     def hyper(self) -> dict[str, float]:
@@ -259,6 +278,7 @@ class NAdam(_Moments):
         }
 
     def rule(self, weight, gradient, slots, scalars):
+        gradient = decayed(gradient, weight, self.weight_decay)
         mean = running_mean(slots["mean"], gradient, self.beta1)
         square = running_mean(slots["square"], gradient * gradient, self.beta2)
         step = scalars["gradient_size"] * gradient + scalars["mean_size"] * mean
@@ -269,7 +289,9 @@ class NAdam(_Moments):
 
 
 class AdaMax(_Moments):
-    """Adam with the infinity norm (Kingma and Ba 2015, section 7), as torch.optim.Adamax."""
+    """Adam with the infinity norm (Kingma and Ba 2015, section 7), as torch.optim.Adamax. weight_decay as for
+    SGD.
+    """
 
     slots = ("mean", "norm")
 
@@ -281,38 +303,45 @@ class AdaMax(_Moments):
         return {"beta1_power": beta1_power, "step_size": scalars["lr"] / (1 - beta1_power)}
 
     def rule(self, weight, gradient, slots, scalars):
+        gradient = decayed(gradient, weight, self.weight_decay)
         mean = running_mean(slots["mean"], gradient, self.beta1)
         norm = ops.maximum(self.beta2 * slots["norm"], ops.abs(gradient) + self.epsilon)
         return weight - scalars["step_size"] * mean / norm, {"mean": mean, "norm": norm}
 
 
 class AdaGrad(Optimizer):
-    """Gradients over the root of the sum of their squares (Duchi et al. 2011), as torch.optim.Adagrad."""
+    """Gradients over the root of the sum of their squares (Duchi et al. 2011), as torch.optim.Adagrad.
+    weight_decay as for SGD.
+    """
 
     slots = ("sum",)
 
-    def __init__(self, lr: float = 0.01, epsilon: float = 1e-8):
+    def __init__(self, lr: float = 0.01, epsilon: float = 1e-8, weight_decay: float = 0.0):
         super().__init__(lr)
         self.epsilon = at_least_zero("epsilon", epsilon)
+        self.weight_decay = at_least_zero("weight_decay", weight_decay)
 
     def rule(self, weight, gradient, slots, scalars):
+        gradient = decayed(gradient, weight, self.weight_decay)
         total = slots["sum"] + gradient * gradient
         return weight - scalars["lr"] * gradient / (ops.sqrt(total) + self.epsilon), {"sum": total}
 
 
 class AdaDelta(Optimizer):
     """Steps scaled by a running mean of past steps (Zeiler 2012, https://arxiv.org/abs/1212.5701), as
-    torch.optim.Adadelta.
+    torch.optim.Adadelta. weight_decay as for SGD.
     """
 
     slots = ("square", "step_square")
 
-    def __init__(self, lr: float = 1.0, rho: float = 0.95, epsilon: float = 1e-8):
+    def __init__(self, lr: float = 1.0, rho: float = 0.95, epsilon: float = 1e-8, weight_decay: float = 0.0):
         super().__init__(lr)
         self.rho = fraction("rho", rho)
         self.epsilon = at_least_zero("epsilon", epsilon)
+        self.weight_decay = at_least_zero("weight_decay", weight_decay)
 
     def rule(self, weight, gradient, slots, scalars):
+        gradient = decayed(gradient, weight, self.weight_decay)
         square = running_mean(slots["square"], gradient * gradient, self.rho)
         step = ops.sqrt(slots["step_square"] + self.epsilon) / ops.sqrt(square + self.epsilon) * gradient
         step_square = running_mean(slots["step_square"], step * step, self.rho)
@@ -321,20 +350,31 @@ class AdaDelta(Optimizer):
 
 class Lion(Optimizer):
     """The sign of an interpolated momentum (Chen et al. 2023, https://arxiv.org/abs/2302.06675, algorithm 2); sign(0)
-    = 0.
+    = 0. weight_decay is decoupled, as AdamW's.
     """
 
     slots = ("mean",)
 
-    def __init__(self, lr: float = 1e-4, beta1: float = 0.9, beta2: float = 0.99):
+    def __init__(self, lr: float = 1e-4, beta1: float = 0.9, beta2: float = 0.99, weight_decay: float = 0.0):
         super().__init__(lr)
         self.beta1 = fraction("beta1", beta1)
         self.beta2 = fraction("beta2", beta2)
+        self.weight_decay = at_least_zero("weight_decay", weight_decay)
+
+    def prepare(self, scalars):
+        return {"keep": 1 - scalars["lr"] * self.weight_decay} if self.weight_decay else {}
 
     def rule(self, weight, gradient, slots, scalars):
+        if self.weight_decay:
+            weight = weight * scalars["keep"]
         mixed = running_mean(slots["mean"], gradient, self.beta1)
         sign = ops.where(mixed < 0, -1, ops.where(mixed > 0, 1, mixed))  # its last case keeps 0 and NaN
         return weight - scalars["lr"] * sign, {"mean": running_mean(slots["mean"], gradient, self.beta2)}
+
+
+def decayed(gradient: Expression, weight: Expression, weight_decay: float) -> Expression:
+    """gradient + weight_decay * weight: the gradient of a loss with weight_decay / 2 times the sum of squares added."""
+    return gradient + weight_decay * weight if weight_decay else gradient
 
 
 def running_mean(mean: Expression, value: Expression, keep: float) -> Expression:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from on_device.calls import on_cpu, on_cuda, reported
 
-from tapeprop.ops.losses import CLASSES_OF_A_THREAD, LABEL_OUT_OF_RANGE
+from tapeprop.ops.losses.labels import CLASSES_OF_A_THREAD, LABEL_OUT_OF_RANGE
 
 pytestmark = pytest.mark.cuda
 
@@ -98,3 +98,58 @@ def test_a_mean_of_many_losses_is_summed_in_float64():
     rows = np.full(999, 0.1, np.float32)
     rows[0] = 2.0**20
     assert on_cuda("mean_loss", rows)[0] == np.float32(rows.astype(np.float64).mean())
+
+
+# ---- class weights, smoothing, labels left out
+
+SPREAD = {"smoothing": 0.25, "ignore": -7}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_weighted_cross_entropy_at_the_ends_is_the_cpus(width, dtype):
+    logits = widened(ENDS, width, -INF).astype(dtype)
+    labels, weights = np.array([2, 1, -7, 0, 0, 1, -7]), np.zeros(width, dtype)
+    weights[:3] = 0.5, 2, 1
+    tolerance = 2e-6 if dtype == "float32" else 1e-14
+    operands = (logits, labels, weights)
+    for found, wanted in zip(
+        on_cuda("weighted_cross_entropy", *operands, **SPREAD),
+        on_cpu("weighted_cross_entropy", *operands, **SPREAD),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_weighted_gradient_may_take_the_place_of_the_logits(width):
+    random = np.random.default_rng(0)
+    operands = random.standard_normal((5, width)), np.array([0, -7, 2, 1, 1]), random.uniform(0.5, 2, width)
+    (rows, slopes), code = reported("weighted_cross_entropy", *operands, inplace=[(1, 0)], **SPREAD)
+    assert code == 0
+    apart = on_cuda("weighted_cross_entropy", *operands, **SPREAD)
+    np.testing.assert_array_equal(rows, apart[0])
+    np.testing.assert_array_equal(slopes, apart[1])
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("label", [-1, 2**40, None])
+def test_a_weighted_label_out_of_range_is_reported_and_its_loss_is_nan(width, label):
+    label = width if label is None else label
+    logits, labels, weights = np.zeros((4, width)), np.array([0, label, -7, 1]), np.ones(width)
+    (rows, slopes), code = reported("weighted_cross_entropy", logits, labels, weights, **SPREAD)
+    assert code == LABEL_OUT_OF_RANGE
+    np.testing.assert_array_equal(np.isnan(rows), [False, True, False, False])
+    np.testing.assert_array_equal(np.isnan(slopes).all(1), [False, True, False, False])
+    (rows,), code = reported("weighted_nll", logits, labels, weights, **SPREAD)
+    assert code == LABEL_OUT_OF_RANGE
+    np.testing.assert_array_equal(np.isnan(rows), [False, True, False, False])
+    assert reported("weighted_nll_grad", labels, np.ones(4), weights, **SPREAD)[1] == LABEL_OUT_OF_RANGE
+    assert reported("scaled_class_weights", labels, weights, ignore=-7)[1] == LABEL_OUT_OF_RANGE
+
+
+def test_weights_of_many_labels_are_summed_by_several_blocks():
+    labels = np.random.default_rng(0).integers(0, 3, 999)
+    weights = np.array([0.5, 2.0, 1.0])
+    found = on_cuda("scaled_class_weights", labels, weights, ignore=None)[0]
+    np.testing.assert_allclose(found, weights * 999 / weights[labels].sum(), rtol=1e-14)

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from ops.op_runner import gradient, run, trace
 
+import tapeprop as tp
 from tapeprop import ops
 from tapeprop.compiler.gradient import gradients
-from tapeprop.errors import DTypeError, LabelError, ShapeError
+from tapeprop.errors import DTypeError, GraphError, LabelError, ShapeError
 from tapeprop.ir import Constant, Input, Tensor, Trace, reachable, recording
 from tapeprop.ops.losses import LABEL_OUT_OF_RANGE
-from tapeprop.ops.op import failure_text
+from tapeprop.ops.op import failure_text, record
 from tapeprop.runtime.formula import Formula
 
 INF, NAN = np.inf, np.nan
@@ -204,3 +205,42 @@ def test_kl_divergence_of_impossible_classes():
     assert run(ops.kl_divergence, q, np.array([[1.0, 0.0]])) == 0
     assert run(ops.kl_divergence, q, np.array([[0.5, 0.5]])) == INF
     np.testing.assert_array_equal(gradient(ops.kl_divergence, q, np.array([[1.0, 0.0]]))[0], [[-1, 0]])
+
+
+@pytest.mark.parametrize("bad", [3, -1, 2**40])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda z, y: ops.softmax_cross_entropy(z, y, [1.0, 2.0, 0.5], 0.1, -100),
+        lambda z, y: ops.nll(z, y, [1.0, 2.0, 0.5], -100),
+    ],
+    ids=["softmax_cross_entropy", "nll"],
+)
+def test_a_label_out_of_range_is_an_error_with_weights_too(loss, bad):
+    formula = Formula(loss)
+    before = formula.value_and_gradient([Z, np.array([-100, 2])], "float64")
+    with pytest.raises(LabelError, match=r"outside 0 \.\. classes - 1"):
+        formula.value_and_gradient([Z, np.array([0, bad])], "float64")
+    assert formula.value_and_gradient([Z, np.array([-100, 2])], "float64")[0] == before[0]
+
+
+@pytest.mark.parametrize("name", ["weighted_cross_entropy", "weighted_nll", "weighted_nll_grad"])
+def test_class_weights_have_no_gradient(name):
+    z, w = Tensor((2, 3), "float64", source=Input(0)), Tensor((3,), "float64", source=Input(2))
+    operands = [z, Tensor((2,), "int64", source=Input(1)), w]
+    if name == "weighted_nll_grad":
+        operands[:2] = [operands[1], Tensor((2,), "float64", source=Input(0))]
+    with pytest.raises(
+        GraphError, match=f"{name} has no gradient by the class weights; write the formula in other ops"
+    ):
+        tp.gradients([record(name, operands, {"smoothing": 0.0, "ignore": None})[0]], [w])
+
+
+def test_class_weights_that_do_not_fit():
+    z, y = Tensor((2, 3), "float64", source=Input(0)), Tensor((2,), "int64", source=Input(1))
+    with pytest.raises(ShapeError, match=r"class_weights of shape \(3,\), one for each class, got shape \(2,\)"):
+        ops.softmax_cross_entropy(z, y, class_weights=[1.0, 2.0])
+    with pytest.raises(
+        LabelError, match="nll: ignore_index=1 is a class number, got labels with a weight for each class"
+    ):
+        ops.nll(z, z, ignore_index=1)

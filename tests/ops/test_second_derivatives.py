@@ -32,8 +32,8 @@ CLOSED = {
     "conv2d", "conv2d_input_grad", "conv2d_weight_grad", "avg_pool2d", "avg_pool2d_grad", "max_pool2d", "max_pool2d_grad",
     "max_pool2d_pick", "reshape", "transpose", "expand", "copy", "cast", "concat", "slice", "place", "take", "scatter_rows",
     "dropout", "batch_norm", "batch_norm_grad", "row_norm", "row_norm_grad", "softmax_cross_entropy", "nll", "nll_grad",
-    "mean_loss", "mean_loss_grad",
-    "to_lanes", "from_lanes", "scalar_block",
+    "mean_loss", "mean_loss_grad", "weighted_cross_entropy", "weighted_nll", "weighted_nll_grad", "to_lanes", "from_lanes",
+    "scalar_block",
 }  # fmt: skip
 
 
@@ -144,6 +144,15 @@ COMPOSITIONS = {
     "binary_cross_entropy": (ops.binary_cross_entropy, [(5, 3), (5, 3)]),
     "kl_divergence": (lambda q, p: ops.kl_divergence(ops.softmax(q), ops.softmax(p)), [(5, 3), (5, 3)]),
     "softmax_cross_entropy": (lambda z, y: ops.softmax_cross_entropy(ops.tanh(z), ops.softmax(y)), [(5, 3), (5, 3)]),
+    "weighted classes": (
+        lambda z: ops.softmax_cross_entropy(ops.tanh(z), np.array([0, 2, 1, -1, 0]), [0.5, 2, 1], 0.1, -1),
+        [(5, 3)],
+    ),
+    "weighted one-hot": (
+        lambda z, y: ops.softmax_cross_entropy(ops.tanh(z), ops.softmax(y), [0.5, 2, 1], 0.1),
+        [(5, 3), (5, 3)],
+    ),
+    "pos_weight": (lambda p, t: ops.binary_cross_entropy(p, t, [0.5, 2, 1]), [(5, 3), (5, 3)]),
     "nll": (lambda z, y: ops.nll(ops.log_softmax(z), y), [(5, 3), (5, 3)]),
     "norm of a vector": (lambda x: ops.sqrt(ops.sum(x * x, 1)), [(5, 3)]),
     "square_sum": (lambda x: ops.sqrt(ops.square_sum(x)), [(5, 3)]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -163,6 +164,59 @@ def test_is_what_pytorch_printed(schedule, places) -> None:
     found = rates(schedule)
     for t, expected in places.items():
         assert found[t] == pytest.approx(expected, rel=1e-12), f"at {t}"
+
+
+def warmed(then: Schedule) -> LinearWarmup:
+    return LinearWarmup(12, 0.2, then=then, by="epoch")
+
+
+# Over the first 100 counts PyTorch's rates sum up to the first number, and weighted with their counts to the second: of
+# CASES in their order, then of LinearLR with a start_factor of 0.2 for 12 steps, chained to another by SequentialLR.
+SUMS = [
+    (4.199780273437501, 41.975921630859375),
+    (5.964476824677992, 109.77274213668134),
+    (14.410705689912625, 631.2188123507982),
+    (15.150000000000002, 446.01144783923786),
+    (10.262500000000001, 501.2725),
+    (3.4573828125, 97.40375),
+    (5.036899734509671, 186.38732021506507),
+    (25.303085564526707, 1042.8222237870907),
+    (22.22803579637966, 899.7155826309743),
+    (27.637499999999992, 1470.0374999999995),
+    (13.440000000000001, 435.28000000000003),
+    (15.825000000000001, 551.6527704166375),
+]
+CHAINED = [warmed(StepLR(20, 0.5)), warmed(CosineAnnealingLR(88, 0.01))]
+
+
+@pytest.mark.parametrize(("schedule", "sums"), list(zip([*(case[0] for case in CASES), *CHAINED], SUMS, strict=True)))
+def test_the_first_hundred_are_pytorchs(schedule, sums) -> None:
+    found = rates(copy.copy(schedule))
+    assert (sum(found), sum(t * rate for t, rate in enumerate(found))) == pytest.approx(sums, rel=1e-12)
+
+
+# (arguments, sums as above of the rates after each figure, the last rate), as PyTorch 2.13 gives them
+PLATEAUS = [
+    ({"patience": 3, "factor": 0.5}, (5.187492370605469, 59.04919166564942), 1.1444091796875e-06),
+    ({"patience": 2, "cooldown": 4, "mode": "max", "min_lr": 0.002}, (1.297, 12.061), 0.002),
+    (
+        {"patience": 1, "threshold": 0.02, "threshold_mode": "abs", "factor": 0.7},
+        (3.294788290885366, 22.172218809979242),
+        9.359204468536246e-08,
+    ),
+    ({"patience": 0, "threshold": 0.05, "mode": "max", "threshold_mode": "abs", "eps": 1e-3}, (0.3621, 1.5201), 3e-4),
+]
+
+
+@pytest.mark.parametrize(("options", "sums", "last"), PLATEAUS)
+def test_plateaus_are_what_pytorch_printed(options, sums, last) -> None:
+    schedule, found = ReduceLROnPlateau(**options), []
+    schedule.begin(BASE, epochs=COUNT, batches_per_epoch=1)
+    for figure in np.cos(np.arange(100) * 0.7) * 0.1 + np.linspace(1, 0.7, 100):
+        schedule.advance({"loss": figure})
+        found.append(schedule.current())
+    assert (sum(found), sum(t * rate for t, rate in enumerate(found))) == pytest.approx(sums, rel=1e-12)
+    assert found[-1] == pytest.approx(last, rel=1e-12)
 
 
 def test_lr_is_a_function_of_the_count_alone() -> None:

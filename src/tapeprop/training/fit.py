@@ -219,9 +219,9 @@ def _seed(seed: int | None, graph: Any) -> int:
 
 
 def _counts_accuracy(objective: Objective, model: Model, training: Samples) -> bool:
-    """Whether the tape itself can count right answers: one output (N, C) whose largest entry is the answer."""
+    """Whether the tape itself can count right answers: one output (N, C) whose largest entry is each sample's answer."""
     loss = objective.single
-    if loss is None or loss.accuracy != "argmax":
+    if loss is None or loss.accuracy != "argmax" or loss.ignore_index is not None:
         return False
     return len(model.output_shapes([a.shape for a in training.arrays])[0]) == 2
 

@@ -136,10 +136,15 @@ def names_of(metrics: Sequence[str | Metric]) -> list[str]:
 
 
 def resolve(metrics: Sequence[str | Metric], loss: Loss) -> dict[str, Metric]:
-    """{name: function} for one output. "accuracy" means what the loss says, and is left out where it means nothing."""
+    """{name: function} for one output. "accuracy" means what the loss says, and is left out where it means nothing.
+
+    Samples of the loss's `ignore_index` count for no named metric of classes.
+    """
     found: dict[str, Metric] = {}
     for name, metric in zip(names_of(metrics), metrics, strict=True):
-        if metric != "accuracy":
+        if metric in ("accuracy", "top5_accuracy") and loss.ignore_index is not None:
+            found[name] = _of_counted(named[name], loss.ignore_index)
+        elif metric != "accuracy":
             found[name] = named[metric] if isinstance(metric, str) else metric
         elif loss.accuracy == "sign":
             found[name] = _sign_accuracy_of(loss.threshold)
@@ -153,3 +158,16 @@ def _sign_accuracy_of(threshold: float) -> Metric:
         return sign_accuracy(y_true, y_pred, threshold)
 
     return sign_accuracy_at
+
+
+def _of_counted(metric: Metric, ignore_index: int) -> Metric:
+    """The metric over the samples whose class id is another; NaN where there is none."""
+
+    def of_counted(y_true: Any, y_pred: Any) -> float:
+        predictions = np.asarray(y_pred)
+        ids = class_ids(y_true, predictions)
+        counted = ids != ignore_index
+        rows = np.moveaxis(predictions, 1, -1)[counted]
+        return metric(ids[counted], rows) if len(rows) else float("nan")
+
+    return of_counted

@@ -14,9 +14,25 @@ from typing import Any
 import numpy as np
 
 from tapeprop.errors import LabelError, ShapeError
-from tapeprop.ir import Constant, Size, Tensor, UndecidedError
+from tapeprop.ir import Tensor
 from tapeprop.ir.dims import same, text
 from tapeprop.ops import elementwise, scalar
+from tapeprop.ops.losses.labels import (
+    CUDA,
+    HERE,
+    LABEL_OUT_OF_RANGE,
+    column,
+    cuda_label_rows,
+    dense_labels,
+    expect_labels,
+    flat,
+    known,
+    label_launch,
+    label_samples,
+    row_gradient,
+    weighted_sum,
+)
+from tapeprop.ops.losses.weighted import ScaledClassWeights as ScaledClassWeights
 from tapeprop.ops.op import (
     NARROW,
     Call,
@@ -27,8 +43,8 @@ from tapeprop.ops.op import (
     Sample,
     as_tensor,
     check_rank,
+    constant_tensor,
     cuda_launch,
-    failure,
     inverse,
     launch,
     operand,
@@ -40,7 +56,6 @@ from tapeprop.ops.op import (
 from tapeprop.ops.reduce import mean
 from tapeprop.ops.reduce import sum as reduce_sum
 from tapeprop.ops.scalar import Scalar
-from tapeprop.ops.shape import reshape
 from tapeprop.ops.softmax import log_softmax, softmax
 
 __all__ = [
@@ -54,100 +69,7 @@ __all__ = [
     "softmax_cross_entropy",
 ]
 
-HERE = "tapeprop.ops.losses.cpu"
-CUDA = "tapeprop.ops.losses.cuda"
-CLASSES_OF_A_THREAD = 8  # rows that are longer are a block's on a GPU
 LOSSES_OF_A_THREAD = 16  # of a mean; where there are more, blocks add up parts of it
-LABEL_OUT_OF_RANGE = failure(
-    1, "label", "a label is outside 0 .. classes - 1; check the labels, or give the last layer more outputs"
-)
-
-
-# ---- labels
-
-
-def is_one(tensor: Tensor) -> bool:
-    """Whether every element is known to be 1."""
-    return isinstance(tensor.source, Constant) and bool(np.all(tensor.source.array == 1))
-
-
-def _expect_labels(name: str, predictions: Tensor, labels: Tensor) -> None:
-    """LabelError unless labels are int64 (N,), or (N, C) of the dtype of predictions (N, C)."""
-    check_rank(name, predictions, 2, "(N, C)")
-    dtype = same_dtype(name, [predictions])
-    integral = labels.dtype == "int64"
-    expected = predictions.shape[:1] if integral else predictions.shape
-    fits = labels.ndim == len(expected) and all(same(a, b) for a, b in zip(labels.shape, expected))
-    if not fits or (not integral and labels.dtype != dtype):
-        raise LabelError(
-            f"{name}: expected labels int64 {text(predictions.shape[:1])} or {dtype} {text(predictions.shape)}, "
-            f"got {labels.dtype} {text(labels.shape)}"
-        )
-
-
-def _weights(labels: np.ndarray, classes: int, dtype: np.dtype) -> np.ndarray:
-    """(N, C): labels as weights of the classes. LabelError where one is out of range."""
-    if labels.dtype.kind == "f":
-        return labels
-    if labels.size and (labels.min() < 0 or labels.max() >= classes):
-        raise LabelError(f"expected labels in 0 .. {classes - 1}, got {labels.min()} .. {labels.max()}")
-    return np.eye(classes, dtype=dtype)[labels]
-
-
-def _weighted(weights: np.ndarray, costs: np.ndarray) -> np.ndarray:
-    """(N,): the sum over classes of weights * costs; a class of weight 0 adds 0, whatever its cost."""
-    with np.errstate(invalid="ignore"):
-        return np.where(weights == 0, 0, weights * costs).sum(1).astype(weights.dtype)
-
-
-def _label_launch(builder: str, call: Call, labels: int, shape: tuple[int, ...]) -> Launch:
-    """Every array flat, then N and C. labels: which operand they are."""
-    dense = call.operands[labels].dtype != "int64"
-    integers = (*shape, LABEL_OUT_OF_RANGE)
-    return launch(f"{HERE}:{builder}", call, _flat(call), integers, dtype=call.results[0].dtype, dense=dense)
-
-
-def _flat(call: Call) -> list[tuple[Ref, tuple[int, ...]]]:
-    arrays: list[tuple[Ref, tuple[int, ...]]] = [(Ref("operand", i), (a.size,)) for i, a in enumerate(call.operands)]
-    return arrays + [(Ref("result", i), (a.size,)) for i, a in enumerate(call.results)]
-
-
-def _cuda_label_rows(builder: str, call: Call, device: Device, may_team: bool = True) -> Launch:
-    """As `_label_launch` of labels in operand 1; a thread takes a row, or a block, where rows are long and `may_team`."""
-    n, c = call.operands[0].shape
-    team = may_team and c > CLASSES_OF_A_THREAD
-    grid, block = device.rows(n, c) if team else device.spread(n)
-    return cuda_launch(
-        f"{CUDA}:{builder}",
-        _flat(call),
-        (n, c, LABEL_OUT_OF_RANGE),
-        grid=grid,
-        block=block,
-        dtype=call.results[0].dtype,
-        dense=call.operands[1].dtype != "int64",
-        team=team,
-    )
-
-
-def _label_samples(negative: bool) -> list[Sample]:
-    """Predictions (N, C), all of them negative or of either sign, and labels of both kinds."""
-    found = []
-    for n, c in [(5, 10), (1, 1), (3, 37), (70, 2)]:
-
-        def predictions(r: np.random.Generator, n: int = n, c: int = c) -> np.ndarray:
-            return -r.uniform(0.1, 4, (n, c)) if negative else r.standard_normal((n, c))
-
-        def whole(r: np.random.Generator, n: int = n, c: int = c) -> np.ndarray:
-            return r.integers(0, c, n)
-
-        def dense(r: np.random.Generator, n: int = n, c: int = c) -> np.ndarray:
-            return r.uniform(0, 1, (n, c))
-
-        found += [
-            Sample(lambda r, p=predictions, y=whole: [p(r), y(r)], depth=c),
-            Sample(lambda r, p=predictions, y=dense: [p(r), y(r)], depth=c, gradient=(0, 1)),
-        ]
-    return found
 
 
 # ---- softmax cross-entropy
@@ -167,7 +89,7 @@ class SoftmaxCrossEntropy(Op):
 
     def infer(self, operands, attributes):
         logits, labels = operands
-        _expect_labels(self.name, logits, labels)
+        expect_labels(self.name, logits, labels)
         return [(logits.shape[:1], logits.dtype), (logits.shape, logits.dtype)]
 
     def vjp(self, call, gradients, wanted):
@@ -177,11 +99,11 @@ class SoftmaxCrossEntropy(Op):
         to_logits: Tensor | None = None
         to_labels: Tensor | None = None
         if to_rows is not None:
-            to_logits = _row_gradient(dlogits, to_rows)
+            to_logits = row_gradient(dlogits, to_rows)
             if dense and wanted[1]:
-                to_labels = -(log_softmax(logits) * _column(to_rows))
+                to_labels = -(log_softmax(logits) * column(to_rows))
         if to_dlogits is not None:
-            share = to_dlogits / float(_known(logits.shape[0]))
+            share = to_dlogits / float(known(logits.shape[0]))
             weights = softmax(logits)
             through = record("softmax_grad", [weights, share], {"axis": 1})[0]
             if dense:
@@ -195,61 +117,83 @@ class SoftmaxCrossEntropy(Op):
     def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         logits, labels = arrays
         n, c = logits.shape
-        weights = _weights(labels, c, logits.dtype)
+        weights = dense_labels(labels, c, logits.dtype)
         top = logits.max(1, keepdims=True)
         with np.errstate(invalid="ignore"):
             distance = np.where((top == np.inf) & (logits == np.inf), logits.dtype.type(0), logits - top)
         shares = np.exp(distance)
         total = shares.sum(1, keepdims=True)
-        rows = _weighted(weights, np.log(total) - distance)
+        rows = weighted_sum(weights, np.log(total) - distance)
         return [rows, (shares / total * weights.sum(1, keepdims=True) - weights) / logits.dtype.type(n)]
 
     def cpu(self, call: Call) -> Launch:
-        return _label_launch(self.name, call, 1, call.operands[0].shape)
+        return label_launch(self.name, call, 1, call.operands[0].shape)
 
     def cuda(self, call: Call, device: Device) -> Launch:
-        return _cuda_label_rows(self.name, call, device)
+        return cuda_label_rows(self.name, call, device)
 
     def flops(self, call: Call) -> int:
         return 6 * call.operands[0].size
 
     def samples(self) -> list[Sample]:
-        return _label_samples(negative=False)
+        return label_samples(negative=False)
 
 
-def _row_gradient(dlogits: Tensor, to_rows: Tensor) -> Tensor:
-    """The gradient of logits where that of the row losses is `to_rows` (N,): dlogits times N to_rows.
-
-    Where the rows went into a mean only, as they do in training, that is dlogits times the gradient of the mean, and
-    dlogits itself where that is 1.
-    """
-    producer = to_rows.producer
-    if producer is not None and producer.op.name == "mean_loss_grad":
-        g = producer.operands[0]
-        return dlogits if is_one(g) else dlogits * g
-    return dlogits * _column(to_rows * float(_known(dlogits.shape[0])))
-
-
-def _column(rows: Tensor) -> Tensor:
-    """(N,) as (N, 1)."""
-    return reshape(rows, (rows.shape[0], 1))
-
-
-def _known(size: Size) -> int:
-    """A size as a number; UndecidedError where it is open: the program is then traced again with that of the call."""
-    if not isinstance(size, int):
-        raise UndecidedError(f"the value of {size}")
-    return size
-
-
-def softmax_cross_entropy(logits: Any, labels: Any) -> Tensor:
+def softmax_cross_entropy(
+    logits: Any,
+    labels: Any,
+    class_weights: Any = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+) -> Tensor:
     """The mean over samples of the sum over classes of -label log_softmax(logits): (), of the logits' dtype.
 
     logits: (N, C), floating. labels: int64 (N,), or (N, C) of the logits' dtype. LabelError where they do not fit.
+
+    As torch.nn.functional.cross_entropy has it: label_smoothing takes this part of each label and spreads it over all
+    classes, class_weights (C,) multiply the classes, ignore_index is the class number of samples that do not count. The
+    mean of class numbers is then weighted: divided by the sum of the weights of the labels that count, NaN where that
+    is 0. Constants, by which nothing is differentiated.
     """
     logits, labels = as_tensor(logits), as_tensor(labels)
-    rows, _ = record("softmax_cross_entropy", [logits, labels])
+    expect_labels("softmax_cross_entropy", logits, labels)
+    if class_weights is None and not label_smoothing and ignore_index is None:
+        rows, _ = record("softmax_cross_entropy", [logits, labels])
+        return record("mean_loss", [rows])[0]
+    weights = _class_weights("softmax_cross_entropy", logits, class_weights)
+    if labels.dtype != "int64":
+        _refuse_ignored("softmax_cross_entropy", ignore_index)
+        rows, _ = record("softmax_cross_entropy", [logits, _spread(labels, weights, label_smoothing)])
+    else:
+        (weights,) = record("scaled_class_weights", [labels, weights], {"ignore": ignore_index})
+        spread = {"smoothing": float(label_smoothing), "ignore": ignore_index}
+        rows, _ = record("weighted_cross_entropy", [logits, labels, weights], spread)
     return record("mean_loss", [rows])[0]
+
+
+def _class_weights(name: str, predictions: Tensor, class_weights: Any) -> Tensor:
+    """(C,) for predictions (N, C); ones where None. ShapeError where there are more or fewer."""
+    classes = known(predictions.shape[1])
+    weights = np.ones(classes) if class_weights is None else np.asarray(class_weights, np.float64)
+    if weights.shape != (classes,):
+        raise ShapeError(
+            f"{name}: expected class_weights of shape {(classes,)}, one for each class, got shape {weights.shape}"
+        )
+    return constant_tensor(weights, predictions.dtype)
+
+
+def _spread(labels: Tensor, weights: Tensor, smoothing: float) -> Tensor:
+    """Labels (N, C) smoothed and weighted by class."""
+    part, share = float(smoothing), float(smoothing) / known(labels.shape[1])
+    return elementwise.compute(lambda y, w: (y * (1 - part) + share) * w, labels, weights, label="spread_labels")[0]
+
+
+def _refuse_ignored(name: str, ignore_index: int | None) -> None:
+    if ignore_index is not None:
+        raise LabelError(
+            f"{name}: ignore_index={ignore_index} is a class number, got labels with a weight for each class; "
+            "give class numbers, or rows of zeros to leave samples out"
+        )
 
 
 # ---- the mean of row losses
@@ -366,7 +310,7 @@ class NLL(Op):
 
     def infer(self, operands, attributes):
         logs, labels = operands
-        _expect_labels(self.name, logs, labels)
+        expect_labels(self.name, logs, labels)
         return [(logs.shape[:1], logs.dtype)]
 
     def vjp(self, call, gradients, wanted):
@@ -376,20 +320,20 @@ class NLL(Op):
         logs, labels = call.operands
         to_logs = record("nll_grad", [labels, g], {"classes": logs.shape[1]})[0]
         dense = wanted[1] and labels.dtype != "int64"
-        return [to_logs, -(logs * _column(g)) if dense else None]
+        return [to_logs, -(logs * column(g)) if dense else None]
 
     def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         logs, labels = arrays
-        return [_weighted(_weights(labels, logs.shape[1], logs.dtype), -logs)]
+        return [weighted_sum(dense_labels(labels, logs.shape[1], logs.dtype), -logs)]
 
     def cpu(self, call: Call) -> Launch:
-        return _label_launch(self.name, call, 1, call.operands[0].shape)
+        return label_launch(self.name, call, 1, call.operands[0].shape)
 
     def cuda(self, call: Call, device: Device) -> Launch:
-        return _cuda_label_rows(self.name, call, device, may_team=call.operands[1].dtype != "int64")
+        return cuda_label_rows(self.name, call, device, may_team=call.operands[1].dtype != "int64")
 
     def samples(self) -> list[Sample]:
-        return _label_samples(negative=True)
+        return label_samples(negative=True)
 
 
 @register
@@ -409,21 +353,21 @@ class NLLGrad(Op):
             return [None, None]
         labels, rows = call.operands
         dense = wanted[0] and labels.dtype != "int64"
-        return [-(g * _column(rows)) if dense else None, record("nll", [g, labels])[0]]
+        return [-(g * column(rows)) if dense else None, record("nll", [g, labels])[0]]
 
     def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         labels, g = arrays
-        return [-_weights(labels, call["classes"], g.dtype) * g[:, None]]
+        return [-dense_labels(labels, call["classes"], g.dtype) * g[:, None]]
 
     def cpu(self, call: Call) -> Launch:
-        return _label_launch(self.name, call, 0, call.results[0].shape)
+        return label_launch(self.name, call, 0, call.results[0].shape)
 
     def cuda(self, call: Call, device: Device) -> Launch:
         made = call.results[0]
         grid, block = device.spread(made.size)
         return cuda_launch(
             f"{CUDA}:nll_grad",
-            _flat(call),
+            flat(call),
             (*made.shape, LABEL_OUT_OF_RANGE, inverse(made.shape[1])),
             grid=grid,
             block=block,
@@ -444,14 +388,25 @@ class NLLGrad(Op):
         ]
 
 
-def nll(log_probabilities: Any, labels: Any) -> Tensor:
+def nll(log_probabilities: Any, labels: Any, class_weights: Any = None, ignore_index: int | None = None) -> Tensor:
     """The mean over samples of the sum over classes of -label log-probability: (), of the log-probabilities' dtype.
 
     log_probabilities: (N, C), floating. labels: int64 (N,), or (N, C) of the same dtype. LabelError where they do not
-    fit.
+    fit. class_weights and ignore_index: as for `softmax_cross_entropy`.
     """
     log_probabilities, labels = as_tensor(log_probabilities), as_tensor(labels)
-    (rows,) = record("nll", [log_probabilities, labels])
+    expect_labels("nll", log_probabilities, labels)
+    if class_weights is None and ignore_index is None:
+        (rows,) = record("nll", [log_probabilities, labels])
+        return record("mean_loss", [rows])[0]
+    weights = _class_weights("nll", log_probabilities, class_weights)
+    if labels.dtype != "int64":
+        _refuse_ignored("nll", ignore_index)
+        (rows,) = record("nll", [log_probabilities, _spread(labels, weights, 0.0)])
+    else:
+        (weights,) = record("scaled_class_weights", [labels, weights], {"ignore": ignore_index})
+        spread = {"smoothing": 0.0, "ignore": ignore_index}
+        (rows,) = record("weighted_nll", [log_probabilities, labels, weights], spread)
     return record("mean_loss", [rows])[0]
 
 
@@ -510,16 +465,36 @@ def huber(y_pred: Any, y_true: Any, delta: float = 1.0) -> Tensor:
     return _mean_of("huber", term, y_pred, y_true)
 
 
-def binary_cross_entropy(logits: Any, y_true: Any) -> Tensor:
-    """The mean over all elements of -t log s - (1 - t) log(1 - s), s = sigmoid(logit) and t in [0, 1] the truth.
+def binary_cross_entropy(logits: Any, y_true: Any, pos_weight: Any = None) -> Tensor:
+    """The mean over all elements of -w t log s - (1 - t) log(1 - s), s = sigmoid(logit) and t in [0, 1] the truth.
 
-    Computed as max(x, 0) - x t + log(1 + e^-|x|), which neither overflows nor rounds a small loss away.
+    w: pos_weight, one number or one for each place along axis 1; 1 where None. ShapeError where these are not as many.
+    Computed as max(x, 0) - x t + log(1 + e^-|x|), which neither overflows nor rounds a small loss away, and with a
+    weight as (1 - t) x + (1 + (w - 1) t) (max(-x, 0) + log(1 + e^-|x|)).
     """
 
     def term(x: Scalar, t: Scalar) -> Scalar:
         return (scalar.maximum(x, 0.0) - x * t) + scalar.log1p(scalar.exp(-scalar.absolute(x)))
 
-    return _mean_of("binary_cross_entropy", term, logits, y_true)
+    def weighted(x: Scalar, t: Scalar, w: Scalar | float) -> Scalar:
+        cost = scalar.maximum(-x, 0.0) + scalar.log1p(scalar.exp(-scalar.absolute(x)))
+        return (1 - t) * x + (1 + (w - 1) * t) * cost
+
+    if pos_weight is None:
+        return _mean_of("binary_cross_entropy", term, logits, y_true)
+    logits = as_tensor(logits)
+    weights = np.asarray(pos_weight, np.float64)
+    if weights.ndim == 0:
+        return _mean_of("binary_cross_entropy", lambda x, t: weighted(x, t, float(weights)), logits, y_true)
+    y_true = as_tensor(y_true)
+    _expect_same_shape("binary_cross_entropy", logits, y_true)
+    if logits.ndim < 2 or weights.shape != (known(logits.shape[1]),):
+        raise ShapeError(
+            f"binary_cross_entropy: expected pos_weight as one number, or one for each place along axis 1 of "
+            f"{text(logits.shape)}, got shape {weights.shape}"
+        )
+    each = constant_tensor(weights.reshape(-1, *[1] * (logits.ndim - 2)), logits.dtype)
+    return mean(elementwise.compute(weighted, logits, y_true, each, label="binary_cross_entropy")[0])
 
 
 def kl_divergence(y_pred: Any, y_true: Any, log_predictions: bool = False) -> Tensor:

@@ -24,6 +24,7 @@ from tapeprop.targets.cuda.language import (
 )  # fmt: skip
 
 INTEGERS = ("samples", "classes", "code")  # code: what is reported for a label out of range
+WEIGHTED = (*INTEGERS, "smoothing_bits", "ignoring", "ignored")  # ignoring: whether the label `ignored` is left out
 
 
 def _labels(dtype: str, dense: bool) -> tuple[str, str, int]:
@@ -200,3 +201,186 @@ def nll_grad(dtype: str, dense: bool, wide: bool) -> CudaKernel:
 
     arrays = [_labels(dtype, dense), ("g", dtype, 1), ("made", dtype, 1)]
     return CudaKernel(body, arrays, (*INTEGERS, "inverse"), reports=True)
+
+
+# ---- class numbers with weights, smoothing and a label to leave out
+
+
+def sums_of_weights(dtype: str) -> CudaKernel:
+    """sums[b] = the float64 sum of the weights of the labels that block b strides over."""
+
+    def body(labels, weights, sums, code, ignoring, ignored, control, number):
+        shared = cuda.shared.array(BLOCK_SLOTS, np.float64)
+        total = np.float64(0)
+        i = cuda.grid(1)
+        while i < labels.size:
+            label = labels[i]
+            if ignoring == 0 or label != ignored:
+                if label >= 0 and label < weights.size:
+                    total += np.float64(weights[label])
+                else:
+                    report(control, number, code)
+            i += cuda.gridsize(1)
+        total = block_sum(total, shared)
+        if cuda.threadIdx.x == 0:
+            sums[cuda.blockIdx.x] = total
+
+    arrays = [("labels", "int64", 1), ("weights", dtype, 1), ("sums", "float64", 1)]
+    return CudaKernel(body, arrays, ["code", "ignoring", "ignored"], reports=True)
+
+
+def scaled_class_weights(dtype: str) -> CudaKernel:
+    """made = weights times `samples` over the sum of the sums. One block."""
+    kind = FLOAT[dtype]
+
+    def body(weights, sums, made, samples):
+        shared = cuda.shared.array(BLOCK_SLOTS, np.float64)
+        total = np.float64(0)
+        i = cuda.threadIdx.x
+        while i < sums.size:
+            total += sums[i]
+            i += cuda.blockDim.x
+        factor = np.float64(samples) / block_sum(total, shared)
+        i = cuda.threadIdx.x
+        while i < weights.size:
+            made[i] = kind(np.float64(weights[i]) * factor)
+            i += cuda.blockDim.x
+
+    return CudaKernel(body, [("weights", dtype, 1), ("sums", "float64", 1), ("made", dtype, 1)], ["samples"])
+
+
+def weighted_cross_entropy(dtype: str, team: bool) -> CudaKernel:
+    """As `softmax_cross_entropy`, of labels that stand for the weights of all classes: see `weighted`."""
+    kind, infinity, nan = FLOAT[dtype], FLOAT[dtype](np.inf), FLOAT[dtype](np.nan)
+    zero, one, nothing = np.float64(0), np.float64(1), FLOAT[dtype](0)
+
+    def body(
+        logits, labels, weights, losses, dlogits, samples, classes, code, smoothing_bits, ignoring, ignored,
+        control, number,
+    ):  # fmt: skip
+        tops = cuda.shared.array(BLOCK_SLOTS, kind)
+        sums = cuda.shared.array(BLOCK_SLOTS, np.float64)
+        smoothing = np.int64(smoothing_bits).view(np.float64)
+        own, spread, share = one - smoothing, smoothing / np.float64(classes), kind(one / np.float64(samples))
+        narrow = kind(spread)
+        sample, lane, step = cuda.grid(1), 0, 1
+        if team:
+            sample, lane, step = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+        while sample < samples:
+            start, label = np.int64(sample) * classes, labels[sample]
+            left_out = ignoring != 0 and label == ignored
+            wrong = not left_out and (label < 0 or label >= classes)
+            top = -infinity
+            i = lane
+            while i < classes:
+                top = larger(top, logits[start + i])
+                i += step
+            if team:
+                top = block_max(top, tops)
+            total, everything = zero, zero
+            i = lane
+            while i < classes:
+                total += np.float64(exp(below(logits[start + i], top)))
+                everything += np.float64(weights[i])
+                i += step
+            if team:
+                total = block_sum(total, sums)
+                everything = block_sum(everything, sums)
+            weight = zero
+            if not left_out and not wrong:
+                weight = own * np.float64(weights[label])
+            divisor, whole, shift = kind(total), kind(weight + spread * everything), log(total)
+            loss = zero
+            i = lane
+            while i < classes:
+                distance = below(logits[start + i], top)
+                wanted, mine = spread * np.float64(weights[i]), nothing
+                if i == label:
+                    wanted, mine = wanted + weight, kind(weight)
+                if wanted != 0:
+                    loss += wanted * (shift - np.float64(distance))
+                slope = (exp(distance) / divisor * whole - mine - narrow * weights[i]) * share
+                if left_out:
+                    slope = nothing
+                dlogits[start + i] = nan if wrong else slope
+                i += step
+            if team:
+                loss = block_sum(loss, sums)
+            if lane == 0:
+                if left_out:
+                    losses[sample] = nothing * weights[0]
+                elif wrong:
+                    losses[sample] = nan
+                    report(control, number, code)
+                else:
+                    losses[sample] = loss
+            sample += cuda.gridDim.x if team else cuda.gridsize(1)
+
+    arrays = [
+        ("logits", dtype, 1), ("labels", "int64", 1), ("weights", dtype, 1), ("losses", dtype, 1), ("dlogits", dtype, 1),
+    ]  # fmt: skip
+    return CudaKernel(body, arrays, WEIGHTED, reports=True)
+
+
+def weighted_nll(dtype: str, team: bool) -> CudaKernel:
+    """Row losses from log-probabilities, of labels that stand for the weights of all classes."""
+    nan, zero, one, nothing = FLOAT[dtype](np.nan), np.float64(0), np.float64(1), FLOAT[dtype](0)
+
+    def body(logs, labels, weights, losses, samples, classes, code, smoothing_bits, ignoring, ignored, control, number):
+        sums = cuda.shared.array(BLOCK_SLOTS, np.float64)
+        smoothing = np.int64(smoothing_bits).view(np.float64)
+        own, spread = one - smoothing, smoothing / np.float64(classes)
+        sample, lane, step = cuda.grid(1), 0, 1
+        if team:
+            sample, lane, step = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+        while sample < samples:
+            start, label = np.int64(sample) * classes, labels[sample]
+            loss = zero
+            i = lane
+            while i < classes:
+                wanted = spread * np.float64(weights[i])
+                if i == label:
+                    wanted += own * np.float64(weights[i])
+                if wanted != 0:
+                    loss -= wanted * np.float64(logs[start + i])
+                i += step
+            if team:
+                loss = block_sum(loss, sums)
+            if lane == 0:
+                if ignoring != 0 and label == ignored:
+                    losses[sample] = nothing * weights[0]
+                elif label < 0 or label >= classes:
+                    losses[sample] = nan
+                    report(control, number, code)
+                else:
+                    losses[sample] = loss
+            sample += cuda.gridDim.x if team else cuda.gridsize(1)
+
+    arrays = [("logs", dtype, 1), ("labels", "int64", 1), ("weights", dtype, 1), ("losses", dtype, 1)]
+    return CudaKernel(body, arrays, WEIGHTED, reports=True)
+
+
+def weighted_nll_grad(dtype: str, wide: bool) -> CudaKernel:
+    """The gradient of these row losses by the log-probabilities."""
+    kind, nothing, one, quotient = FLOAT[dtype], FLOAT[dtype](0), np.float64(1), divider(wide)
+
+    def body(
+        labels, g, weights, made, samples, classes, code, smoothing_bits, ignoring, ignored, inverse, control, number
+    ):
+        smoothing = np.int64(smoothing_bits).view(np.float64)
+        own, spread = kind(one - smoothing), kind(smoothing / np.float64(classes))
+        i = cuda.grid(1)
+        while i < made.size:
+            sample = quotient(i, classes, inverse)
+            label, place = labels[sample], i - sample * classes
+            if ignoring != 0 and label == ignored:
+                made[i] = nothing
+            else:
+                part = own + spread if label == place else spread
+                made[i] = -(part * weights[place]) * g[sample]
+                if place == 0 and (label < 0 or label >= classes):
+                    report(control, number, code)
+            i += cuda.gridsize(1)
+
+    arrays = [("labels", "int64", 1), ("g", dtype, 1), ("weights", dtype, 1), ("made", dtype, 1)]
+    return CudaKernel(body, arrays, (*WEIGHTED, "inverse"), reports=True)
