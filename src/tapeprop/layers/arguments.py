@@ -21,35 +21,55 @@ def whole(owner: str, name: str, value: Any, least: int = 1) -> int:
     return number
 
 
+def numbers(owner: str, name: str, value: Any, rank: int, least: int = 1) -> tuple[int, ...]:
+    """One int for each of `rank` axes, from one for all or one for each, each >= least."""
+    given = value if isinstance(value, tuple | list) else (value,) * rank
+    found = [_as_int(n) for n in given]
+    if len(found) != rank or any(n is None or n < least for n in found):
+        wanted = {1: "", 2: " or a pair of ints, each", 3: " or three ints, each"}[rank]
+        raise GraphError(f"{owner}: expected {name} to be an int{wanted} >= {least}, got {value!r}")
+    return tuple(found)  # type: ignore[arg-type]
+
+
 def pair(owner: str, name: str, value: Any, least: int = 1) -> Pair:
     """(vertical, horizontal) from one int for both or a pair of ints, each >= least."""
-    given = value if isinstance(value, tuple | list) else (value, value)
-    numbers = [_as_int(n) for n in given]
-    if len(numbers) != 2 or any(n is None or n < least for n in numbers):
-        raise GraphError(f"{owner}: expected {name} to be an int or a pair of ints, each >= {least}, got {value!r}")
-    return numbers[0], numbers[1]  # type: ignore[return-value]
+    vertical, horizontal = numbers(owner, name, value, 2, least)
+    return vertical, horizontal
+
+
+_SIDES = {
+    1: "(left, right)",
+    2: "(vertical, horizontal) or ((top, bottom), (left, right))",
+    3: "three ints or ((front, back), (top, bottom), (left, right))",
+}
+
+
+def sides_of(owner: str, padding: Any, extents: Sequence[int]) -> tuple[Pair, ...]:
+    """(before, after) of each axis of a padding.
+
+    padding: "same" ((extent - 1) // 2 on each side), "valid" (none), an int for all sides, one for each axis, or a pair for each;
+    of a single axis also the one pair. extents: the window's sizes, dilation included.
+    """
+    rank = len(extents)
+    if padding == "valid":
+        return ((0, 0),) * rank
+    if padding == "same":
+        return tuple(((extent - 1) // 2,) * 2 for extent in extents)
+    given = tuple(padding) if isinstance(padding, tuple | list) else (padding,) * rank
+    if rank == 1 and len(given) == 2:
+        given = (given,)
+    found = [_as_pair(side) for side in given]
+    if len(found) != rank or None in found:
+        raise GraphError(
+            f'{owner}: expected padding to be "same", "valid", an int >= 0, {_SIDES[rank]}, got {padding!r}'
+        )
+    return tuple(found)  # type: ignore[arg-type]
 
 
 def sides(owner: str, padding: Any, extents: Sequence[int]) -> Sides:
-    """((top, bottom), (left, right)) of a padding.
-
-    padding: "same" ((extent - 1) // 2 on each side), "valid" (none), an int for all sides, (vertical, horizontal), or
-    the four themselves. extents: the window's height and width, dilation included.
-    """
-    if padding == "valid":
-        return (0, 0), (0, 0)
-    if padding == "same":
-        vertical, horizontal = ((extent - 1) // 2 for extent in extents)
-        return (vertical, vertical), (horizontal, horizontal)
-    given = padding if isinstance(padding, tuple | list) else (padding, padding)
-    if len(given) == 2:
-        found = [_as_pair(side) for side in given]
-        if found[0] is not None and found[1] is not None:
-            return found[0], found[1]
-    raise GraphError(
-        f'{owner}: expected padding to be "same", "valid", an int >= 0, (vertical, horizontal) or '
-        f"((top, bottom), (left, right)), got {padding!r}"
-    )
+    """((top, bottom), (left, right)) of a padding: see `sides_of`."""
+    vertical, horizontal = sides_of(owner, padding, extents)
+    return vertical, horizontal
 
 
 def fraction(owner: str, name: str, value: Any) -> float:

@@ -10,13 +10,14 @@ import numpy as np
 from tapeprop.errors import GraphError, ShapeError
 from tapeprop.ir import Shape, Size, Tensor, UndecidedError
 from tapeprop.ir.dims import at_least, same, text
-from tapeprop.ops.op import ArrayType, Attributes, Sample, check_rank
+from tapeprop.ops.op import Attributes, Call, Sample, check_rank
+from tapeprop.ops.shape import reshape
 
 #: The axes of images and of filters behind the first two, by rank.
-AXES = {2: ("H, W", "KH, KW"), 3: ("D, H, W", "KD, KH, KW")}
+AXES = {1: ("L", "K"), 2: ("H, W", "KH, KW"), 3: ("D, H, W", "KD, KH, KW")}
 COUNTS = {1: "one", 2: "two", 3: "three"}
 SIDES = {
-    1: "((left, right),)",
+    1: "(left, right)",
     2: "((top, bottom), (left, right)), a pair",
     3: "((front, back), (top, bottom), (left, right)), three ints",
 }
@@ -34,7 +35,7 @@ def _numbers(rank: int, what: str, given: int | Sequence[int], least: int, count
 
 def plain_attributes(rank: int, stride: Any, padding: Any, dilation: Any, groups: int) -> dict[str, Any]:
     """The attributes of a convolution and its gradients in plain form. GraphError where one makes no sense."""
-    sides = (padding,) * rank if isinstance(padding, (int, np.integer)) else tuple(padding)
+    sides: tuple[Any, ...] = (padding,) * rank if isinstance(padding, (int, np.integer)) else tuple(padding)
     if len(sides) != rank:
         raise GraphError(f"conv{rank}d: expected padding {SIDES[rank]} or an int, got {padding!r}")
     if not isinstance(groups, (int, np.integer)) or groups < 1:
@@ -64,10 +65,11 @@ def output_size(size: Sequence[Size], kernel: Sequence[Size], attributes: Attrib
     return tuple(found)
 
 
-def check_result(x: ArrayType, w: ArrayType, y: ArrayType, attributes: Attributes) -> None:
-    """ShapeError where the sizes of a call leave no output pixel."""
-    if min(y.shape[2:]) < 1:
-        raise ShapeError(_too_small(x.shape[2:], w.shape[2:], attributes))
+def check_result(call: Call) -> None:
+    """ShapeError where the sizes of a convolution's call leave no output pixel."""
+    x, w = call.operands[:2]
+    if min(call.results[0].shape[2:]) < 1:
+        raise ShapeError(_too_small(x.shape[2:], w.shape[2:], call.attributes))
 
 
 def _too_small(size: Sequence[Size], kernel: Sequence[Size], attributes: Attributes) -> str:
@@ -114,6 +116,93 @@ def check_gradient(dy: Tensor, expected: Shape) -> None:
         )
 
 
+# ---- one axis: an image with a single row
+
+
+def as_sides(padding: Any) -> Any:
+    """The padding of a single axis, (left, right) or ((left, right),), in the form of several axes; an int as it is."""
+    given = tuple(padding) if isinstance(padding, Sequence) else padding
+    whole = isinstance(given, tuple) and len(given) == 2 and all(isinstance(n, (int, np.integer)) for n in given)
+    return (given,) if whole else given
+
+
+def in_rows(attributes: Attributes) -> dict[str, Any]:
+    """The attributes of a convolution along one axis for images with a single row."""
+    first: dict[str, Any] = {"stride": 1, "padding": (0, 0), "dilation": 1}
+    return {name: (first[name], *value) if name in first else value for name, value in attributes.items()}
+
+
+def with_row(x: Tensor) -> Tensor:
+    """x (N, C, L) as (N, C, 1, L)."""
+    return reshape(x, (*x.shape[:2], 1, x.shape[2]))
+
+
+def without_row(y: Tensor) -> Tensor:
+    """y (N, C, 1, L) as (N, C, L)."""
+    return reshape(y, (*y.shape[:2], y.shape[3]))
+
+
+# ---- transposed
+
+
+def transposed_rank(x: Tensor, w: Tensor) -> int:
+    """The axes of the images x and filters w of a transposed convolution. ShapeError where there are not one to three, or not as many."""
+    rank = x.ndim - 2
+    if rank not in AXES:
+        raise ShapeError(f"conv_transpose: expected (N, C, ...) with one to three axes more, got {text(x.shape)}")
+    if w.ndim != x.ndim:
+        raise ShapeError(
+            f"conv_transpose: expected filters (C, O / groups, {AXES[rank][1]}) for images of shape {text(x.shape)}, "
+            f"got {text(w.shape)}"
+        )
+    return rank
+
+
+def check_transposed_channels(x: Tensor, w: Tensor, attributes: Attributes) -> None:
+    """ShapeError unless the channels of x are those of w, and as many in each group."""
+    if not same(x.shape[1], w.shape[0]):
+        raise ShapeError(
+            f"conv_transpose: expected {w.shape[0]} channels for weights {text(w.shape)}, got {x.shape[1]}; "
+            "change the weights' first axis"
+        )
+    if isinstance(w.shape[0], int) and w.shape[0] % attributes["groups"]:
+        raise ShapeError(
+            f"conv_transpose: expected a number of channels that {attributes['groups']} groups divide, got {w.shape[0]}"
+        )
+
+
+def transposed_size(
+    size: Sequence[Size], kernel: Sequence[Size], attributes: Attributes, output_padding: int | Sequence[int]
+) -> tuple[tuple[Size, ...], tuple[tuple[int, int], ...], tuple[int, ...]]:
+    """(size of the result, padding of the convolution that it transposes, rows of zeros behind that) of a transposed convolution.
+
+    output_padding takes away padding at the end, where there is any; then it adds what the convolution's stride skips; and then what
+    no tap reaches.
+    """
+    extra = _numbers(len(size), "output_padding", output_padding, 0)
+    found, sides, missing = [], [], []
+    for n, taps, stride, (before, after), step, more in zip(
+        size, kernel, attributes["stride"], attributes["padding"], attributes["dilation"], extra
+    ):
+        if more >= max(stride, step):
+            raise GraphError(
+                f"conv_transpose: expected output_padding smaller than stride or dilation, got {output_padding!r} with stride "
+                f"{attributes['stride']} and dilation {attributes['dilation']}"
+            )
+        beyond = max(0, more - after)
+        zeros = max(0, beyond - (stride - 1))
+        whole = (n - 1) * stride + (taps - 1) * step + 1 - before - after + more - zeros
+        if isinstance(whole, int) and whole < 1:
+            raise ShapeError(
+                f"conv_transpose: expected a result of at least one pixel, got {whole} from {by(size)} by filters {by(kernel)} with "
+                f"padding {attributes['padding']}; use less padding"
+            )
+        found.append(whole)
+        sides.append((before, max(0, after - more)))
+        missing.append(zeros)
+    return tuple(found), tuple(sides), tuple(missing)
+
+
 # ---- NumPy
 
 
@@ -145,9 +234,11 @@ def by_taps(dy: np.ndarray, w: np.ndarray, size: Sequence[int], attributes: Attr
             slice(a * step, a * step + (n - 1) * stride + 1, stride)
             for a, step, n, stride in zip(tap, attributes["dilation"], out, attributes["stride"])
         ]
-        dx[(..., *met)] += np.einsum(formula, dy, w[(..., *tap)])
+        at: Any = (..., *met)
+        dx[at] += np.einsum(formula, dy, w[(..., *tap)])
     inside = [slice(before, before + n) for n, (before, _) in zip(size, sides)]
-    return dx[(..., *inside)].reshape(dx.shape[0], -1, *size)
+    at = (..., *inside)
+    return dx[at].reshape(dx.shape[0], -1, *size)
 
 
 # ---- samples
