@@ -66,12 +66,9 @@ def check(job: tuple[Kernel, int, tuple]) -> dict:
     from tapeprop.targets.cuda.object_code import compile_to_cubin
 
     kernel, threads, capability = job
-    source = (
-        (8, 0) if capability == (9, 0) else capability
-    )  # its code is linked for both: half of the work is done once
     row = {"kernel": kernel.label, "sm": "".join(map(str, capability)), "threads": threads}
     try:
-        usage = compile_to_cubin(kernel, source, report=True, machine=capability).usage
+        usage = compile_to_cubin(kernel, capability, report=True).usage
     except CompileError as error:
         return row | {"fault": str(error)}
     row |= dataclasses.asdict(usage)
@@ -102,7 +99,7 @@ def main() -> int:
     ]
     begin = time.perf_counter()
     with ProcessPoolExecutor(given.processes) as pool:
-        rows = list(pool.map(check, jobs, chunksize=3))
+        rows = list(pool.map(check, jobs, chunksize=len(TARGETS["float32"])))  # of one kernel: it is compiled once, linked for each
     print(f"{'sm':>4} {'regs':>5} {'stack':>6} {'spills':>7} {'shared':>7} {'threads':>8}  kernel")
     for row in sorted(rows, key=lambda row: (row["kernel"], row["sm"])):
         figures = [row.get(name, "-") for name in ("registers", "stack", "spills", "shared", "threads")]

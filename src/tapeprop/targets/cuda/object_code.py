@@ -25,6 +25,9 @@ __all__ = ["Capability", "Cubin", "Usage", "compile_to_cubin"]
 _ENTRY = re.compile(rb"\.nv\.constant0\.([\w$.]+)\x00")
 #: Compute capability, as (9, 0) or (9, 0, "a").
 Capability = tuple
+#: What kernels are compiled for where the machine is newer. Code is chosen and optimised for the machine when the intermediate
+#: code is linked, so one serves all of them, and kernels use nothing that only newer ones have.
+_BASE: Capability = (8, 0)
 
 
 @dataclass(frozen=True)
@@ -46,16 +49,13 @@ class Cubin:
     usage: Usage | None = None
 
 
-def compile_to_cubin(
-    kernel: Kernel, capability: Capability, *, report: bool = False, machine: Capability | None = None
-) -> Cubin:
-    """The machine code of a kernel for a compute capability.
+def compile_to_cubin(kernel: Kernel, capability: Capability, *, report: bool = False) -> Cubin:
+    """The machine code of a kernel for a compute capability. report: whether `Cubin.usage` is wanted.
 
-    machine: the capability of the machine code where it is newer than that which the kernel is compiled for: the same
-    intermediate code is linked for both. CompileError, naming the kernel, where numba.cuda, NVVM or the linker refuse it.
+    CompileError, naming the kernel, where numba.cuda, NVVM or the linker refuse it.
     """
     try:
-        return _linked(_intermediate(kernel, capability), machine or capability, report)
+        return _linked(_intermediate(kernel, min(capability[:2], _BASE)), capability, report)
     except (DeviceError, CompileError):
         raise
     except Exception as error:  # Numba, NVVM and the linker have many kinds
