@@ -56,4 +56,6 @@ def test_a_training_step_is_torchs(name):
         if key.endswith("running_var"):
             continue  # torch keeps the unbiased variance there
         moved = theirs[key].numpy() - old
-        np.testing.assert_allclose(ours[key] - old, moved, rtol=1e-7, atol=1e-7 * np.abs(moved).max() + 1e-14, err_msg=key)
+        np.testing.assert_allclose(
+            ours[key] - old, moved, rtol=1e-7, atol=1e-7 * np.abs(moved).max() + 1e-14, err_msg=key
+        )

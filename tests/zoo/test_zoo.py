@@ -73,7 +73,9 @@ def test_learns_a_few_images_by_heart(name):
 
 
 def test_stochastic_depth_leaves_out_whole_samples():
-    graph = tp.LayerGraph({(node := tp.LayerNode(StochasticDepth(0.5), name="depth")): []}, root=node, term=node, seed=0)
+    graph = tp.LayerGraph(
+        {(node := tp.LayerNode(StochasticDepth(0.5), name="depth")): []}, root=node, term=node, seed=0
+    )
     y = graph.build(dtype="float64")(np.ones((64, 2, 3, 3)), True)
     assert set(np.unique(y)) == {0.0, 2.0}
     assert (y == y[:, :1, :1, :1]).all()

@@ -21,16 +21,17 @@ from typing import TYPE_CHECKING
 
 from tapeprop.layers.activation import Activation
 from tapeprop.layers.container import Sequential
-from tapeprop.layers.conv import Conv2D
+from tapeprop.layers.conv import Convolution
+from tapeprop.layers.conv_transpose import ConvTranspose
 from tapeprop.layers.dense import Dense
 from tapeprop.layers.layer import BEHIND, Layer, Member
-from tapeprop.layers.norm import BatchNorm, BatchNorm1D, BatchNorm2D
+from tapeprop.layers.norm import BatchNorm, BatchNorm1D, BatchNorm2D, BatchNorm3D
 from tapeprop.layers.shape import Identity
 
 if TYPE_CHECKING:
     from tapeprop.graph.base import GraphStructure
 
-Normed = Conv2D | Dense
+Normed = Convolution | ConvTranspose | Dense
 #: (layer, the norm behind it), in the order in which the layers are met.
 Norms = tuple[tuple[Normed, BatchNorm], ...]
 
@@ -44,7 +45,9 @@ _ACTIVATIONS = tuple(
 
 def norm_for(layer: Normed) -> BatchNorm:
     """A new norm of the rank and channels of a layer's result."""
-    return BatchNorm2D(layer.out_channels) if isinstance(layer, Conv2D) else BatchNorm1D(layer.out_features)
+    if isinstance(layer, Dense):
+        return BatchNorm1D(layer.out_features)
+    return (BatchNorm1D, BatchNorm2D, BatchNorm3D)[layer.rank - 1](layer.out_channels)
 
 
 def norms_for(graph: GraphStructure) -> Norms:

@@ -12,10 +12,11 @@ LARGEST_STRIDE = 8
 def adapting(operands: Sequence[Tensor], names: Sequence[str]) -> str | None:
     """What to do so that all operands of a merge have one shape: add Conv2D(3, 6, 1) on the shortcut from 'x'.
 
-    operands: (N, C, H, W) or (N, C), from the nodes `names`. The shortcuts, operands from which others are computed, are adapted to
-    those others; without one, fewer channels to more. None where channels and strides are not all that differs.
+    operands: (N, C) or images of one to three axes, (N, C, H, W), from the nodes `names`. The shortcuts, operands from which
+    others are computed, are adapted to those others; without one, fewer channels to more. None where channels and strides are not
+    all that differs.
     """
-    if {operand.ndim for operand in operands} not in ({2}, {4}):
+    if {operand.ndim for operand in operands} not in ({2}, {3}, {4}, {5}):
         return None
     shortcuts = [i for i, operand in enumerate(operands) if any(_leads_to(operand, other) for other in operands)]
     rest = [i for i in range(len(operands)) if i not in shortcuts] or list(range(len(operands)))
@@ -48,5 +49,5 @@ def _adapter(shape: tuple[Size, ...], target: tuple[Size, ...]) -> str | None:
         return f"Dense({shape[1]}, {target[1]})"
     for stride in range(1, LARGEST_STRIDE + 1):
         if tuple((size - 1) // stride + 1 for size in shape[2:]) == target[2:]:
-            return f"Conv2D({shape[1]}, {target[1]}, 1{f', stride={stride}' if stride > 1 else ''})"
+            return f"Conv{len(shape) - 2}D({shape[1]}, {target[1]}, 1{f', stride={stride}' if stride > 1 else ''})"
     return None

@@ -3,7 +3,8 @@
 from tapeprop.layers import initializers
 from tapeprop.layers.activation import Activation
 from tapeprop.layers.container import Lambda, Sequential
-from tapeprop.layers.conv import Conv2D
+from tapeprop.layers.conv import Conv1D, Conv2D, Conv3D, DepthConv1D, DepthConv2D, DepthConv3D
+from tapeprop.layers.conv_transpose import ConvTranspose1D, ConvTranspose2D, ConvTranspose3D
 from tapeprop.layers.dense import Dense, DenseND
 from tapeprop.layers.drop_block import DropBlock1D, DropBlock2D, DropBlock3D
 from tapeprop.layers.dropout import Dropout, Dropout1D, Dropout2D, Dropout3D, StochasticDepth
@@ -49,9 +50,17 @@ __all__ = [
     "BatchNorm1D",
     "BatchNorm2D",
     "BatchNorm3D",
+    "Conv1D",
     "Conv2D",
+    "Conv3D",
+    "ConvTranspose1D",
+    "ConvTranspose2D",
+    "ConvTranspose3D",
     "Dense",
     "DenseND",
+    "DepthConv1D",
+    "DepthConv2D",
+    "DepthConv3D",
     "DropBlock1D",
     "DropBlock2D",
     "DropBlock3D",

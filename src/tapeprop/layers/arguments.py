@@ -28,13 +28,20 @@ def whole(owner: str, name: str, value: Any, least: int = 1) -> int:
     return number
 
 
+def per_axis(owner: str, name: str, value: Any, rank: int, least: int = 1) -> tuple[int, ...]:
+    """`rank` ints, each >= least, from one for all or from a sequence of them."""
+    given = value if isinstance(value, tuple | list) else (value,) * rank
+    numbers = tuple(_as_int(n) for n in given)
+    if len(numbers) != rank or any(n is None or n < least for n in numbers):
+        several = {1: "an int", 2: "an int or a pair of ints, each", 3: "an int or three ints, each"}[rank]
+        raise GraphError(f"{owner}: expected {name} to be {several} >= {least}, got {value!r}")
+    return numbers  # type: ignore[return-value]
+
+
 def pair(owner: str, name: str, value: Any, least: int = 1) -> Pair:
     """(vertical, horizontal) from one int for both or a pair of ints, each >= least."""
-    given = value if isinstance(value, tuple | list) else (value, value)
-    numbers = [_as_int(n) for n in given]
-    if len(numbers) != 2 or any(n is None or n < least for n in numbers):
-        raise GraphError(f"{owner}: expected {name} to be an int or a pair of ints, each >= {least}, got {value!r}")
-    return numbers[0], numbers[1]  # type: ignore[return-value]
+    vertical, horizontal = per_axis(owner, name, value, 2, least)
+    return vertical, horizontal
 
 
 def sizes(owner: str, name: str, value: Any) -> tuple[int, ...]:
@@ -45,21 +52,11 @@ def sizes(owner: str, name: str, value: Any) -> tuple[int, ...]:
     return tuple(numbers)  # type: ignore[arg-type]
 
 
-def per_axis(owner: str, name: str, value: Any, rank: int, least: int = 1) -> tuple[int, ...]:
-    """`rank` ints, each >= least, from one for all or from a sequence of them."""
-    given = value if isinstance(value, tuple | list) else (value,) * rank
-    numbers = tuple(_as_int(n) for n in given)
-    if len(numbers) != rank or any(n is None or n < least for n in numbers):
-        several = {1: "an int", 2: "an int or a pair of ints", 3: "an int or three ints"}[rank]
-        raise GraphError(f"{owner}: expected {name} to be {several}, each >= {least}, got {value!r}")
-    return numbers  # type: ignore[return-value]
-
-
 def sides(owner: str, padding: Any, extents: Sequence[int]) -> Sides:
     """((before, after), ...) of a padding, a pair for each axis: ((top, bottom), (left, right)) for images.
 
-    padding: "same" ((extent - 1) // 2 on each side), "valid" (none), an int for all sides, an int or a pair for each axis.
-    extents: what the window covers of each axis, dilation included.
+    padding: "same" ((extent - 1) // 2 on each side), "valid" (none), an int for all sides, an int or a pair for each axis, of a
+    single axis also the pair itself. extents: what the window covers of each axis, dilation included.
     """
     rank = len(extents)
     if padding == "valid":
@@ -67,6 +64,8 @@ def sides(owner: str, padding: Any, extents: Sequence[int]) -> Sides:
     if padding == "same":
         return tuple(((extent - 1) // 2, (extent - 1) // 2) for extent in extents)
     given = padding if isinstance(padding, tuple | list) else (padding,) * rank
+    if rank == 1 and len(given) == 2:
+        given = (given,)
     found = [_as_pair(side) for side in given]
     if len(found) == rank and None not in found:
         return tuple(found)  # type: ignore[arg-type]

@@ -89,7 +89,7 @@ def _instructions(tile: Tile, wide: int) -> float:
 
 @dataclass(frozen=True)
 class Bias:
-    """The operand that is added to a product, and where: element batch * group + m * row + n * column of it.
+    """The operand that is added to a product, and where: element batch // alike * group + m * row + n * column of it.
 
     inner: elements of the result, as it lies in memory, that share an element of the bias.
     """
@@ -99,6 +99,7 @@ class Bias:
     row: int = 0
     column: int = 0
     inner: int = 1
+    alike: int = 1
 
 
 def launches(
@@ -125,7 +126,7 @@ def launches(
     ]
     arrays.append((Ref("result"), (c.size,)) if whole else (Ref("scratch"), (found.splits * c.size,)))
     first = [found.m, found.n, found.tiles_m, found.tiles_n, found.splits, c.size]
-    first += [int(bias is not None and whole), added.row, added.column, added.group]
+    first += [int(bias is not None and whole), added.row, added.column, added.group, added.alike]
     product = cuda_launch(
         builder,
         arrays,

@@ -18,9 +18,7 @@ from tapeprop.model import LayerGraph
 from tapeprop.zoo.draft import Draft, scaled
 
 
-def densenet121(
-    classes: int = 1000, channels: int = 3, *, width: float = 1.0, seed: int | None = None
-) -> LayerGraph:
+def densenet121(classes: int = 1000, channels: int = 3, *, width: float = 1.0, seed: int | None = None) -> LayerGraph:
     """DenseNet-121 for images (N, channels, H, W) from 32 pixels on, made for 224 -> logits (N, classes); 7,978,856 weights.
 
     Huang et al. 2017, "Densely connected convolutional networks", table 1, with growth 32; names and numbers as

@@ -53,9 +53,7 @@ class ZeroPadded(Layer):
         return pad(x[:, :, ::2, ::2], ((0, 0), (self.more // 2, self.more - self.more // 2), (0, 0), (0, 0)))
 
 
-def resnet18(
-    classes: int = 1000, channels: int = 3, *, width: float = 1.0, seed: int | None = None
-) -> LayerGraph:
+def resnet18(classes: int = 1000, channels: int = 3, *, width: float = 1.0, seed: int | None = None) -> LayerGraph:
     """ResNet-18 for images (N, channels, H, W), made for 224 pixels -> logits (N, classes); 11,689,512 weights.
 
     He et al. 2016, "Deep residual learning for image recognition", table 1; names and numbers as torchvision.models.resnet18.
@@ -63,16 +61,12 @@ def resnet18(
     return _resnet(_basic, (2, 2, 2, 2), classes, channels, width, seed)
 
 
-def resnet34(
-    classes: int = 1000, channels: int = 3, *, width: float = 1.0, seed: int | None = None
-) -> LayerGraph:
+def resnet34(classes: int = 1000, channels: int = 3, *, width: float = 1.0, seed: int | None = None) -> LayerGraph:
     """ResNet-34, else as `resnet18`; 21,797,672 weights."""
     return _resnet(_basic, (3, 4, 6, 3), classes, channels, width, seed)
 
 
-def resnet50(
-    classes: int = 1000, channels: int = 3, *, width: float = 1.0, seed: int | None = None
-) -> LayerGraph:
+def resnet50(classes: int = 1000, channels: int = 3, *, width: float = 1.0, seed: int | None = None) -> LayerGraph:
     """ResNet-50, else as `resnet18`; 25,557,032 weights.
 
     A block's stride stands in its 3x3 convolution, as in torchvision.models.resnet50, not in the first 1x1.
@@ -80,9 +74,7 @@ def resnet50(
     return _resnet(_Bottleneck(), (3, 4, 6, 3), classes, channels, width, seed)
 
 
-def resnext50(
-    classes: int = 1000, channels: int = 3, *, width: float = 1.0, seed: int | None = None
-) -> LayerGraph:
+def resnext50(classes: int = 1000, channels: int = 3, *, width: float = 1.0, seed: int | None = None) -> LayerGraph:
     """ResNeXt-50 with 32 groups of 4 channels, else as `resnet18`; 25,028,904 weights.
 
     Xie et al. 2017, "Aggregated residual transformations for deep neural networks", table 1; names and numbers as
@@ -91,9 +83,7 @@ def resnext50(
     return _resnet(_Bottleneck(groups=32, inner=2), (3, 4, 6, 3), classes, channels, width, seed)
 
 
-def se_resnet50(
-    classes: int = 1000, channels: int = 3, *, width: float = 1.0, seed: int | None = None
-) -> LayerGraph:
+def se_resnet50(classes: int = 1000, channels: int = 3, *, width: float = 1.0, seed: int | None = None) -> LayerGraph:
     """SE-ResNet-50, else as `resnet18`; 28,088,024 weights.
 
     Hu et al. 2018, "Squeeze-and-excitation networks", section 3.3, with the reduction 16 and biases; names and numbers as timm's

@@ -4,6 +4,9 @@ A band of rows of the image is staged in the worker's scratch as planes: one for
 zero-padded, strided, and as wide as the result. Pixels are numbered along a plane, so that a vector of neighbouring pixels is
 a vector of memory, and a tap in another row of the filter lies whole rows further on; the product's table of distances is the
 only trace of the filter's shape. Of im2col, which copies every pixel for each tap, this keeps the copies across a row only.
+
+In 3-D each depth of the result is an image, whose channels are the pairs of a channel and a tap in depth, in just the order in which
+the weights lie: (O, (C KD), KH, KW). Their planes come from other depths of x, or are zero; all else is as in 2-D, which is depth 1.
 """
 
 from __future__ import annotations
@@ -48,28 +51,34 @@ def _kernel(body: Callable, dtype: str, arrays: Sequence[str], integers: Sequenc
 
 
 def _stager(lanes: int) -> Callable:
-    """The compiled function that stages a band of some channels of an image for `forward` and `weight_grad`."""
+    """The compiled function that stages a band for `forward` and `weight_grad`: `count` pairs of a channel and a tap in depth.
+
+    first: the first pair, counted from the channel of which depth 0 lies at `start`; first_depth: where the first tap reads.
+    """
     import numba
 
     from tapeprop.targets.cpu.panels import stage_plane
 
     @numba.njit(error_model="numpy")
     def stage(
-        x, start, channels, height_in, width_in, taps_w, stride_h, stride_w, top, left, step_h, step_w, width_out,
-        slots, first_row, rows, planes, plane,
+        x, start, first, count, depth_in, height_in, width_in, taps_d, taps_w, stride_h, stride_w, top, left,
+        step_d, step_h, step_w, width_out, slots, first_depth, first_row, rows, planes, plane,
     ):  # fmt: skip
-        for c in range(channels):
+        for number in range(count):
+            c = (first + number) // taps_d
+            depth = first_depth + (first + number - c * taps_d) * step_d
+            image = start + (c * depth_in + depth) * height_in * width_in
             for slot in range(slots):
                 phase = slot * step_h % stride_h - top
                 h = first_row * stride_h + phase
                 first_u = (stride_h - 1 - phase) // stride_h - first_row
-                last_u = (height_in - 1 - phase) // stride_h - first_row
+                end_u = (height_in - 1 - phase) // stride_h - first_row + 1 if 0 <= depth < depth_in else first_u
                 for kw in range(taps_w):
                     w = kw * step_w - left
                     stage_plane(
-                        lanes, x, start + (c * height_in + h) * width_in + w, stride_h * width_in, stride_w,
-                        first_u, last_u + 1, (stride_w - 1 - w) // stride_w, (width_in - 1 - w) // stride_w + 1,
-                        planes, ((c * slots + slot) * taps_w + kw) * plane, rows, width_out,
+                        lanes, x, image + h * width_in + w, stride_h * width_in, stride_w,
+                        first_u, end_u, (stride_w - 1 - w) // stride_w, (width_in - 1 - w) // stride_w + 1,
+                        planes, ((number * slots + slot) * taps_w + kw) * plane, rows, width_out,
                     )  # fmt: skip
 
     return stage
@@ -82,7 +91,7 @@ def forward_launch(call: Call) -> Launch:
     """The row of y = conv(x, w) + b."""
     (x, w), y = call.operands[:2], call.results[0]
     g = Geometry.of(x, w, y, call.attributes)
-    planes, units = g.channels * g.slots * g.taps_w, g.images * g.groups
+    planes, units = g.channels * g.taps_d * g.slots * g.taps_w, g.images * g.groups * g.depth_out
     band = band_rows(g.height_out, g.halo, planes * g.width_out * ITEM_BYTES[y.dtype], -(-GRAINS // units))
     block = block_of(g.filters, units * -(-g.height_out // band))
     plane = g.height_in * g.width_in if g.direct else (band + g.halo) * g.width_out
@@ -103,47 +112,50 @@ def forward(dtype: str, lanes: int, height: int) -> NumbaKernel:
     width, addressing, addend, stage = 2 * lanes, B_TABLE, PER_ROW, _stager(lanes)
 
     def body(
-        x, w, bias, y, scratch, words, images, groups, channels, height_in, width_in, filters, taps_h, taps_w,
-        stride_h, stride_w, top, left, step_h, step_w, height_out, width_out,
+        x, w, bias, y, scratch, words, images, groups, channels, depth_in, height_in, width_in, filters, taps_d, taps_h, taps_w,
+        stride_d, stride_h, stride_w, front, top, left, step_d, step_h, step_w, depth_out, height_out, width_out,
         slots, band, block, plane, direct, bias_m, table_start, worker, workers,
     ):  # fmt: skip
         planes, table = scratch[worker], words[worker]
-        depth = channels * taps_h * taps_w
+        terms = channels * taps_d * taps_h * taps_w
         for kh in range(taps_h):
             slot, row = kh % slots, kh * step_h // stride_h * width_out
-            for c in range(channels):
+            for c in range(channels * taps_d):
                 for kw in range(taps_w):
                     number = (c * slots + slot) * taps_w + kw
                     table[table_start + (c * taps_h + kh) * taps_w + kw] = number * plane + row
         bands, blocks = (height_out + band - 1) // band, (filters + block - 1) // block
         halo = (taps_h - 1) * step_h // stride_h
-        grains = images * groups * bands * blocks
+        grains = images * groups * depth_out * bands * blocks
         staged = -1
         for grain in range(grains * worker // workers, grains * (worker + 1) // workers):
             place = grain // blocks
             first_filter = (grain - place * blocks) * block
-            image_group = place // bands
-            first_row = (place - image_group * bands) * band
+            result = place // bands
+            first_row = (place - result * bands) * band
             rows = min(band, height_out - first_row)
-            image = image_group * channels * height_in * width_in
+            image_group = result // depth_out
+            depth = result - image_group * depth_out
+            image = image_group * channels * depth_in * height_in * width_in
             source, source_start = planes, 0
             if direct:
                 source, source_start = x, image + first_row * width_in
             elif place != staged:
                 staged = place
                 stage(
-                    x, image, channels, height_in, width_in, taps_w, stride_h, stride_w, top, left, step_h, step_w,
-                    width_out, slots, first_row, rows + halo, planes, plane,
+                    x, image, 0, channels * taps_d, depth_in, height_in, width_in, taps_d, taps_w, stride_h, stride_w,
+                    top, left, step_d, step_h, step_w, width_out, slots, depth * stride_d - front, first_row,
+                    rows + halo, planes, plane,
                 )  # fmt: skip
             group = image_group % groups
             o = group * filters + first_filter
-            target = (((image_group - group) * filters + o) * height_out + first_row) * width_out
+            target = ((((image_group - group) * filters + o) * depth_out + depth) * height_out + first_row) * width_out
             pixels = rows * width_out
             for q in range(0, pixels, width):
                 gemm_panel(
-                    lanes, height, addressing, addend, min(block, filters - first_filter), min(width, pixels - q), depth,
-                    w, o * depth, depth, 1, source, source_start + q, 0, table, table_start, bias, o, bias_m,
-                    y, target + q, height_out * width_out,
+                    lanes, height, addressing, addend, min(block, filters - first_filter), min(width, pixels - q), terms,
+                    w, o * terms, terms, 1, source, source_start + q, 0, table, table_start, bias, o, bias_m,
+                    y, target + q, depth_out * height_out * width_out,
                 )  # fmt: skip
 
     integers = ("slots", "band", "block", "plane", "direct", "bias_m", "table_start")
@@ -161,7 +173,11 @@ def input_grad_launch(call: Call) -> Launch:
     first_u, first_v = g.top // g.stride_h, g.left // g.stride_w
     count_u = (g.height_in - 1 + g.top) // g.stride_h - first_u + 1
     count_v = (g.width_in - 1 + g.left) // g.stride_w - first_v + 1
-    planes, units, direct = g.filters * g.taps_w, g.images * g.groups, g.direct and g.taps_h == 1
+    common_d, common_h, common_w = (
+        gcd(*pair) for pair in ((g.stride_d, g.step_d), (g.stride_h, g.step_h), (g.stride_w, g.step_w))
+    )
+    slots_d = -(-g.taps_d // (g.stride_d // common_d))  # taps in depth that one depth meets, at most
+    planes, units, direct = g.filters * slots_d * g.taps_w, g.images * g.groups * g.depth_in, g.direct and g.taps_h == 1
     band = band_rows(count_u, g.halo, planes * count_v * ITEM_BYTES[dx.dtype], -(-GRAINS // units))
     block = block_of(g.channels, units * -(-count_u // band))
     plane = g.height_out * g.width_out if direct else (band + g.halo) * count_v
@@ -169,14 +185,16 @@ def input_grad_launch(call: Call) -> Launch:
     phases = g.stride_w if g.stride_h * g.stride_w > 1 else 0
     parts = (0 if direct else planes * plane, g.filters * g.taps * padded, phases * block * 2 * tile["lanes"])
     entries = g.filters * g.taps
-    (_, weights, tiles), words, elements = scratch_layout(dx.dtype, *parts, table=entries + g.stride_h * g.stride_w + 1)
-    common_h, common_w = gcd(g.stride_h, g.step_h), gcd(g.stride_w, g.step_w)
+    table = entries + g.stride_d * g.stride_h * g.stride_w + 1
+    (_, weights, tiles), words, elements = scratch_layout(dx.dtype, *parts, table=table)
     # Taps a period apart read one phase, rows a hop apart.
     integers = [
         first_u,
         count_u,
         first_v,
         count_v,
+        slots_d,
+        g.stride_d // common_d,
         g.stride_h // common_h,
         g.stride_w // common_w,
         g.step_h // common_h,
@@ -199,80 +217,97 @@ def input_grad(dtype: str, lanes: int, height: int) -> NumbaKernel:
     width, addressing, addend = 2 * lanes, B_TABLE, NO_ADDEND
 
     def body(
-        dy, w, dx, scratch, words, images, groups, channels, height_in, width_in, filters, taps_h, taps_w,
-        stride_h, stride_w, top, left, step_h, step_w, height_out, width_out,
-        first_u, count_u, first_v, count_v, period_h, period_w, hop_h, band, block, plane, direct,
+        dy, w, dx, scratch, words, images, groups, channels, depth_in, height_in, width_in, filters, taps_d, taps_h, taps_w,
+        stride_d, stride_h, stride_w, front, top, left, step_d, step_h, step_w, depth_out, height_out, width_out,
+        first_u, count_u, first_v, count_v, slots_d, period_d, period_h, period_w, hop_h, band, block, plane, direct,
         padded, weights, tiles, table_start, starts, worker, workers,
     ):  # fmt: skip
         planes, table = scratch[worker], words[worker]
-        halo, taps, strided = (taps_h - 1) * step_h // stride_h, taps_h * taps_w, stride_h * stride_w > 1
+        halo, taps, strided = (taps_h - 1) * step_h // stride_h, taps_d * taps_h * taps_w, stride_h * stride_w > 1
+        phases, phases_h = stride_d * stride_h * stride_w, stride_h * stride_w
         bands, blocks = (count_u + band - 1) // band, (channels + block - 1) // block
-        grains = groups * images * bands * blocks
+        grains = groups * images * depth_in * bands * blocks
         staged, packed = -1, -1
         for grain in range(grains * worker // workers, grains * (worker + 1) // workers):
             place = grain // blocks
             first_channel = (grain - place * blocks) * block
-            group_image = place // bands
-            u0 = first_u + (place - group_image * bands) * band
+            result = place // bands
+            u0 = first_u + (place - result * bands) * band
             rows_u = min(band, first_u + count_u - u0)
+            group_image = result // depth_in
+            depth = result - group_image * depth_in
             group = group_image // images
             image_group = (group_image - group * images) * groups + group
             if group != packed:
                 # The taps of a phase one after another, and for each a row of weights, one for every channel.
                 packed, entry = group, 0
-                for phase in range(stride_h * stride_w):
+                for phase in range(phases):
                     table[starts + phase] = entry
-                    first_h, first_w = 0, 0
-                    while first_h < taps_h and first_h * step_h % stride_h != phase // stride_w:
+                    first_d, first_h, first_w = 0, 0, 0
+                    while first_d < taps_d and first_d * step_d % stride_d != phase // phases_h:
+                        first_d += 1
+                    while first_h < taps_h and first_h * step_h % stride_h != phase % phases_h // stride_w:
                         first_h += 1
                     while first_w < taps_w and first_w * step_w % stride_w != phase % stride_w:
                         first_w += 1
                     first_row = halo - first_h * step_h // stride_h
                     for o in range(filters):
-                        weights_of = (group * filters + o) * channels * taps
-                        row = first_row
-                        for kh in range(first_h, taps_h, period_h):
-                            for kw in range(first_w, taps_w, period_w):
-                                table[table_start + entry] = (o * taps_w + kw) * plane + row * count_v
-                                if strided or kh + kw == 0:
-                                    for c in range(0, channels, lanes):
-                                        transpose_panel(
-                                            lanes, w, weights_of + c * taps + kh * taps_w + kw, taps,
-                                            min(lanes, channels - c), 1 if strided else taps,
-                                            planes, weights + entry * padded + c, padded,
-                                        )  # fmt: skip
-                                entry += 1
-                            row -= hop_h
-                table[starts + stride_h * stride_w] = entry
-            source_image = image_group * filters * height_out * width_out
+                        weights_of, number = (group * filters + o) * channels * taps, o * slots_d
+                        for kd in range(first_d, taps_d, period_d):
+                            row = first_row
+                            for kh in range(first_h, taps_h, period_h):
+                                for kw in range(first_w, taps_w, period_w):
+                                    table[table_start + entry] = (number * taps_w + kw) * plane + row * count_v
+                                    tap = (kd * taps_h + kh) * taps_w + kw
+                                    if phases > 1 or tap == 0:
+                                        for c in range(0, channels, lanes):
+                                            transpose_panel(
+                                                lanes, w, weights_of + c * taps + tap, taps,
+                                                min(lanes, channels - c), 1 if phases > 1 else taps,
+                                                planes, weights + entry * padded + c, padded,
+                                            )  # fmt: skip
+                                    entry += 1
+                                row -= hop_h
+                            number += 1
+                table[starts + phases] = entry
+            phase_d = (depth + front) % stride_d
+            source_image = image_group * filters * depth_out * height_out * width_out
             source, source_start = planes, 0
             if direct:
                 source, source_start = dy, source_image + u0 * width_out
             elif place != staged:
                 staged = place
+                first_d = 0
+                while first_d < taps_d and first_d * step_d % stride_d != phase_d:
+                    first_d += 1
                 for o in range(filters):
-                    line = source_image + (o * height_out + u0 - halo) * width_out + first_v
-                    for kw in range(taps_w):
-                        shift = kw * step_w // stride_w
-                        stage_plane(
-                            lanes, dy, line - shift, width_out, 1, halo - u0, height_out + halo - u0,
-                            shift - first_v, width_out + shift - first_v,
-                            planes, (o * taps_w + kw) * plane, rows_u + halo, count_v,
-                        )  # fmt: skip
+                    number = o * slots_d
+                    for kd in range(first_d, taps_d, period_d):
+                        met = (depth + front) // stride_d - kd * step_d // stride_d
+                        line = source_image + ((o * depth_out + met) * height_out + u0 - halo) * width_out + first_v
+                        end_u = height_out + halo - u0 if 0 <= met < depth_out else halo - u0
+                        for kw in range(taps_w):
+                            shift = kw * step_w // stride_w
+                            stage_plane(
+                                lanes, dy, line - shift, width_out, 1, halo - u0, end_u,
+                                shift - first_v, width_out + shift - first_v,
+                                planes, (number * taps_w + kw) * plane, rows_u + halo, count_v,
+                            )  # fmt: skip
+                        number += 1
             rows = min(block, channels - first_channel)
-            target = (image_group * channels + first_channel) * height_in * width_in
+            target = ((image_group * channels + first_channel) * depth_in + depth) * height_in * width_in
             pixels = rows_u * count_v
             for phase_h in range(stride_h):
                 for q in range(0, pixels, width):
                     columns = min(width, pixels - q)
                     for phase_w in range(stride_w):
-                        phase = starts + phase_h * stride_w + phase_w
-                        entry, depth = table[phase], table[phase + 1] - table[phase]
-                        c, c_start, c_m = dx, target + (u0 - top) * width_in + q, height_in * width_in
+                        phase = starts + (phase_d * stride_h + phase_h) * stride_w + phase_w
+                        entry, terms = table[phase], table[phase + 1] - table[phase]
+                        c, c_start, c_m = dx, target + (u0 - top) * width_in + q, depth_in * height_in * width_in
                         if strided:
                             c, c_start, c_m = planes, tiles + phase_w * block * width, width
                         gemm_panel(
-                            lanes, height, addressing, addend, rows, columns, depth,
+                            lanes, height, addressing, addend, rows, columns, terms,
                             planes, weights + entry * padded + first_channel, 1, padded, source, source_start + q, 0,
                             table, table_start + entry, planes, 0, -1, c, c_start, c_m,
                         )  # fmt: skip
@@ -287,12 +322,12 @@ def input_grad(dtype: str, lanes: int, height: int) -> NumbaKernel:
                                 for i in range(rows):
                                     weave_row(
                                         lanes, planes, tiles + i * width + first - q, block * width, stride_w,
-                                        max(0, -w0), high, dx, target + (i * height_in + h) * width_in + w0,
+                                        max(0, -w0), high, dx, target + (i * depth_in * height_in + h) * width_in + w0,
                                     )  # fmt: skip
 
     integers = (
-        "first_u", "count_u", "first_v", "count_v", "period_h", "period_w", "hop_h", "band", "block", "plane", "direct",
-        "padded", "weights", "tiles", "table_start", "starts",
+        "first_u", "count_u", "first_v", "count_v", "slots_d", "period_d", "period_h", "period_w", "hop_h", "band", "block",
+        "plane", "direct", "padded", "weights", "tiles", "table_start", "starts",
     )  # fmt: skip
     return _kernel(body, dtype, ("dy", "w", "dx"), integers)
 
@@ -307,7 +342,8 @@ def weight_grad_launch(call: Call) -> Launch:
     g = Geometry.of(x, dw, dy, call.attributes)
     width, rows = 2 * microtile(dw.dtype)["lanes"], g.channels * g.taps
     block = min(-(-rows // ROW_GRAIN) * ROW_GRAIN, BLOCK_ROWS)
-    planes = min(g.channels, (block - 2) // g.taps + 2) * g.slots * g.taps_w  # of the channels that a block may touch
+    touched = min(g.channels * g.taps_d, (block - 2) // (g.taps_h * g.taps_w) + 2)  # channels that a block may touch
+    planes = touched * g.slots * g.taps_w
     row_bytes = planes * g.width_out * ITEM_BYTES[dw.dtype]
     band = band_rows(g.height_out, g.halo, row_bytes, limit=max(1, PIXELS // g.width_out))
     plane = g.height_in * g.width_in if g.direct else (band + g.halo) * g.width_out
@@ -331,20 +367,20 @@ def weight_grad(dtype: str, lanes: int, height: int) -> NumbaKernel:
     width, addressing, addend, stage, row_grain = 2 * lanes, A_ROWS, ROWS, _stager(lanes), ROW_GRAIN
 
     def body(
-        x, dy, dw, scratch, words, images, groups, channels, height_in, width_in, filters, taps_h, taps_w,
-        stride_h, stride_w, top, left, step_h, step_w, height_out, width_out,
+        x, dy, dw, scratch, words, images, groups, channels, depth_in, height_in, width_in, filters, taps_d, taps_h, taps_w,
+        stride_d, stride_h, stride_w, front, top, left, step_d, step_h, step_w, depth_out, height_out, width_out,
         slots, band, block, plane, direct, panel, sums, table_start, worker, workers,
     ):  # fmt: skip
         planes, table = scratch[worker], words[worker]
         taps, halo = taps_h * taps_w, (taps_h - 1) * step_h // stride_h
-        depth = channels * taps
-        panels, per_panel = (filters + width - 1) // width, (depth + row_grain - 1) // row_grain
+        terms = channels * taps_d * taps
+        panels, per_panel = (filters + width - 1) // width, (terms + row_grain - 1) // row_grain
         grains = groups * panels * per_panel
         grain, last = grains * worker // workers, grains * (worker + 1) // workers
         while grain < last:
             place = grain // per_panel
             first = (grain - place * per_panel) * row_grain
-            rows = min(block, (last - grain) * row_grain, depth - first)
+            rows = min(block, (last - grain) * row_grain, terms - first)
             grain += (rows + row_grain - 1) // row_grain
             group = place // panels
             first_filter = (place - group * panels) * width
@@ -359,34 +395,38 @@ def weight_grad(dtype: str, lanes: int, height: int) -> NumbaKernel:
                     kh, kw = kh + 1, 0
                     if kh == taps_h:
                         c, kh = c + 1, 0
-            for image in range(images):
+            for image_depth in range(images * depth_out):
+                image = image_depth // depth_out
+                depth = image_depth - image * depth_out
                 image_group = image * groups + group
-                start = (image_group * channels + first_channel) * height_in * width_in
-                gradients = image_group * filters + first_filter
+                start = image_group * channels * depth_in * height_in * width_in
+                gradients = (image_group * filters + first_filter) * depth_out + depth
                 for first_row in range(0, height_out, band):
                     band_rows = min(band, height_out - first_row)
                     pixels = band_rows * width_out
                     source, source_start = planes, 0
                     if direct:
-                        source, source_start = x, start + first_row * width_in
+                        source, source_start = x, start + (first_channel * height_in + first_row) * width_in
                     else:
                         stage(
-                            x, start, end_channel - first_channel, height_in, width_in, taps_w, stride_h, stride_w,
-                            top, left, step_h, step_w, width_out, slots, first_row, band_rows + halo, planes, plane,
+                            x, start, first_channel, end_channel - first_channel, depth_in, height_in, width_in,
+                            taps_d, taps_w, stride_h, stride_w, top, left, step_d, step_h, step_w, width_out, slots,
+                            depth * stride_d - front, first_row, band_rows + halo, planes, plane,
                         )  # fmt: skip
                     for j in range(0, columns, lanes):
                         transpose_panel(
-                            lanes, dy, ((gradients + j) * height_out + first_row) * width_out, height_out * width_out,
+                            lanes, dy, ((gradients + j * depth_out) * height_out + first_row) * width_out,
+                            depth_out * height_out * width_out,
                             min(lanes, columns - j), pixels, planes, panel + j, width,
                         )  # fmt: skip
-                    fresh = image == 0 and first_row == 0
+                    fresh = image_depth == 0 and first_row == 0
                     gemm_panel(
                         lanes, height, addressing, addend, rows, columns, pixels, source, source_start, 0, 0,
                         planes, panel, width, table, table_start, planes, sums, -1 if fresh else width,
                         planes, sums, width,
                     )  # fmt: skip
             for j in range(columns):
-                target = (group * filters + first_filter + j) * depth + first
+                target = (group * filters + first_filter + j) * terms + first
                 for i in range(rows):
                     dw[target + i] = planes[sums + i * width + j]
 

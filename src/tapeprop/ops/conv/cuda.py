@@ -2,20 +2,24 @@
 
 What a pixel and a tap of a filter contribute to an element's place are found apart and added: where in memory, and where in the
 image, whose outside is zero. Numbers of pixels run over images, rows and columns, those of taps over channels, rows and columns.
+In 3-D there is a product for each depth of the result, of the taps for the weights' gradient, and whether a term lies inside the image
+in depth is a matter of the term alone.
 """
 
 from __future__ import annotations
 
 from tapeprop.ops.conv.geometry import FIELDS
-from tapeprop.targets.cuda.gemm import Operand, Product, beyond, divide, i32, inline, product_kernel
+from tapeprop.targets.cuda.gemm import FAR, Operand, Product, beyond, divide, i32, inline, product_kernel
 from tapeprop.targets.cuda.kernel import CudaKernel
 
 #: Of the input's gradient: where its pixels begin and how many there are in units of the stride, and after how many taps the
 #: stride is met again.
-PHASE_FIELDS = ("first_u", "count_u", "first_v", "count_v", "period_h", "period_w")
+PHASE_FIELDS = ("first_u", "count_u", "first_v", "count_v", "period_d", "period_h", "period_w")
+#: As row of a term whose depth is outside of the image: beyond all limits, and less than what marks terms past the end.
+OUTSIDE = FAR // 4
 
 
-# ---- forward: m filters, n output pixels, k taps; a batch is a group
+# ---- forward: m filters, n output pixels, k taps; a batch is a group and an output depth
 
 
 def forward(dtype: str, tile: tuple[int, ...]) -> CudaKernel:
@@ -24,11 +28,20 @@ def forward(dtype: str, tile: tuple[int, ...]) -> CudaKernel:
 
 
 @inline
-def _group(sizes, batch):
-    """(group, elements of a group's image of x, of a row of taps, of a group's image of y)."""
-    image = sizes.channels * sizes.height_in * sizes.width_in
+def _group(sizes, batch, depths):
+    """(group, elements of a group's image of x, of a row of taps, of a group's image of y, pixels of a depth of y, depth)."""
+    group = divide(batch, depths)
+    image = sizes.channels * sizes.depth_in * sizes.height_in * sizes.width_in
     pixels = sizes.height_out * sizes.width_out
-    return batch, image, sizes.channels * sizes.taps_h * sizes.taps_w, sizes.filters * pixels, pixels
+    taps = sizes.channels * sizes.taps_d * sizes.taps_h * sizes.taps_w
+    return group, image, taps, sizes.filters * sizes.depth_out * pixels, pixels, batch - group * depths
+
+
+@inline
+def _group_and_depth(sizes, batch):
+    """As `_group`, the depth being what the first tap meets of x; and the place of the depth in a filter's image of y."""
+    group, x, taps, y, pixels, depth = _group(sizes, batch, sizes.depth_out)
+    return group, x, taps, y, pixels, depth * sizes.stride_d - sizes.front, depth * pixels
 
 
 @inline
@@ -65,22 +78,20 @@ def _output_pixel(sizes, place, x):
     """Of x, what the filter's first tap meets at output pixel x."""
     image, row, column = _split(sizes, x, sizes.width_out, place[4])
     u, v = row * sizes.stride_h - sizes.top, column * sizes.stride_w - sizes.left
-    return (image * sizes.groups + place[0]) * place[1] + u * sizes.width_in + v, u, v
-
-
-@inline
-def _tap(sizes, place, k):
-    """Of x, how far tap k is from the first."""
-    taps = sizes.taps_h * sizes.taps_w
-    channel, row, column = _split(sizes, k, sizes.taps_w, taps)
-    u, v = row * sizes.step_h, column * sizes.step_w
-    return (channel * sizes.height_in + u) * sizes.width_in + v, u, v
+    start = (image * sizes.groups + place[0]) * place[1] + place[5] * sizes.height_in * sizes.width_in
+    return start + u * sizes.width_in + v, u, v
 
 
 @inline
 def _tap_entry(sizes, place, k):
-    distance, u, v = _tap(sizes, place, k)
-    return distance, u, v, 0
+    """Of x, how far tap k is from the first."""
+    channel_depth, row, column = _split(sizes, k, sizes.taps_w, sizes.taps_h * sizes.taps_w)
+    channel = divide(channel_depth, sizes.taps_d)
+    depth = (channel_depth - channel * sizes.taps_d) * sizes.step_d
+    u, v = row * sizes.step_h, column * sizes.step_w
+    distance = ((channel * sizes.depth_in + depth) * sizes.height_in + u) * sizes.width_in + v
+    met = place[5] + depth
+    return distance, u if 0 <= met < sizes.depth_in else OUTSIDE, v, 0
 
 
 @inline
@@ -90,18 +101,18 @@ def _input_size(sizes):
 
 @inline
 def _output_row(sizes, place, m):
-    return m * place[4]
+    return m * sizes.depth_out * place[4]
 
 
 @inline
 def _output_column(sizes, place, n):
     image = divide(n, place[4])
-    return (image * sizes.groups + place[0]) * place[3] + n - image * place[4]
+    return (image * sizes.groups + place[0]) * place[3] + place[6] + n - image * place[4]
 
 
 FORWARD = Product(
-    places=5,
-    place=_group,
+    places=7,
+    place=_group_and_depth,
     depth=_tap_count,
     left=Operand(True, _filter_row, _filter_column, _one),
     right=Operand(False, _output_pixel, _filter_column, _input_size, tabulated=True),
@@ -111,54 +122,63 @@ FORWARD = Product(
 )
 
 
-# ---- the weights' gradient: m filters, n taps, k output pixels; a batch is a group
+# ---- the weights' gradient: m filters, n taps, k output pixels; a batch is a group and a tap in depth
 
 
 def weight_grad(dtype: str, tile: tuple[int, ...]) -> CudaKernel:
     """dw = the sum over output pixels of dy and what each tap meets of x there."""
-    return product_kernel(dtype, tile, FIELDS, WEIGHT_GRAD)
+    return product_kernel(dtype, tile, (*FIELDS, "depth_bits"), WEIGHT_GRAD)
 
 
 @inline
-def _group_and_images(sizes, batch):
-    """As `_group`, but of whole images of x and y."""
-    group, x, taps, y, pixels = _group(sizes, batch)
-    return group, x * sizes.groups, taps, y * sizes.groups, pixels
+def _group_and_tap(sizes, batch):
+    """As `_group`, but of whole images of x and y; the depth is that of the tap; and what it meets for depth 0 of y."""
+    group, x, taps, y, pixels, tap = _group(sizes, batch, sizes.taps_d)
+    return group, x * sizes.groups, taps, y * sizes.groups, pixels, tap, tap * sizes.step_d - sizes.front
 
 
 @inline
 def _output_count(sizes, place):
-    return sizes.images * place[4]
+    return sizes.images * sizes.depth_out * place[4]
 
 
 @inline
 def _pixel_entry(sizes, place, k):
-    """(image, where tap 0 lies in it, number in the image of y) of output pixel k."""
-    image, row, column = _split(sizes, k, sizes.width_out, place[4])
+    """(image and depth that tap 0 meets, where it lies there, number in the image of y) of output pixel k."""
+    image_depth, row, column = _split(sizes, k, sizes.width_out, place[4])
+    image = divide(image_depth, sizes.depth_out)
+    depth = image_depth - image * sizes.depth_out
     u, v = row * sizes.stride_h - sizes.top, column * sizes.stride_w - sizes.left
-    return image, u, v, row * sizes.width_out + column
+    met = depth * sizes.stride_d + place[6]
+    if met < 0 or met >= sizes.depth_in:
+        met, u = 0, OUTSIDE
+    return (image << sizes.depth_bits) + met, u, v, depth * place[4] + row * sizes.width_out + column
 
 
 @inline
 def _gradient_row(sizes, place, x):
-    return (place[0] * sizes.filters + x) * place[4], 0, 0
+    return (place[0] * sizes.filters + x) * sizes.depth_out * place[4], 0, 0
 
 
 @inline
 def _gradient_column(sizes, place, entry):
-    return entry[0] * place[3] + entry[3], beyond(entry[1]), 0
+    return (entry[0] >> sizes.depth_bits) * place[3] + entry[3], beyond(entry[1]), 0
 
 
 @inline
 def _tap_of_group(sizes, place, x):
-    distance, u, v = _tap(sizes, place, x)
-    return place[0] * sizes.channels * sizes.height_in * sizes.width_in + distance, u, v
+    channel, row, column = _split(sizes, x, sizes.taps_w, sizes.taps_h * sizes.taps_w)
+    u, v = row * sizes.step_h, column * sizes.step_w
+    plane = (place[0] * sizes.channels + channel) * sizes.depth_in
+    return (plane * sizes.height_in + u) * sizes.width_in + v, u, v
 
 
 @inline
 def _input_pixel(sizes, place, entry):
     u, v = entry[1], entry[2]
-    return entry[0] * place[1] + u * i32(sizes.width_in) + v, u, v
+    image = entry[0] >> sizes.depth_bits
+    depth = entry[0] - (image << sizes.depth_bits)
+    return image * place[1] + i32(depth * i32(sizes.height_in) + u) * i32(sizes.width_in) + v, u, v
 
 
 @inline
@@ -168,12 +188,14 @@ def _weight_row(sizes, place, m):
 
 @inline
 def _weight_column(sizes, place, n):
-    return n
+    taps = sizes.taps_h * sizes.taps_w
+    channel = divide(n, taps)
+    return n + (channel * (sizes.taps_d - 1) + place[5]) * taps
 
 
 WEIGHT_GRAD = Product(
-    places=5,
-    place=_group_and_images,
+    places=7,
+    place=_group_and_tap,
     depth=_output_count,
     left=Operand(True, _gradient_row, _gradient_column, _one, tabulated=True),
     right=Operand(True, _tap_of_group, _input_pixel, _input_size, tabulated=True),
@@ -183,10 +205,11 @@ WEIGHT_GRAD = Product(
 )
 
 
-# ---- the input's gradient: m channels, n input pixels of a phase, k filters and taps; a batch is a group and a phase
+# ---- the input's gradient: m channels, n input pixels of a phase, k filters and taps; a batch is a group, a phase and a depth
 #
 # Input row h meets output row i by tap a where h + top = i stride + a dilation. So rows h with the same remainder of h + top by
 # the stride, a phase, meet the same taps: a = first + j period; and with h + top = u stride + phase, output row u - shift - j hop.
+# So for columns and depths; of these one is a product's.
 
 
 def input_grad(dtype: str, tile: tuple[int, ...], single: bool) -> CudaKernel:
@@ -208,41 +231,58 @@ def _first_tap(phase, taps, stride, step):
 
 
 @inline
+def _taps_of_phase(phase, taps, stride, step, period):
+    """(first tap, how many there are, how far they are shifted in the output) of a phase."""
+    first = _first_tap(phase, taps, stride, step)
+    shift = divide(max(first * step - phase, 0), stride)  # of no tap, if there is none
+    return first, divide(taps - first + period - 1, period), shift
+
+
+@inline
 def _phase(sizes, batch):
-    """(group, phases, first taps, taps of the phase, how far output rows and columns are shifted)."""
-    group = divide(batch, sizes.stride_h * sizes.stride_w)
-    rest = batch - group * sizes.stride_h * sizes.stride_w
+    """(group, phases, first taps, taps of the phase, how far output rows and columns are shifted; depth, its taps, the output
+    depth that the first of them is met by)."""
+    rest = divide(batch, sizes.depth_in)
+    depth = batch - rest * sizes.depth_in
+    group = divide(rest, sizes.stride_h * sizes.stride_w)
+    rest -= group * sizes.stride_h * sizes.stride_w
     phase_h = divide(rest, sizes.stride_w)
     phase_w = rest - phase_h * sizes.stride_w
-    first_h = _first_tap(phase_h, sizes.taps_h, sizes.stride_h, sizes.step_h)
-    first_w = _first_tap(phase_w, sizes.taps_w, sizes.stride_w, sizes.step_w)
-    taps_h = divide(sizes.taps_h - first_h + sizes.period_h - 1, sizes.period_h)
-    taps_w = divide(sizes.taps_w - first_w + sizes.period_w - 1, sizes.period_w)
-    shift_h = divide(max(first_h * sizes.step_h - phase_h, 0), sizes.stride_h)  # of no tap, if there is none
-    shift_w = divide(max(first_w * sizes.step_w - phase_w, 0), sizes.stride_w)
-    return group, phase_h, phase_w, first_h, first_w, taps_h, taps_w, shift_h, shift_w
+    whole = divide(depth + sizes.front, sizes.stride_d)
+    phase_d = depth + sizes.front - whole * sizes.stride_d
+    first_d, taps_d, shift_d = _taps_of_phase(phase_d, sizes.taps_d, sizes.stride_d, sizes.step_d, sizes.period_d)
+    first_h, taps_h, shift_h = _taps_of_phase(phase_h, sizes.taps_h, sizes.stride_h, sizes.step_h, sizes.period_h)
+    first_w, taps_w, shift_w = _taps_of_phase(phase_w, sizes.taps_w, sizes.stride_w, sizes.step_w, sizes.period_w)
+    rows = phase_h, phase_w, first_h, first_w, taps_h, taps_w, shift_h, shift_w
+    return group, *rows, depth, first_d, taps_d, whole - shift_d
 
 
 @inline
 def _phase_depth(sizes, place):
-    return sizes.filters * place[5] * place[6]
+    return sizes.filters * place[11] * place[5] * place[6]
 
 
 @inline
 def _phase_entry(sizes, place, k):
     """(distance in w, rows and columns of dy back, distance in dy) of a filter and tap."""
     taps_h, taps_w = place[5], place[6]
-    filter, j_h, j_w = _split(sizes, k, taps_w, taps_h * taps_w)
-    tap = (place[3] + j_h * sizes.period_h) * sizes.taps_w + place[4] + j_w * sizes.period_w
+    filter_depth, j_h, j_w = _split(sizes, k, taps_w, taps_h * taps_w)
+    filter = divide(filter_depth, place[11])
+    j_d = filter_depth - filter * place[11]
+    tap_d, tap_h = place[10] + j_d * sizes.period_d, place[3] + j_h * sizes.period_h
+    tap = (tap_d * sizes.taps_h + tap_h) * sizes.taps_w + place[4] + j_w * sizes.period_w
+    back = -(j_d * divide(sizes.period_d * sizes.step_d, sizes.stride_d))
     u = -(j_h * divide(sizes.period_h * sizes.step_h, sizes.stride_h))
     v = -(j_w * divide(sizes.period_w * sizes.step_w, sizes.stride_w))
-    weight = filter * sizes.channels * sizes.taps_h * sizes.taps_w + tap
-    return weight, u, v, (filter * sizes.height_out + u) * sizes.width_out + v
+    weight = filter * sizes.channels * sizes.taps_d * sizes.taps_h * sizes.taps_w + tap
+    distance = ((filter * sizes.depth_out + back) * sizes.height_out + u) * sizes.width_out + v
+    met = place[12] + back
+    return weight, u if 0 <= met < sizes.depth_out else OUTSIDE, v, distance
 
 
 @inline
 def _channel_row(sizes, place, x):
-    return (place[0] * sizes.filters * sizes.channels + x) * sizes.taps_h * sizes.taps_w, 0, 0
+    return (place[0] * sizes.filters * sizes.channels + x) * sizes.taps_d * sizes.taps_h * sizes.taps_w, 0, 0
 
 
 @inline
@@ -259,8 +299,8 @@ def _filter(sizes, place, entry):
 def _met_pixel(sizes, place, x):
     image, row, column = _split(sizes, x, sizes.count_v, sizes.count_u * sizes.count_v)
     u, v = sizes.first_u + row - place[7], sizes.first_v + column - place[8]
-    start = (image * sizes.groups + place[0]) * sizes.filters * sizes.height_out * sizes.width_out
-    return start + u * sizes.width_out + v, u, v
+    start = (image * sizes.groups + place[0]) * sizes.filters * sizes.depth_out + place[12]
+    return (start * sizes.height_out + u) * sizes.width_out + v, u, v
 
 
 @inline
@@ -270,7 +310,7 @@ def _met_tap(sizes, place, entry):
 
 @inline
 def _met_filter(sizes, place, entry):
-    return i32(entry[0]) * i32(sizes.height_out * sizes.width_out), entry[1], entry[2]
+    return i32(entry[0]) * i32(sizes.depth_out * sizes.height_out * sizes.width_out), entry[1], entry[2]
 
 
 @inline
@@ -280,7 +320,7 @@ def _output_size(sizes):
 
 @inline
 def _input_row(sizes, place, m):
-    return m * sizes.height_in * sizes.width_in
+    return m * sizes.depth_in * sizes.height_in * sizes.width_in
 
 
 @inline
@@ -290,12 +330,13 @@ def _input_column(sizes, place, n):
     w = (sizes.first_v + column) * sizes.stride_w + place[2] - sizes.left
     if h < 0 or h >= sizes.height_in or w < 0 or w >= sizes.width_in:
         return -1
-    return ((image * sizes.groups + place[0]) * sizes.channels * sizes.height_in + h) * sizes.width_in + w
+    plane = (image * sizes.groups + place[0]) * sizes.channels * sizes.depth_in + place[9]
+    return (plane * sizes.height_in + h) * sizes.width_in + w
 
 
 INPUT_GRAD = {
     single: Product(
-        places=9,
+        places=13,
         place=_phase,
         depth=_phase_depth,
         left=Operand(False, _channel_row, _filter, _one)

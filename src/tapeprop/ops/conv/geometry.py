@@ -16,7 +16,7 @@ BLOCK_ROWS = 144  # of them that share such a layout, at most
 
 @dataclass(frozen=True)
 class Geometry:
-    """The sizes of a convolution x (N, C, H, W), w (O, C / groups, KH, KW) -> y (N, O, OH, OW).
+    """The sizes of a convolution x (N, C, D, H, W), w (O, C / groups, KD, KH, KW) -> y (N, O, OD, OH, OW); in 2-D depths are 1.
 
     channels and filters are those of one group; step is the dilation.
     """
@@ -24,26 +24,48 @@ class Geometry:
     images: int
     groups: int
     channels: int
+    depth_in: int
     height_in: int
     width_in: int
     filters: int
+    taps_d: int
     taps_h: int
     taps_w: int
+    stride_d: int
     stride_h: int
     stride_w: int
+    front: int
     top: int
     left: int
+    step_d: int
     step_h: int
     step_w: int
+    depth_out: int
     height_out: int
     width_out: int
 
     @classmethod
     def of(cls, x: ArrayType, w: ArrayType, y: ArrayType, attributes: Attributes) -> Geometry:
-        groups, ((top, _), (left, _)) = attributes["groups"], attributes["padding"]
-        sizes: list[int] = [x.shape[0], groups, w.shape[1], *x.shape[2:], w.shape[0] // groups, *w.shape[2:]]
-        sizes += [*attributes["stride"], top, left, *attributes["dilation"], *y.shape[2:]]
-        return cls(**dict(zip(FIELDS, sizes, strict=True)))
+        fronts = [before for before, _ in attributes["padding"]]
+        axes = list(zip(x.shape[2:], w.shape[2:], attributes["stride"], fronts, attributes["dilation"], y.shape[2:]))
+        if len(axes) == 3:
+            axes = _merged(axes)
+        axes = [(1, 1, 1, 0, 1, 1)] * (3 - len(axes)) + axes
+        sizes, taps, strides, fronts, steps, results = map(list, zip(*axes))
+        groups = attributes["groups"]
+        words = [
+            x.shape[0],
+            groups,
+            w.shape[1],
+            *sizes,
+            w.shape[0] // groups,
+            *taps,
+            *strides,
+            *fronts,
+            *steps,
+            *results,
+        ]
+        return cls(**dict(zip(FIELDS, words, strict=True)))
 
     @property
     def integers(self) -> list[int]:
@@ -52,7 +74,7 @@ class Geometry:
 
     @property
     def taps(self) -> int:
-        return self.taps_h * self.taps_w
+        return self.taps_d * self.taps_h * self.taps_w
 
     @property
     def halo(self) -> int:
@@ -66,9 +88,24 @@ class Geometry:
 
     @property
     def direct(self) -> bool:
-        """Whether the rows of x are the planes' rows: a filter one column wide, no padding, no stride."""
+        """Whether the rows of x are the planes' rows: a filter one column wide, no padding, no stride, no depth."""
         plain = (self.taps_w, self.stride_h, self.stride_w, self.top, self.left) == (1, 1, 1, 0, 0)
-        return plain and (self.height_out + self.halo, self.width_out) == (self.height_in, self.width_in)
+        flat = self.depth_in == self.depth_out == self.taps_d == 1
+        return plain and flat and (self.height_out + self.halo, self.width_out) == (self.height_in, self.width_in)
+
+
+def _merged(axes: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The axes, (size, taps, stride, padding before, dilation, size of the result) each: of two neighbours that the filter takes
+    pixel by pixel one is made, since that is how they lie in memory.
+    """
+    found = axes[:1]
+    for axis in axes[1:]:
+        if all((taps, stride, size) == (1, 1, out) for size, taps, stride, _, _, out in (found[-1], axis)):
+            size = found[-1][0] * axis[0]
+            found[-1] = (size, 1, 1, 0, 1, size)
+        else:
+            found.append(axis)
+    return found
 
 
 #: The names of the kernels' first integers.

@@ -16,8 +16,10 @@ def forward_launches(call: Call, device: Device) -> list[Launch]:
     (x, w), y = call.operands[:2], call.results[0]
     g = Geometry.of(x, w, y, call.attributes)
     pixels = g.height_out * g.width_out
-    found = cut(g.filters, g.images * pixels, g.channels * g.taps, g.groups, y.dtype, device)
-    bias = Bias(2, group=g.filters, row=1, inner=pixels) if len(call.operands) == 3 else None
+    found = cut(g.filters, g.images * pixels, g.channels * g.taps, g.groups * g.depth_out, y.dtype, device)
+    bias = None
+    if len(call.operands) == 3:
+        bias = Bias(2, group=g.filters, row=1, inner=g.depth_out * pixels, alike=g.depth_out)
     return launches(call, device, found, f"{HERE}:forward", 1, 0, bias, g.integers)
 
 
@@ -25,9 +27,10 @@ def weight_grad_launches(call: Call, device: Device) -> list[Launch]:
     """dw from x, dy."""
     (x, dy), dw = call.operands, call.results[0]
     g = Geometry.of(x, dw, dy, call.attributes)
-    depth = g.images * g.height_out * g.width_out
-    found = cut(g.filters, g.channels * g.taps, depth, g.groups, dw.dtype, device)
-    return launches(call, device, found, f"{HERE}:weight_grad", 1, 0, None, g.integers)
+    depth = g.images * g.depth_out * g.height_out * g.width_out
+    found = cut(g.filters, g.channels * g.taps_h * g.taps_w, depth, g.groups * g.taps_d, dw.dtype, device)
+    integers = [*g.integers, (g.depth_in - 1).bit_length()]
+    return launches(call, device, found, f"{HERE}:weight_grad", 1, 0, None, integers)
 
 
 def input_grad_launches(call: Call, device: Device) -> list[Launch]:
@@ -38,8 +41,9 @@ def input_grad_launches(call: Call, device: Device) -> list[Launch]:
     first_u, first_v = g.top // g.stride_h, g.left // g.stride_w
     count_u = (g.height_in - 1 + g.top) // g.stride_h - first_u + 1
     count_v = (g.width_in - 1 + g.left) // g.stride_w - first_v + 1
-    periods = g.stride_h // gcd(g.stride_h, g.step_h), g.stride_w // gcd(g.stride_w, g.step_w)
-    depth = -(-g.filters * g.taps // phases)
-    found = cut(g.channels, g.images * count_u * count_v, depth, g.groups * phases, dx.dtype, device)
+    pairs = (g.stride_d, g.step_d), (g.stride_h, g.step_h), (g.stride_w, g.step_w)
+    periods = [stride // gcd(stride, step) for stride, step in pairs]
+    depth = -(-g.filters * g.taps // (phases * g.stride_d))
+    found = cut(g.channels, g.images * count_u * count_v, depth, g.groups * phases * g.depth_in, dx.dtype, device)
     integers = [*g.integers, first_u, count_u, first_v, count_v, *periods]
     return launches(call, device, found, f"{HERE}:input_grad", 1, 0, None, integers, single=g.taps == 1)

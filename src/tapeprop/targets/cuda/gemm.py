@@ -34,8 +34,9 @@ __all__ = ["FAR", "SIZES", "Operand", "Product", "beyond", "divide", "inline", "
 
 #: What makes an element's place lie outside of all limits: added where m, n or k is past its end.
 FAR = 1 << 29
-#: The integers that every product's row begins with. part: elements of a part of k, in c; bias_*: steps in the bias.
-SIZES = ("m", "n", "tiles_m", "tiles_n", "splits", "part", "biased", "bias_m", "bias_n", "bias_batch")
+#: The integers that every product's row begins with. part: elements of a part of k, in c; bias_*: steps in the bias, the last
+#: after every `alike` products.
+SIZES = ("m", "n", "tiles_m", "tiles_n", "splits", "part", "biased", "bias_m", "bias_n", "bias_batch", "alike")
 
 i32, u32, u64 = np.int32, np.uint32, np.uint64
 # The simulator's device functions take a lock at each call: functions without `cuda` in them stay plain there.
@@ -280,7 +281,7 @@ def _unloading(dtype: str, tile: tuple[int, ...], row: Callable, column: Callabl
     for j in columns:
         lines.append(f"    n{j} = first_n + mine + {j * across}")
         lines.append(f"    c{j} = column(sizes, place, n{j}) if n{j} < sizes.n else -1")
-        lines.append(f"    b{j} = batch * sizes.bias_batch + n{j} * sizes.bias_n")
+        lines.append(f"    b{j} = divide(batch, sizes.alike) * sizes.bias_batch + n{j} * sizes.bias_n")
     for i in range(thread_m):
         memory = ("left", "right")[i % 2]
         for j, there in enumerate(_runs(dtype, n, thread_n)):
@@ -290,7 +291,7 @@ def _unloading(dtype: str, tile: tuple[int, ...], row: Callable, column: Callabl
         for j in columns:
             known = f"{memory}, bias, c, sizes, place, batch, start, {first}"
             lines.append(f"    write({known}, r, mine + {j * across}, c{j}, b{j})")
-    return _made("unload", lines, decorate=device if SIMULATED else inline, write=write, column=column)
+    return _made("unload", lines, decorate=device if SIMULATED else inline, write=write, column=column, divide=divide)
 
 
 @cache
