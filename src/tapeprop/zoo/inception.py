@@ -100,7 +100,8 @@ def inception_v1(
     x = draft.conv("conv2", size(64), 64, 1, after=x)
     x = draft.conv("conv3", size(64), 192, 3, padding=1, after=x)
     x = draft.add("maxpool2", MaxPool2D(3, 2, ceil_mode=True), after=x)
-    before, heads = size(192), []
+    before = size(192)
+    heads: list[LayerNode] = []
     for part, made in _GOOGLENET.items():
         if made is None:
             x = draft.add(part, MaxPool2D(3 if part == "maxpool3" else 2, 2, ceil_mode=True), after=x)
@@ -205,7 +206,8 @@ def _to_17(draft: _Inception, name: str, x: LayerNode, before: int) -> tuple[Lay
 
 def _mixed_17(draft: _Inception, name: str, x: LayerNode, before: int, inner: int) -> tuple[LayerNode, int]:
     size = draft.scaled
-    across, down = {"size": (1, 7), "padding": (0, 3)}, {"size": (7, 1), "padding": (3, 0)}
+    across: dict[str, Any] = {"size": (1, 7), "padding": (0, 3)}
+    down: dict[str, Any] = {"size": (7, 1), "padding": (3, 0)}
     one = draft.conv(f"{name}.branch1x1", before, 192, 1, after=x)
     seven = draft.conv(f"{name}.branch7x7_1", before, inner, 1, after=x)
     seven = draft.conv(f"{name}.branch7x7_2", size(inner), inner, **across, after=seven)
