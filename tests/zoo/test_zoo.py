@@ -1,12 +1,14 @@
 """Networks people know: sizes as published, and that they train."""
 
 import inspect
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tapeprop as tp
-from tapeprop import zoo
+from tapeprop import layers, zoo
 from tapeprop.layers import StochasticDepth
 
 #: Trainable elements at the published size, and where the number stands.
@@ -80,3 +82,10 @@ def test_stochastic_depth_leaves_out_whole_samples():
     assert set(np.unique(y)) == {0.0, 2.0}
     assert (y == y[:, :1, :1, :1]).all()
     assert np.array_equal(graph(np.ones((64, 2, 3, 3))), np.ones((64, 2, 3, 3)))
+
+
+def test_the_page_of_layers_names_every_layer_and_network():
+    page = (Path(__file__).parents[2] / "docs" / "layers.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+)`", page))
+    classes = {name for name in layers.__all__ if inspect.isclass(getattr(layers, name))}
+    assert (classes | set(zoo.__all__)) - named == set()

@@ -15,6 +15,7 @@ from tapeprop.layers import (
     Identity,
     Layer,
     LayerNorm,
+    Sequential,
     StochasticDepth,
     Transpose,
 )
@@ -49,8 +50,12 @@ def convnext_tiny(
             before = made
         for i in range(count):
             name = f"features.{2 * stage + 1}.{i}"
-            y = draft.add(f"{name}.block", *_block(before), after=x)
-            y = draft.add(name, LayerScale(before), StochasticDepth(depth_rate * done / (sum(counts) - 1)), after=y)
+            y = draft.line(
+                (f"{name}.block", Sequential(*_block(before))),
+                (name, LayerScale(before)),
+                (f"{name}.stochastic_depth", StochasticDepth(depth_rate * done / (sum(counts) - 1))),
+                after=x,
+            )
             x = draft.add(f"{name}.sum", Identity(), after=[y, x])
             done += 1
     x = draft.add("avgpool", GlobalAvgPool2D(), after=x)
