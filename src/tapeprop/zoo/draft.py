@@ -26,13 +26,19 @@ class Draft:
         after: LayerNode | Sequence[LayerNode] = (),
         merge: MergeMode = MergeMode.SUM,
     ) -> LayerNode:
-        """A node of these layers, one after another, behind `after`."""
+        """A node of these layers, one after another, behind `after`.
+
+        GraphError where channels are joined in another order than nodes were added: a graph merges in the order of its keys.
+        """
         if len(layers) == 1 and isinstance(layers[0], Layer):
             node = LayerNode(layers[0], merge, name)
         else:
             node = SequentialNode(*layers, merge_mode=merge, name=name)
         self.edges[node] = []
-        for before in (after,) if isinstance(after, LayerNode) else after:
+        behind = [after] if isinstance(after, LayerNode) else list(after)
+        if merge is MergeMode.CHCAT and behind != [known for known in self.edges if known in behind]:
+            raise GraphError(f"{name}: expected nodes in the order in which they were added, got {behind}")
+        for before in behind:
             self.edges[before].append(node)
         return node
 

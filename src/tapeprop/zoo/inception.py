@@ -242,10 +242,12 @@ def _mixed_8(draft: _Inception, name: str, x: LayerNode, before: int) -> tuple[L
 
     one = draft.conv(f"{name}.branch1x1", before, 320, 1, after=x)
     three = draft.conv(f"{name}.branch3x3_1", before, 384, 1, after=x)
+    threes = fork(f"{name}.branch3x3", "2", three)
     double = draft.conv(f"{name}.branch3x3dbl_1", before, 448, 1, after=x)
     double = draft.conv(f"{name}.branch3x3dbl_2", size(448), 384, 3, padding=1, after=double)
+    doubles = fork(f"{name}.branch3x3dbl", "3", double)
     pool = _behind_pool(draft, name, x, before, 192)
-    branches = [one, *fork(f"{name}.branch3x3", "2", three), *fork(f"{name}.branch3x3dbl", "3", double), pool]
+    branches = [one, *threes, *doubles, pool]
     return draft.join(name, *branches), size(320) + 4 * size(384) + size(192)
 
 
