@@ -49,7 +49,7 @@ __all__ = ["group_norm", "instance_norm", "layer_norm", "rms_norm"]
 
 HERE = "tapeprop.ops.row_norm.cpu"
 CUDA = "tapeprop.ops.row_norm.cuda"
-CHUNKS = 32  # that samples are dealt out to: as many workers have something to do where the period is 1
+CHUNKS = 16  # that samples are dealt out to: as many workers have something to do where the period is 1
 FEW_CHUNKS = 8  # where gamma is so long that the chunks' sums would take more room than PARTIALS
 PARTIALS = 2**16
 TURN = 4096  # elements of a turn: neighbours, so that workers meet in few cache lines
