@@ -245,6 +245,12 @@ GIVEN = {
     "out_size": 2,
     "shape": (4,),
     "layers": (),
+    "num_embeddings": 4,
+    "features": 4,
+    "p": 2,
+    "axes": (0, 1),
+    "starts": (None, 1),
+    "padding": ((1, 1), (0, 2)),
 }
 
 
