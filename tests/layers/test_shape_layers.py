@@ -71,7 +71,9 @@ def test_dense_along_any_axis(axis: int, shape: tuple[int, ...]) -> None:
     d = R(*expected.shape)
     found = run(layer, [x], [d])
     np.testing.assert_allclose(found.outputs[0], expected, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(found.inputs[0], np.moveaxis(np.moveaxis(d, axis, -1) @ w, -1, axis), rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(
+        found.inputs[0], np.moveaxis(np.moveaxis(d, axis, -1) @ w, -1, axis), rtol=1e-11, atol=1e-12
+    )
     rows = np.moveaxis(d, axis, -1).reshape(-1, 4)
     np.testing.assert_allclose(found.parameters[layer.bias], rows.sum(0), rtol=1e-11, atol=1e-12)
     np.testing.assert_allclose(
@@ -90,9 +92,19 @@ def test_embedding_in_a_graph() -> None:
     np.testing.assert_array_equal(graph(tokens), S(4, 2).astype("float32")[tokens])
     graph.forward(tokens, is_train=True)
     graph.backward(R(2, 3, 2))
-    expected = [[0.8253356149096782, 0.7648421872844884], [0, 0], [0, 0], [2.6177677033500504, 2.494196695439063]]  # torch
+    expected = [
+        [0.8253356149096782, 0.7648421872844884],
+        [0, 0],
+        [0, 0],
+        [2.6177677033500504, 2.494196695439063],
+    ]  # torch
     np.testing.assert_allclose(layer.weight.grad, expected, rtol=1e-6)
-    for token, message in ((0.5, "no whole number"), (4, "not below the number of rows"), (-1, "negative"), (np.nan, "whole")):
+    for token, message in (
+        (0.5, "no whole number"),
+        (4, "not below the number of rows"),
+        (-1, "negative"),
+        (np.nan, "whole"),
+    ):
         with pytest.raises(GraphError, match=f"words.*{message}"):
             graph(np.array([token]))
 
@@ -122,10 +134,10 @@ def test_positions() -> None:
         (lambda: Slice((0,), None, (0,)), "steps other than 0"),
         (lambda: Slice((slice(1), 0)), "slices alone"),
         (lambda: Pad(-1), "padding"),
-        (lambda: Pad(1, "mirror"), '"circular", got \'mirror\''),
+        (lambda: Pad(1, "mirror"), "\"circular\", got 'mirror'"),
         (lambda: Pad((1, (1, 2, 3))), "before, after"),
         (lambda: Upsample2D(0), "scale to be a number > 0"),
-        (lambda: Upsample2D(mode="cubic"), '"bicubic", got \'cubic\''),
+        (lambda: Upsample2D(mode="cubic"), "\"bicubic\", got 'cubic'"),
         (lambda: Upsample2D(align_corners=True), "align_corners"),
         (lambda: DenseND(3, 0), "out_features"),
         (lambda: Embedding(3, 2, padding_idx=3), "padding_idx below num_embeddings=3"),
