@@ -248,6 +248,12 @@ GIVEN = {
     "shape": (4,),
     "size": 3,
     "layers": (),
+    "num_embeddings": 4,
+    "features": 4,
+    "p": 2,
+    "axes": (0, 1),
+    "starts": (None, 1),
+    "padding": ((1, 1), (0, 2)),
 }
 
 

@@ -274,3 +274,19 @@ def test_place_refuses_what_lies_outside():
         with pytest.raises(ShapeError, match="place: expected"):
             ops.place(tensor(3), (6,), (start,), (step,))
     assert ops.place(tensor(3), (6,), (5,), (-2,)).shape == (6,)
+
+
+@pytest.mark.parametrize(("mode", "name"), [("reflect", "reflect"), ("replicate", "edge"), ("circular", "wrap")])
+def test_pad_with_elements_of_the_array(mode, name):
+    x = np.random.default_rng(0).standard_normal((3, 4, 2))
+    widths = ((2, 0), (1, 3), (1, 1))
+    np.testing.assert_array_equal(run(lambda t: ops.pad(t, widths, mode=mode), x), np.pad(x, widths, name))
+
+
+@pytest.mark.parametrize(
+    ("widths", "mode", "message"),
+    [(3, "reflect", "at most 2"), (4, "circular", "at most 3"), (1, "mirror", "mode to be one of")],
+)
+def test_borders_that_are_refused(widths, mode, message):
+    with pytest.raises(ShapeError, match=message):
+        ops.pad(np.zeros((3, 3)), widths, mode=mode)

@@ -82,6 +82,51 @@ def _attributes(geometry):
     return {"size": size, "stride": stride, "padding": padding}
 
 
+@settings(max_examples=25, deadline=None)
+@given(geometries(), st.sampled_from(["float32", "float64"]), st.integers(1, 3), st.integers(1, 4), st.integers(1, 3))
+def test_maximum_of_windows_with_gaps_against_loops(geometry, dtype, down, across, workers):
+    shape, size, stride, padding = geometry
+    shape = (*shape[:2], shape[2] + down * size[0], shape[3] + across * size[1])
+    x = np.random.default_rng(0).integers(-3, 3, shape).astype(dtype)
+    y = run(lambda t: ops.max_pool2d(t, size, stride, padding, (down, across)), x, workers=workers)
+    attributes = {**_attributes(geometry), "dilation": (down, across)}
+    dy = np.arange(1, y.size + 1, dtype=dtype).reshape(y.shape)
+    dx = run(lambda a, b: record("max_pool2d_grad", [a, b], attributes)[0], x, dy, workers=workers)
+    padded = np.pad(x, ((0, 0), (0, 0), *padding), constant_values=-INF)
+    place = np.pad(np.arange(x[0, 0].size).reshape(shape[2:]), padding, constant_values=-1)
+    wanted = np.zeros(shape, dtype)
+    for c, oy, ox in np.ndindex(*y.shape[1:]):
+        taps = np.ix_(oy * stride[0] + down * np.arange(size[0]), ox * stride[1] + across * np.arange(size[1]))
+        values, places = padded[0, c][taps], place[taps]
+        assert y[0, c, oy, ox] == values.max()
+        wanted[0, c].reshape(-1)[places[places >= 0][values[places >= 0].argmax()]] += dy[0, c, oy, ox]
+    np.testing.assert_array_equal(dx, wanted)
+
+
+def test_other_ranks_are_images():
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5, 6))
+    boxes = np.lib.stride_tricks.sliding_window_view(x, (2, 3, 2), (2, 3, 4))[:, :, ::2, ::1, ::3]
+    for function, mean in ((ops.max_pool3d, False), (ops.avg_pool3d, True)):
+        y = run(lambda t, f=function: f(t, (2, 3, 2), (2, 1, 3)), x, workers=2)
+        wanted = boxes.mean((5, 6, 7)) if mean else boxes.max((5, 6, 7))
+        np.testing.assert_allclose(y, wanted, rtol=1e-13, atol=1e-15)
+        row = run(lambda t, f=function: (ops.avg_pool1d if f is ops.avg_pool3d else ops.max_pool1d)(t, 2), x[0, 0])
+        pairs = x[0, 0, :, :, :].reshape(4, 5, 3, 2)
+        np.testing.assert_allclose(row, pairs.mean(-1) if mean else pairs.max(-1), rtol=1e-13, atol=1e-15)
+
+
+def test_a_last_window_starts_in_the_image_or_the_padding_before_it():
+    x = Tensor((1, 1, 7, 8), "float64", source=Input(0))
+    assert ops.max_pool2d(x, 2, 2, ceil_mode=True).shape == (1, 1, 4, 4)
+    assert ops.max_pool2d(x, 2, 3, 1, ceil_mode=True).shape == (
+        1,
+        1,
+        3,
+        3,
+    )  # the fourth column would start behind the image
+    assert ops.max_pool2d(x, 9, 4, ceil_mode=True).shape == (1, 1, 1, 1)
+
+
 def test_a_tie_goes_to_the_first_in_row_major_order():
     x = image([1, 2, 0, 0], [2, 2, 0, 0])
     (dx,) = gradient(lambda t: ops.max_pool2d(t, 2), x)
