@@ -30,21 +30,33 @@ from tapeprop.targets.cpu.kernel import NumbaKernel
 from tapeprop.targets.cpu.tiles import microtile
 
 
-def _launch(
-    builder: str, call: Call, refs: Sequence[Ref], geometry: Geometry, integers: Sequence[int], elements: int
+def conv_launch(
+    builder: str,
+    call: Call,
+    refs: Sequence[Ref],
+    geometry: Geometry,
+    integers: Sequence[int],
+    elements: int,
+    **parameters: int,
 ) -> Launch:
-    """A row: arrays flat, then the scratch twice, as elements and as int64 words."""
+    """A row: arrays flat, then the scratch twice, as elements and as int64 words. parameters: of the builder, besides dtype."""
     dtype = call.results[0].dtype
     types = {"operand": call.operands, "result": call.results}
     arrays: list = [(ref, (types[ref.kind][ref.index].size,)) for ref in refs]
     arrays += [(Ref("scratch"), (1, elements)), (Ref("scratch"), (1, elements * ITEM_BYTES[dtype] // 8))]
     integers = [*geometry.integers, *integers]
-    sizes = microtile(dtype)
-    name = f"{__name__}:{builder}"
-    return launch(name, call, arrays, integers, scratch=(elements, dtype), dtype=dtype, **sizes)
+    return launch(builder, call, arrays, integers, scratch=(elements, dtype), dtype=dtype, **parameters)
 
 
-def _kernel(body: Callable, dtype: str, arrays: Sequence[str], integers: Sequence[str]) -> NumbaKernel:
+def _launch(
+    builder: str, call: Call, refs: Sequence[Ref], geometry: Geometry, integers: Sequence[int], elements: int
+) -> Launch:
+    sizes = microtile(call.results[0].dtype)
+    return conv_launch(f"{__name__}:{builder}", call, refs, geometry, integers, elements, **sizes)
+
+
+def conv_kernel(body: Callable, dtype: str, arrays: Sequence[str], integers: Sequence[str]) -> NumbaKernel:
+    """The kernel of a body whose row `conv_launch` makes."""
     kinds = [(name, dtype, 1) for name in arrays]
     kinds += [("scratch", dtype, 2), ("words", "int64", 2)]
     return NumbaKernel(body, kinds, (*FIELDS, *integers))
@@ -159,10 +171,31 @@ def forward(dtype: str, lanes: int, height: int) -> NumbaKernel:
                 )  # fmt: skip
 
     integers = ("slots", "band", "block", "plane", "direct", "bias_m", "table_start")
-    return _kernel(body, dtype, ("x", "w", "bias", "y"), integers)
+    return conv_kernel(body, dtype, ("x", "w", "bias", "y"), integers)
 
 
 # ---- the input's gradient
+
+
+def input_places(g: Geometry) -> dict[str, int]:
+    """Where the pixels of the input's gradient begin and how many there are in units of the stride; and the taps of its phases.
+
+    Taps a period apart read one phase, rows a hop apart; slots_d: the most taps in depth that one depth meets.
+    """
+    first_u, first_v = g.top // g.stride_h, g.left // g.stride_w
+    pairs = (g.stride_d, g.step_d), (g.stride_h, g.step_h), (g.stride_w, g.step_w)
+    period_d, period_h, period_w = (stride // gcd(stride, step) for stride, step in pairs)
+    return {
+        "first_u": first_u,
+        "count_u": (g.height_in - 1 + g.top) // g.stride_h - first_u + 1,
+        "first_v": first_v,
+        "count_v": (g.width_in - 1 + g.left) // g.stride_w - first_v + 1,
+        "slots_d": -(-g.taps_d // period_d),
+        "period_d": period_d,
+        "period_h": period_h,
+        "period_w": period_w,
+        "hop_h": period_h * g.step_h // g.stride_h,
+    }
 
 
 def input_grad_launch(call: Call) -> Launch:
@@ -170,14 +203,13 @@ def input_grad_launch(call: Call) -> Launch:
     dy, w = call.operands
     dx = call.results[0]
     g, tile = Geometry.of(dx, w, dy, call.attributes), microtile(dx.dtype)
-    first_u, first_v = g.top // g.stride_h, g.left // g.stride_w
-    count_u = (g.height_in - 1 + g.top) // g.stride_h - first_u + 1
-    count_v = (g.width_in - 1 + g.left) // g.stride_w - first_v + 1
-    common_d, common_h, common_w = (
-        gcd(*pair) for pair in ((g.stride_d, g.step_d), (g.stride_h, g.step_h), (g.stride_w, g.step_w))
+    at = input_places(g)
+    count_u, count_v = at["count_u"], at["count_v"]
+    planes, units, direct = (
+        g.filters * at["slots_d"] * g.taps_w,
+        g.images * g.groups * g.depth_in,
+        g.direct and g.taps_h == 1,
     )
-    slots_d = -(-g.taps_d // (g.stride_d // common_d))  # taps in depth that one depth meets, at most
-    planes, units, direct = g.filters * slots_d * g.taps_w, g.images * g.groups * g.depth_in, g.direct and g.taps_h == 1
     band = band_rows(count_u, g.halo, planes * count_v * ITEM_BYTES[dx.dtype], -(-GRAINS // units))
     block = block_of(g.channels, units * -(-count_u // band))
     plane = g.height_out * g.width_out if direct else (band + g.halo) * count_v
@@ -187,19 +219,7 @@ def input_grad_launch(call: Call) -> Launch:
     entries = g.filters * g.taps
     table = entries + g.stride_d * g.stride_h * g.stride_w + 1
     (_, weights, tiles), words, elements = scratch_layout(dx.dtype, *parts, table=table)
-    # Taps a period apart read one phase, rows a hop apart.
-    integers = [
-        first_u,
-        count_u,
-        first_v,
-        count_v,
-        slots_d,
-        g.stride_d // common_d,
-        g.stride_h // common_h,
-        g.stride_w // common_w,
-        g.step_h // common_h,
-    ]
-    integers += [band, block, plane, int(direct), padded, weights, tiles, words, words + entries]
+    integers = [*at.values(), band, block, plane, int(direct), padded, weights, tiles, words, words + entries]
     refs = [Ref("operand", 0), Ref("operand", 1), Ref("result")]
     return _launch("input_grad", call, refs, g, integers, elements)
 
@@ -329,7 +349,7 @@ def input_grad(dtype: str, lanes: int, height: int) -> NumbaKernel:
         "first_u", "count_u", "first_v", "count_v", "slots_d", "period_d", "period_h", "period_w", "hop_h", "band", "block",
         "plane", "direct", "padded", "weights", "tiles", "table_start", "starts",
     )  # fmt: skip
-    return _kernel(body, dtype, ("dy", "w", "dx"), integers)
+    return conv_kernel(body, dtype, ("dy", "w", "dx"), integers)
 
 
 # ---- the weights' gradient
@@ -431,4 +451,4 @@ def weight_grad(dtype: str, lanes: int, height: int) -> NumbaKernel:
                     dw[target + i] = planes[sums + i * width + j]
 
     integers = ("slots", "band", "block", "plane", "direct", "panel", "sums", "table_start")
-    return _kernel(body, dtype, ("x", "dy", "dw"), integers)
+    return conv_kernel(body, dtype, ("x", "dy", "dw"), integers)

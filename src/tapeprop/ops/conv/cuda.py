@@ -9,12 +9,14 @@ in depth is a matter of the term alone.
 from __future__ import annotations
 
 from tapeprop.ops.conv.geometry import FIELDS
-from tapeprop.targets.cuda.gemm import FAR, Operand, Product, beyond, divide, i32, inline, product_kernel
+from tapeprop.targets.cuda.gemm import FAR, Operand, Product, beyond, divide, i32, inline, product_kernel, u32
 from tapeprop.targets.cuda.kernel import CudaKernel
 
-#: Of the input's gradient: where its pixels begin and how many there are in units of the stride, and after how many taps the
-#: stride is met again.
-PHASE_FIELDS = ("first_u", "count_u", "first_v", "count_v", "period_d", "period_h", "period_w")
+#: Of the input's gradient: where its pixels begin and how many there are in units of the stride, after how many taps the stride
+#: is met again, how far on that is in the output, and the pixels of a channel and of a filter.
+PHASE_FIELDS = (
+    "first_u count_u first_v count_v period_d period_h period_w hop_d hop_h hop_w pixels_in pixels_out".split()
+)
 #: As row of a term whose depth is outside of the image: beyond all limits, and less than what marks terms past the end.
 OUTSIDE = FAR // 4
 
@@ -74,6 +76,12 @@ def _split(sizes, number, width, pixels):
 
 
 @inline
+def _within(depth, limit):
+    """0 <= depth < limit: as an unsigned number a negative one is larger than any limit."""
+    return u32(i32(depth)) < u32(limit)
+
+
+@inline
 def _output_pixel(sizes, place, x):
     """Of x, what the filter's first tap meets at output pixel x."""
     image, row, column = _split(sizes, x, sizes.width_out, place[4])
@@ -90,8 +98,7 @@ def _tap_entry(sizes, place, k):
     depth = (channel_depth - channel * sizes.taps_d) * sizes.step_d
     u, v = row * sizes.step_h, column * sizes.step_w
     distance = ((channel * sizes.depth_in + depth) * sizes.height_in + u) * sizes.width_in + v
-    met = place[5] + depth
-    return distance, u if 0 <= met < sizes.depth_in else OUTSIDE, v, 0
+    return distance, u if _within(place[5] + depth, sizes.depth_in) else OUTSIDE, v, 0
 
 
 @inline
@@ -150,7 +157,7 @@ def _pixel_entry(sizes, place, k):
     depth = image_depth - image * sizes.depth_out
     u, v = row * sizes.stride_h - sizes.top, column * sizes.stride_w - sizes.left
     met = depth * sizes.stride_d + place[6]
-    if met < 0 or met >= sizes.depth_in:
+    if not _within(met, sizes.depth_in):
         met, u = 0, OUTSIDE
     return (image << sizes.depth_bits) + met, u, v, depth * place[4] + row * sizes.width_out + column
 
@@ -271,13 +278,10 @@ def _phase_entry(sizes, place, k):
     j_d = filter_depth - filter * place[11]
     tap_d, tap_h = place[10] + j_d * sizes.period_d, place[3] + j_h * sizes.period_h
     tap = (tap_d * sizes.taps_h + tap_h) * sizes.taps_w + place[4] + j_w * sizes.period_w
-    back = -(j_d * divide(sizes.period_d * sizes.step_d, sizes.stride_d))
-    u = -(j_h * divide(sizes.period_h * sizes.step_h, sizes.stride_h))
-    v = -(j_w * divide(sizes.period_w * sizes.step_w, sizes.stride_w))
+    back, u, v = -j_d * sizes.hop_d, -j_h * sizes.hop_h, -j_w * sizes.hop_w
     weight = filter * sizes.channels * sizes.taps_d * sizes.taps_h * sizes.taps_w + tap
-    distance = ((filter * sizes.depth_out + back) * sizes.height_out + u) * sizes.width_out + v
-    met = place[12] + back
-    return weight, u if 0 <= met < sizes.depth_out else OUTSIDE, v, distance
+    distance = filter * sizes.pixels_out + (back * sizes.height_out + u) * sizes.width_out + v
+    return weight, u if _within(place[12] + back, sizes.depth_out) else OUTSIDE, v, distance
 
 
 @inline
@@ -299,8 +303,8 @@ def _filter(sizes, place, entry):
 def _met_pixel(sizes, place, x):
     image, row, column = _split(sizes, x, sizes.count_v, sizes.count_u * sizes.count_v)
     u, v = sizes.first_u + row - place[7], sizes.first_v + column - place[8]
-    start = (image * sizes.groups + place[0]) * sizes.filters * sizes.depth_out + place[12]
-    return (start * sizes.height_out + u) * sizes.width_out + v, u, v
+    start = (image * sizes.groups + place[0]) * sizes.filters * sizes.pixels_out
+    return start + (place[12] * sizes.height_out + u) * sizes.width_out + v, u, v
 
 
 @inline
@@ -310,7 +314,7 @@ def _met_tap(sizes, place, entry):
 
 @inline
 def _met_filter(sizes, place, entry):
-    return i32(entry[0]) * i32(sizes.depth_out * sizes.height_out * sizes.width_out), entry[1], entry[2]
+    return i32(entry[0]) * i32(sizes.pixels_out), entry[1], entry[2]
 
 
 @inline
@@ -320,7 +324,7 @@ def _output_size(sizes):
 
 @inline
 def _input_row(sizes, place, m):
-    return m * sizes.depth_in * sizes.height_in * sizes.width_in
+    return m * sizes.pixels_in
 
 
 @inline
@@ -330,8 +334,8 @@ def _input_column(sizes, place, n):
     w = (sizes.first_v + column) * sizes.stride_w + place[2] - sizes.left
     if h < 0 or h >= sizes.height_in or w < 0 or w >= sizes.width_in:
         return -1
-    plane = (image * sizes.groups + place[0]) * sizes.channels * sizes.depth_in + place[9]
-    return (plane * sizes.height_in + h) * sizes.width_in + w
+    start = (image * sizes.groups + place[0]) * sizes.channels * sizes.pixels_in
+    return start + (place[9] * sizes.height_in + h) * sizes.width_in + w
 
 
 INPUT_GRAD = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import gcd
 
@@ -112,9 +113,11 @@ def _merged(axes: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
 FIELDS = tuple(field.name for field in fields(Geometry))
 
 
-def band_rows(rows: int, halo: int, row_bytes: int, parts: int = 1, limit: int | None = None) -> int:
+def band_rows(
+    rows: int, halo: int, row_bytes: int, parts: int = 1, limit: int | None = None, staged: int = STAGED_BYTES
+) -> int:
     """Rows of a band: as many as can be staged, at least 4, or as make `parts` bands; all bands about equal."""
-    most = max(STAGED_BYTES // row_bytes - halo, 4)
+    most = max(staged // row_bytes - halo, 4)
     most = min(most, rows if limit is None else limit)
     bands = max(-(-rows // most), min(parts, rows // 4), 1)
     return -(-rows // bands)
@@ -124,6 +127,11 @@ def block_of(count: int, units: int) -> int:
     """Channels that one worker computes from a staged band: all, where there are bands enough."""
     parts = max(1, min(-(-GRAINS // units), count // 16))
     return -(-count // (parts * 4)) * 4 if parts > 1 else count
+
+
+def depthwise(w: Sequence[int], groups: int) -> bool:
+    """Whether convolutions with weights of shape w are computed channel by channel. From four filters on a product is faster."""
+    return w[1] == 1 and w[0] <= 3 * groups
 
 
 def whole(elements: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from types import ModuleType
 from typing import ClassVar
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from tapeprop.errors import ShapeError
 from tapeprop.ir.dims import same, text
 from tapeprop.ops.conv import rules
+from tapeprop.ops.conv.geometry import depthwise
 from tapeprop.ops.op import ArrayType, Call, Device, Launch, Op, record, register, same_dtype
 from tapeprop.ops.reduce import sum as sum_over
 
@@ -17,6 +19,13 @@ from tapeprop.ops.reduce import sum as sum_over
 def _flops(w: ArrayType, y: ArrayType) -> int:
     """A multiplication and an addition for every output pixel and every weight of its filter."""
     return 2 * y.size * prod(w.shape[1:])
+
+
+def _walks(w: ArrayType, call: Call) -> ModuleType:
+    """The module of the CPU kernels for weights w."""
+    from tapeprop.ops.conv import cpu, depthwise_cpu
+
+    return depthwise_cpu if depthwise(w.shape, call["groups"]) else cpu
 
 
 class Convolution(Op):
@@ -64,10 +73,8 @@ class Convolution(Op):
         return [y + arrays[2].reshape(-1, *[1] * self.rank) if len(arrays) == 3 else y]
 
     def cpu(self, call: Call) -> Launch:
-        from tapeprop.ops.conv.cpu import forward_launch
-
         rules.check_result(call)
-        return forward_launch(call)
+        return _walks(call.operands[1], call).forward_launch(call)
 
     def cuda_rows(self, call: Call, device: Device) -> list[Launch]:
         from tapeprop.ops.conv.launches import forward_launches
@@ -116,9 +123,7 @@ class ConvolutionInputGrad(Op):
         return [rules.by_taps(dy, w, call.results[0].shape[2:], call.attributes)]
 
     def cpu(self, call: Call) -> Launch:
-        from tapeprop.ops.conv.cpu import input_grad_launch
-
-        return input_grad_launch(call)
+        return _walks(call.operands[1], call).input_grad_launch(call)
 
     def cuda_rows(self, call: Call, device: Device) -> list[Launch]:
         from tapeprop.ops.conv.launches import input_grad_launches
@@ -167,9 +172,7 @@ class ConvolutionWeightGrad(Op):
         return [dw.reshape(call.results[0].shape)]
 
     def cpu(self, call: Call) -> Launch:
-        from tapeprop.ops.conv.cpu import weight_grad_launch
-
-        return weight_grad_launch(call)
+        return _walks(call.results[0], call).weight_grad_launch(call)
 
     def cuda_rows(self, call: Call, device: Device) -> list[Launch]:
         from tapeprop.ops.conv.launches import weight_grad_launches

@@ -263,7 +263,7 @@ def _unloading(dtype: str, tile: tuple[int, ...], row: Callable, column: Callabl
     columns, high = range(n // across), threads // across
 
     @inline
-    def write(memory, bias, c, sizes, place, batch, start, first_m, r, mine, at, bias_at):
+    def write(memory, bias, c, sizes, place, start, first_m, r, mine, at, bias_at):
         while r < rows:
             m_r = first_m + r * run
             if m_r < sizes.m and at >= 0:
@@ -274,14 +274,14 @@ def _unloading(dtype: str, tile: tuple[int, ...], row: Callable, column: Callabl
             r = i32(r + high)
 
     lines = [
-        "def unload(bias, c, left, right, sizes, place, batch, start, first_m, first_n, thread, ty, tx, sums):",
+        "def unload(bias, c, left, right, sizes, place, bias_start, start, first_m, first_n, thread, ty, tx, sums):",
         f"    at = u32(ty * {n} + tx * {_run(dtype, thread_n)})",
         f"    mine, r = i32(thread % {across}), i32(thread // {across})",
     ]
     for j in columns:
         lines.append(f"    n{j} = first_n + mine + {j * across}")
         lines.append(f"    c{j} = column(sizes, place, n{j}) if n{j} < sizes.n else -1")
-        lines.append(f"    b{j} = divide(batch, sizes.alike) * sizes.bias_batch + n{j} * sizes.bias_n")
+        lines.append(f"    b{j} = bias_start + n{j} * sizes.bias_n")
     for i in range(thread_m):
         memory = ("left", "right")[i % 2]
         for j, there in enumerate(_runs(dtype, n, thread_n)):
@@ -289,9 +289,9 @@ def _unloading(dtype: str, tile: tuple[int, ...], row: Callable, column: Callabl
         lines.append("    cuda.syncthreads()")
         first = f"first_m + {i // run * rows * run + i % run}"
         for j in columns:
-            known = f"{memory}, bias, c, sizes, place, batch, start, {first}"
+            known = f"{memory}, bias, c, sizes, place, start, {first}"
             lines.append(f"    write({known}, r, mine + {j * across}, c{j}, b{j})")
-    return _made("unload", lines, decorate=device if SIMULATED else inline, write=write, column=column, divide=divide)
+    return _made("unload", lines, decorate=device if SIMULATED else inline, write=write, column=column)
 
 
 @cache
@@ -372,7 +372,8 @@ def product_kernel(dtype: str, tile: tuple[int, ...], names: Sequence[str], prod
     tabulated = product.terms is not None
     Sizes = _sizes(tuple(names))
     words_a, words_b = 2 * tile_m if lanes_a.by_k else 2, 2 * tile_n if lanes_b.by_k else 2
-    keep, recall, kept_words = _keeping(len(SIZES) + len(names), 6, product.places)
+    keep_words, recall_words, count_words = _keeping(len(SIZES) + len(names))
+    keep, recall, kept_words = _keeping(6, product.places)
 
     @inline
     def spot(thread):
@@ -385,11 +386,16 @@ def product_kernel(dtype: str, tile: tuple[int, ...], names: Sequence[str], prod
         left = cuda.shared.array(elements_left, number)
         right = cuda.shared.array(elements_right, number)
         table = cuda.shared.array(table_words, i32)
+        row = cuda.shared.array(count_words, np.int64)
         kept = cuda.shared.array(kept_words, np.int64)
         xs_b = cuda.shared.array(words_b, np.int64)
         xs_a = cuda.shared.array(words_a, np.int64)
         thread = u32(cuda.threadIdx.x)
 
+        if thread == 0:
+            keep_words(row, words)
+        cuda.syncthreads()
+        (words,) = recall_words(row)
         sizes = Sizes(*words)
         rest = divide(cuda.blockIdx.x, sizes.tiles_m)
         first_m = (cuda.blockIdx.x - rest * sizes.tiles_m) * tile_m
@@ -397,15 +403,22 @@ def product_kernel(dtype: str, tile: tuple[int, ...], names: Sequence[str], prod
         first_n = (rest - batch_part * sizes.tiles_n) * tile_n
         batch = divide(batch_part, sizes.splits)
         part = batch_part - batch * sizes.splits
+        bias_start = divide(batch, sizes.alike) * sizes.bias_batch
         place = place_of(sizes, batch)
         depth = depth_of(sizes, place)
         steps = divide(divide(depth + tile_k - 1, tile_k) + sizes.splits - 1, sizes.splits)
         first = part * steps * tile_k
         length = i32(min(depth - first, steps * tile_k))
         if thread == 0:
-            keep(kept, words, (first_m, first_n, batch, part * sizes.part, first, np.int64(length)), place)
+            keep(kept, (first_m, first_n, bias_start, part * sizes.part, first, np.int64(length)), place)
+        cuda.syncthreads()
+        (first_m, first_n, bias_start, start, first, count), place = recall(kept)
+        length = i32(count)
         known_a = knowing_a(xs_a, sizes, place, first_m, sizes.m, thread)
         known_b = knowing_b(xs_b, sizes, place, first_n, sizes.n, thread)
+        cuda.syncthreads()  # what stands in shared memory needs no registers across it
+        (words,), ((first_m, first_n, bias_start, start, first, count), place) = recall_words(row), recall(kept)
+        sizes, length = Sizes(*words), i32(count)
         if tabulated:
             fill(table, sizes, place, first, length, 0, thread)
             fill(table, sizes, place, first, length, 1, thread)
@@ -419,7 +432,7 @@ def product_kernel(dtype: str, tile: tuple[int, ...], names: Sequence[str], prod
         sums = zeros()
         while step * tile_k < length:
             # While this step is computed the next one is on its way; after the last there are only zeros.
-            words, (first_m, first_n, batch, start, first, count), place = recall(kept)
+            (words,), ((first_m, first_n, bias_start, start, first, count), place) = recall_words(row), recall(kept)
             sizes, length = Sizes(*words), i32(count)
             thread = opaque(thread)
             ty, tx = spot(thread)
@@ -434,10 +447,10 @@ def product_kernel(dtype: str, tile: tuple[int, ...], names: Sequence[str], prod
             if tabulated and (step & (chunk - 1)) == 0:
                 fill(table, sizes, place, first, length, (step >> chunk_bits) + 1, thread)
             cuda.syncthreads()
-        words, (first_m, first_n, batch, start, first, count), place = recall(kept)
+        (words,), ((first_m, first_n, bias_start, start, first, count), place) = recall_words(row), recall(kept)
         sizes = Sizes(*words)
         ty, tx = spot(thread)
-        unload(bias, c, left, right, sizes, place, batch, start, first_m, first_n, thread, ty, tx, sums)
+        unload(bias, c, left, right, sizes, place, bias_start, start, first_m, first_n, thread, ty, tx, sums)
 
     arrays = [(name, dtype, 1) for name in ("a", "b", "bias", "c")]
     return CudaKernel(
