@@ -30,9 +30,8 @@ STACK: dict[str, int] = {
 REGISTERS_PER_BLOCK, SHARED_PER_BLOCK = 65536, 48 * 1024
 
 
-def devices() -> list[Device]:
-    """The real device, and one for each tile alone, so that samples too small for it meet it as well."""
-    whole = Device()
+def devices(whole: Device) -> list[Device]:
+    """A device, and one for each of its tiles alone, so that samples too small for it meet it as well."""
     return [whole, *(dataclasses.replace(whole, tiles=(tile,)) for tile in whole.tiles)]
 
 
@@ -47,7 +46,7 @@ def kernels_of(names: list[str], dtype: str) -> dict[Kernel, int]:
             continue
         for number in range(len(op.samples())):
             call = make_call(op, number, dtype)[0]
-            for device in devices():
+            for device in devices(Device()):
                 for launch in op.cuda_rows(call, device):
                     threads = launch.block[0] * launch.block[1] * launch.block[2]
                     for kernel in (launch.kernel, _wide(launch.kernel)):
@@ -99,7 +98,9 @@ def main() -> int:
     ]
     begin = time.perf_counter()
     with ProcessPoolExecutor(given.processes) as pool:
-        rows = list(pool.map(check, jobs, chunksize=len(TARGETS["float32"])))  # of one kernel: it is compiled once, linked for each
+        rows = list(
+            pool.map(check, jobs, chunksize=len(TARGETS["float32"]))
+        )  # of one kernel: it is compiled once, linked for each
     print(f"{'sm':>4} {'regs':>5} {'stack':>6} {'spills':>7} {'shared':>7} {'threads':>8}  kernel")
     for row in sorted(rows, key=lambda row: (row["kernel"], row["sm"])):
         figures = [row.get(name, "-") for name in ("registers", "stack", "spills", "shared", "threads")]
