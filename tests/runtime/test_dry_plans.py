@@ -3,17 +3,15 @@
 import numpy as np
 import pytest
 from dry_checker import check_captured
+from dry_networks import NETWORKS, executables
 
 import tapeprop as tp
-from tapeprop.cli.digits import digits_network
 from tapeprop.compiler import plan as planner
 from tapeprop.compiler.encode import Extent
 from tapeprop.compiler.plan import Place
-from tapeprop.layers import BatchNorm1D, Conv2D, Dense, Flatten, Lambda, MaxPool2D
 from tapeprop.losses import CrossEntropy
 from tapeprop.ops.op import Op
 from tapeprop.optimizers import Adam
-from tapeprop.runtime.device_executable import DeviceExecutable
 from tapeprop.targets.cuda.driver import use_driver
 from tapeprop.targets.cuda.dry import DryDriver
 
@@ -22,31 +20,6 @@ from tapeprop.targets.cuda.dry import DryDriver
 def driver():
     with use_driver(DryDriver()) as made:
         yield made
-
-
-def branches():
-    first = tp.SequentialNode(Conv2D(3, 4, 3), name="first")
-    sides = [tp.SequentialNode(Conv2D(4, n, 3), Lambda(lambda x: x * 2.0), name=f"side{n}") for n in (2, 5)]
-    joined = tp.LayerNode(MaxPool2D(2), tp.MergeMode.CHCAT, name="joined")
-    head = tp.SequentialNode(Flatten(), Dense(7 * 9, 10), BatchNorm1D(10), name="head")
-    edges = {first: sides, sides[0]: [joined], sides[1]: [joined], joined: [head], head: []}
-    return tp.LayerGraph(edges, root=first, term=head, seed=0)
-
-
-NETWORKS = {"digits": (digits_network, (4, 1, 8, 8)), "branches": (branches, (4, 3, 6, 6))}
-
-
-def executables(graph):
-    """Every plan that the graph has made so far."""
-    found = []
-    for plan in graph._network.plans.values():
-        if isinstance(plan, DeviceExecutable):
-            found.append(plan)
-        elif isinstance(plan, tuple):
-            found += [part for part in plan if isinstance(part, DeviceExecutable)]
-        else:
-            found += [plan.executable, *(backward[0] for backward in plan.backward.values())]
-    return found
 
 
 def captured(driver, executable):
