@@ -2,9 +2,10 @@
 
     python tests/compile_gate.py [--ops NAME ...] [--processes N] [--json FILE]
 
-Kernels are those that the ops' samples ask for, with every tile of the device. Each is compiled for sm_90a in float32 and
-float64, and for sm_80 and sm_90 in float32. Prints registers, stack and spills; ends with status 1 where a kernel does not
-compile, spills, keeps an unexpected stack, or takes more registers or shared memory than its block can have.
+Kernels are those that the ops' samples ask for, with every tile of the device, and those of steps of training, whose formulas
+are fused. Each is compiled for sm_90a in float32 and float64, and for sm_80 and sm_90 in float32. Prints registers, stack and
+spills; ends with status 1 where a kernel does not compile, spills, keeps an unexpected stack, or takes more registers or
+shared memory than its block can have.
 """
 
 import argparse
@@ -13,14 +14,19 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
 
 sys.path.insert(0, os.path.dirname(__file__))
 
+from tapeprop import optimizers
 from tapeprop.errors import CompileError
 from tapeprop.ir.kernels import Kernel
+from tapeprop.losses import CrossEntropy
 from tapeprop.ops import registry
-from tapeprop.ops.op import Device
+from tapeprop.ops.op import Device, Launch
 
 TARGETS = {"float32": ((9, 0, "a"), (8, 0), (9, 0)), "float64": ((9, 0, "a"),)}
 #: Local arrays that a body has on purpose: {builder: bytes of stack}.
@@ -30,9 +36,8 @@ STACK: dict[str, int] = {
 REGISTERS_PER_BLOCK, SHARED_PER_BLOCK = 65536, 48 * 1024
 
 
-def devices() -> list[Device]:
-    """The real device, and one for each tile alone, so that samples too small for it meet it as well."""
-    whole = Device()
+def devices(whole: Device) -> list[Device]:
+    """A device, and one for each of its tiles alone, so that samples too small for it meet it as well."""
     return [whole, *(dataclasses.replace(whole, tiles=(tile,)) for tile in whole.tiles)]
 
 
@@ -40,25 +45,52 @@ def kernels_of(names: list[str], dtype: str) -> dict[Kernel, int]:
     """{kernel: the most threads that a block of it has}, of the samples of these ops in a dtype."""
     from ops.test_catalogue import has_kernel, make_call
 
-    found: dict[Kernel, int] = {}
+    launches: list[Launch] = []
     for name in names:
         op = registry[name]
         if not has_kernel(op) or op.cpu_only:
             continue
         for number in range(len(op.samples())):
             call = make_call(op, number, dtype)[0]
-            for device in devices():
-                for launch in op.cuda_rows(call, device):
-                    threads = launch.block[0] * launch.block[1] * launch.block[2]
-                    for kernel in (launch.kernel, _wide(launch.kernel)):
-                        found[kernel] = max(threads, found.get(kernel, 0))
+            for device in devices(Device()):
+                launches += op.cuda_rows(call, device)
+    return _kernels(launches)
+
+
+def kernels_of_plans(dtype: str) -> dict[Kernel, int]:
+    """As `kernels_of`, of steps of training in a dtype: fused formulas, optimizers, the gathering of batches and labels."""
+    from dry_networks import NETWORKS, executables
+
+    from tapeprop.targets.cuda.driver import use_driver
+    from tapeprop.targets.cuda.dry import DryDriver
+
+    steps = [("digits", optimizers.Adam()), ("digits", optimizers.AdamW()), ("digits", optimizers.SGD(momentum=0.9))]
+    launches: list[Launch] = []
+    for name, optimizer in [*steps, ("digits", optimizers.SGD()), ("branches", optimizers.Adam())]:
+        make, shape = NETWORKS[name]
+        X, y = np.zeros(shape, dtype), np.zeros(shape[0], np.int64)
+        with use_driver(DryDriver()):
+            graph = make().build(device="cuda", clip_norm=1.0, dtype=dtype)
+            graph.set_optimizer(optimizer)
+            graph.fit_session([X], [y], [CrossEntropy()], [1.0], shape[0])
+            launches += [row.launch for made in executables(graph) for row in made.tape.rows]
+    return _kernels(launches)
+
+
+def _kernels(launches: Iterable[Launch]) -> dict[Kernel, int]:
+    found: dict[Kernel, int] = {}
+    for launch in launches:
+        threads = launch.block[0] * launch.block[1] * launch.block[2]
+        for kernel in (launch.kernel, _wide(launch.kernel)):
+            found[kernel] = max(threads, found.get(kernel, 0))
     return found
 
 
 def _wide(kernel: Kernel) -> Kernel:
     """The form for indices of 2^31 and more, which no sample reaches; the kernel itself where it has no such form."""
     parameters = dict(kernel.parameters)
-    return Kernel.of(kernel.builder, **parameters | {"wide": True}) if "wide" in parameters else kernel
+    wide = {name: value for name, value in (("wide", True), ("narrow", False)) if name in parameters}
+    return Kernel.of(kernel.builder, **parameters | wide) if wide else kernel
 
 
 def check(job: tuple[Kernel, int, tuple]) -> dict:
@@ -87,16 +119,17 @@ def check(job: tuple[Kernel, int, tuple]) -> dict:
 def main() -> int:
     """Compiles, prints the table, and says whether all is well."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--ops", nargs="+", default=sorted(registry), metavar="NAME", help="these ops alone")
+    parser.add_argument("--ops", nargs="+", metavar="NAME", help="these ops alone, and no steps of training")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", metavar="FILE", help="write the table there")
     given = parser.parse_args()
-    jobs = [
-        (kernel, threads, capability)
-        for dtype, capabilities in TARGETS.items()
-        for kernel, threads in kernels_of(given.ops, dtype).items()
-        for capability in capabilities
-    ]
+    jobs = []
+    for dtype, capabilities in TARGETS.items():
+        found = kernels_of(given.ops or sorted(registry), dtype)
+        if not given.ops:
+            for kernel, threads in kernels_of_plans(dtype).items():
+                found[kernel] = max(threads, found.get(kernel, 0))
+        jobs += [(kernel, threads, capability) for kernel, threads in found.items() for capability in capabilities]
     begin = time.perf_counter()
     with ProcessPoolExecutor(given.processes) as pool:
         rows = list(

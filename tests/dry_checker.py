@@ -2,13 +2,19 @@
 
 `check_captured` looks at nothing but the driver's record and the device's memory on one side, and the portable rows on the
 other. So a row that is bound to a wrong address, launched out of order, or left out of a graph is found without a GPU.
+
+What a row may read: a value, written by the row that made it and by no other; a leaf (an input, a parameter, old state), not
+yet written by any row. Gradients are written one by one and read all together, flat, by optimizers and the norm that
+clips: after that none may be written. A result may lie over an operand where the op says so, and then over all of it.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from tapeprop.compiler.encode import Row
 from tapeprop.compiler.plan import Place
+from tapeprop.ir import Region, Tensor
 from tapeprop.runtime.device_executable import DeviceExecutable
 from tapeprop.runtime.executable import HEADER
 from tapeprop.targets.cuda.dry import DryDriver, Launched
@@ -22,18 +28,26 @@ class Memory:
     def __init__(self, driver: DryDriver):
         self.driver = driver
         self.writers: dict[int, np.ndarray] = {}
+        self.read_flat: dict[int, np.ndarray] = {}
 
     def of(self, address: int, nbytes: int) -> np.ndarray:
         """The writers of a stretch. AssertionError where it is not inside one live allocation."""
+        return self._stretch(self.writers, address, nbytes)
+
+    def flat(self, address: int, nbytes: int) -> np.ndarray:
+        """The row that read each byte of a stretch of gradients flat, or BEFORE."""
+        return self._stretch(self.read_flat, address, nbytes)
+
+    def _stretch(self, known: dict[int, np.ndarray], address: int, nbytes: int) -> np.ndarray:
         found = self.driver.allocation_of(address)
         assert found is not None, f"{address:#x} lies in no allocation"
         begin, size = found
         assert address + nbytes <= begin + size, (
             f"{nbytes} bytes at {address:#x} leave their allocation of {size} bytes"
         )
-        if begin not in self.writers:
-            self.writers[begin] = np.full(size, BEFORE, np.int64)
-        return self.writers[begin][address - begin : address - begin + nbytes]
+        if begin not in known:
+            known[begin] = np.full(size, BEFORE, np.int64)
+        return known[begin][address - begin : address - begin + nbytes]
 
 
 def check_captured(executable: DeviceExecutable, graphs: list[list[tuple]]) -> int:
@@ -62,18 +76,43 @@ def check_captured(executable: DeviceExecutable, graphs: list[list[tuple]]) -> i
         first = number == 0 or tape.rows[number - 1].step is not row.step
         last = number + 1 == len(tape.rows) or tape.rows[number + 1].step is not row.step
         if first:
+            _check_overlaps(row, where)
             for operand, extent in zip(row.step.instruction.operands, row.reads, strict=True):
-                writers = set(memory.of(address[extent.place.buffer] + extent.place.offset, extent.nbytes).tolist())
+                at = address[extent.place.buffer] + extent.place.offset, extent.nbytes
+                writers = set(memory.of(*at).tolist())
                 root = roots.get(operand, operand)
                 if root in made:
                     assert writers == {made[root]}, f"{where}: reads what rows {writers} wrote, expected {made[root]}"
-                elif extent.place.buffer == tape.arena:
-                    raise AssertionError(f"{where}: reads a value that no row of this tape has made")
+                elif _is_flat_gradient(executable, root, extent.place):
+                    memory.flat(*at)[:] = number
+                else:
+                    assert extent.place.buffer != tape.arena, (
+                        f"{where}: reads a value that no row of this tape has made"
+                    )
+                    assert writers == {BEFORE}, f"{where}: reads a leaf that rows {writers - {BEFORE}} have overwritten"
         if last:
             for result, extent in zip(row.step.instruction.results, row.writes, strict=True):
-                memory.of(address[extent.place.buffer] + extent.place.offset, extent.nbytes)[:] = number
+                at = address[extent.place.buffer] + extent.place.offset, extent.nbytes
+                readers = set(memory.flat(*at).tolist()) - {BEFORE}
+                assert not readers, f"{where}: writes a gradient that rows {readers} have read already"
+                memory.of(*at)[:] = number
                 made[result] = number
     return len(launches)
+
+
+def _check_overlaps(row: Row, where: str) -> None:
+    """AssertionError where a result lies over an operand and the op has not said that it may, or over a part of it."""
+    instruction = row.step.instruction
+    allowed = instruction.op.inplace_pairs(instruction)
+    for j, written in enumerate(row.writes):
+        for k, read in enumerate(row.reads):
+            if written.meets(read):
+                assert (j, k) in allowed, f"{where}: result {j} lies over operand {k}, which it must not"
+                assert written == read, f"{where}: result {j} lies over a part of operand {k}"
+
+
+def _is_flat_gradient(executable: DeviceExecutable, leaf: Tensor, place: Place) -> bool:
+    return isinstance(leaf.source, Region) and executable.roles.get(place.buffer) == "gradients"
 
 
 def _addresses(executable: DeviceExecutable) -> dict[str, int]:

@@ -10,9 +10,10 @@ from tapeprop.errors import CompileError
 from tapeprop.ir.device import SIMULATED_DEVICE
 from tapeprop.ir.kernels import FIRST_FIELD, Kernel
 from tapeprop.targets.cuda.driver import open_driver, use_driver
+from tapeprop.targets.cuda.library import SIMULATED
 from tapeprop.targets.cuda.simulated import SimulatedDriver
 
-pytestmark = pytest.mark.cuda
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not SIMULATED, reason="is about the simulator, not a GPU")]
 HERE = "on_device.kernels_for_tests"  # not imported: it needs numba-cuda
 ONE = ((1, 1, 1), (1, 1, 1))
 

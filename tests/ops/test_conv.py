@@ -11,6 +11,7 @@ from tapeprop.compiler.interpret import call_of
 from tapeprop.errors import DTypeError, GraphError, ShapeError
 from tapeprop.ir import Dim, Input, Tensor
 from tapeprop.ops import registry
+from tapeprop.ops.op import Device
 
 
 def tensor(*shape, dtype="float32"):
@@ -231,6 +232,29 @@ def test_gradients_refuse_other_sizes():
         ops.conv2d_input_grad(tensor(2, 6, 7, 8), tensor(6, 3, 3, 3), (8, 8), padding=1)
     with pytest.raises(ShapeError, match=r"\(2, 6, 8, 8\), got \(2, 6, 8, 7\)"):
         ops.conv2d_weight_grad(tensor(2, 3, 8, 8), tensor(2, 6, 8, 7), (3, 3), padding=1)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "forward", "input_grad"),
+    [
+        ((1, 64, 6000, 6000), (8, 64, 3, 3), 64 * 6002**2, None),
+        ((1, 64, 6000, 6000), (64, 64, 1, 1), 64 * 6002**2, None),  # the gradient finds filters without a table
+        ((1, 1, 40000, 40000), (4, 1, 3, 3), None, 4 * 40000**2),
+        ((1, 20000, 3, 3), (20000, 20000, 3, 3), None, 9 * 20000**2),  # weights
+        ((2, 4, 30000, 20000), (4, 2, 3, 3), None, None),  # only both groups together have as many
+    ],
+)
+def test_a_gpu_refuses_distances_of_more_than_32_bits(x_shape, w_shape, forward, input_grad):
+    options = {"padding": 1, "groups": x_shape[1] // w_shape[1]}
+    y = ops.conv2d(tensor(*x_shape), tensor(*w_shape), **options)
+    dx = ops.conv2d_input_grad(y, tensor(*w_shape), x_shape[2:], **options)
+    for made, elements in ((y, forward), (dx, input_grad)):
+        call = call_of(made.producer, {})
+        if elements is None:
+            assert made.producer.op.cuda_rows(call, Device())
+        else:
+            with pytest.raises(ShapeError, match=f"at most 2147483647 elements of each group .* got {elements}; cut"):
+                made.producer.op.cuda_rows(call, Device())
 
 
 def test_dtypes_do_not_mix():

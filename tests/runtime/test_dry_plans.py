@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 from dry_checker import check_captured
+from dry_networks import NETWORKS, executables
 
 import tapeprop as tp
-from tapeprop.cli.digits import digits_network
-from tapeprop.layers import BatchNorm1D, Conv2D, Dense, Flatten, Lambda, MaxPool2D
+from tapeprop.compiler import plan as planner
+from tapeprop.compiler.encode import Extent
+from tapeprop.compiler.plan import Place
 from tapeprop.losses import CrossEntropy
+from tapeprop.ops.op import Op
 from tapeprop.optimizers import Adam
-from tapeprop.runtime.device_executable import DeviceExecutable
 from tapeprop.targets.cuda.driver import use_driver
 from tapeprop.targets.cuda.dry import DryDriver
 
@@ -18,31 +20,6 @@ from tapeprop.targets.cuda.dry import DryDriver
 def driver():
     with use_driver(DryDriver()) as made:
         yield made
-
-
-def branches():
-    first = tp.SequentialNode(Conv2D(3, 4, 3), name="first")
-    sides = [tp.SequentialNode(Conv2D(4, n, 3), Lambda(lambda x: x * 2.0), name=f"side{n}") for n in (2, 5)]
-    joined = tp.LayerNode(MaxPool2D(2), tp.MergeMode.CHCAT, name="joined")
-    head = tp.SequentialNode(Flatten(), Dense(7 * 9, 10), BatchNorm1D(10), name="head")
-    edges = {first: sides, sides[0]: [joined], sides[1]: [joined], joined: [head], head: []}
-    return tp.LayerGraph(edges, root=first, term=head, seed=0)
-
-
-NETWORKS = {"digits": (digits_network, (4, 1, 8, 8)), "branches": (branches, (4, 3, 6, 6))}
-
-
-def executables(graph):
-    """Every plan that the graph has made so far."""
-    found = []
-    for plan in graph._network.plans.values():
-        if isinstance(plan, DeviceExecutable):
-            found.append(plan)
-        elif isinstance(plan, tuple):
-            found += [part for part in plan if isinstance(part, DeviceExecutable)]
-        else:
-            found += [plan.executable, *(backward[0] for backward in plan.backward.values())]
-    return found
 
 
 def captured(driver, executable):
@@ -101,6 +78,56 @@ def test_a_row_bound_to_a_wrong_place_is_found(driver):
     executable._flat[executable._row_bytes // 8 * 3 + 4] += 64
     driver.upload(executable._rows.address, executable._flat)
     with pytest.raises(AssertionError, match=r"row 3.*a word is"):
+        check_captured(executable, graphs)
+
+
+# ---- plans that are wrong: what the checker asks for can be missing
+
+
+def _train_step(driver, name):
+    """(executable, its graphs) of a step without clipping: all that the optimizer reads of other spans are leaves."""
+    make, shape = NETWORKS[name]
+    graph = make().build(device="cuda")
+    graph.set_optimizer(Adam())
+    graph.train_step(np.zeros(shape, np.float32), np.zeros(shape[0], np.int64), CrossEntropy())
+    (executable,) = executables(graph)
+    return executable, captured(driver, executable)
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [(0, "reads a leaf that rows {.*} have overwritten"), (-1, "writes a gradient that rows .* have read")],
+)
+def test_an_optimizer_that_comes_too_early_is_found(driver, monkeypatch, place, told):
+    """Before the forward pass reads the weights; before the last gradient is there."""
+
+    def too_early(*arguments, **options):
+        found = planner.plan(*arguments, **options)
+        others, update = ([step for step in found.steps if (step.span == "update") is late] for late in (False, True))
+        found.steps[:] = [*others[:place], *update, *others[place:]]
+        return found
+
+    monkeypatch.setattr("tapeprop.runtime.executable.plan", too_early)
+    with pytest.raises(AssertionError, match=told):
+        check_captured(*_train_step(driver, "digits"))
+
+
+def test_a_result_over_an_operand_that_is_still_read_is_found(driver, monkeypatch):
+    """As a planner would lay it out that lets every op compute in place."""
+    with monkeypatch.context() as changed:
+        changed.setattr(Op, "inplace_pairs", lambda op, call: [(0, k) for k in range(len(call.operands))])
+        found = _train_step(driver, "digits")
+    with pytest.raises(AssertionError, match="result 0 lies over operand 0, which it must not"):
+        check_captured(*found)
+
+
+def test_a_result_over_a_part_of_an_operand_is_found(driver):
+    executable, graphs = _train_step(driver, "branches")
+    row = next(row for row in executable.tape.rows if row.step.instruction.op.name == "elementwise")
+    (written,) = row.writes
+    assert written in row.reads
+    row.writes = (Extent(Place(written.place.buffer, written.place.offset + 64), written.nbytes),)
+    with pytest.raises(AssertionError, match="lies over a part of operand"):
         check_captured(executable, graphs)
 
 

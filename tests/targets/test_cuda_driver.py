@@ -12,7 +12,7 @@ import pytest
 from tapeprop.errors import DeviceError, DeviceMemoryError
 from tapeprop.ir.device import Device
 from tapeprop.ir.kernels import Kernel
-from tapeprop.targets.cuda import dry, library
+from tapeprop.targets.cuda import dry, library, simulated
 from tapeprop.targets.cuda.driver import byte_view, open_driver, use_driver
 from tapeprop.targets.cuda.dry import DryDriver
 
@@ -205,6 +205,13 @@ def test_a_missing_gpu_is_told_with_who_asks(monkeypatch):
     monkeypatch.setattr(nvidia, "NvidiaDriver", Absent)
     with use_driver(None), pytest.raises(DeviceMemoryError, match="build: there is no GPU; buy one"):
         open_driver("build")
+
+
+def test_the_simulator_is_refused_where_its_kernels_would_run_on_a_gpu(monkeypatch):
+    """These would take the host's addresses for the device's."""
+    monkeypatch.setattr(simulated, "SIMULATED", False)
+    with pytest.raises(DeviceError, match="NUMBA_ENABLE_CUDASIM=1"):
+        simulated.SimulatedDriver()
 
 
 def test_importing_the_interface_loads_no_compiler():

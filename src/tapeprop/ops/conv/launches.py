@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from math import gcd
+from math import gcd, prod
 
+from tapeprop.errors import ShapeError
 from tapeprop.ops.conv.geometry import Geometry
 from tapeprop.ops.op import Call, Device, Launch
-from tapeprop.ops.tiling import Bias, cut, launches
+from tapeprop.ops.tiling import LARGEST, Bias, cut, launches
 
 HERE = "tapeprop.ops.conv.cuda"
 
@@ -15,6 +16,8 @@ def forward_launches(call: Call, device: Device) -> list[Launch]:
     """y = conv(x, w) + b."""
     (x, w), y = call.operands[:2], call.results[0]
     g = Geometry.of(x, w, y, call.attributes)
+    padded = prod(size + sum(sides) for size, sides in zip(x.shape[2:], call["padding"], strict=True))
+    _refuse_far("an image of x and its padding", w.shape[1] * padded)
     pixels = g.height_out * g.width_out
     found = cut(g.filters, g.images * pixels, g.channels * g.taps, g.groups * g.depth_out, y.dtype, device)
     bias = None
@@ -37,6 +40,9 @@ def input_grad_launches(call: Call, device: Device) -> list[Launch]:
     """dx from dy, w."""
     (dy, w), dx = call.operands, call.results[0]
     g = Geometry.of(dx, w, dy, call.attributes)
+    if g.taps > 1:
+        _refuse_far("the weights", w.size // g.groups)
+        _refuse_far("an image of dy", dy.size // (dy.shape[0] * g.groups))
     phases = g.stride_h * g.stride_w
     first_u, first_v = g.top // g.stride_h, g.left // g.stride_w
     count_u = (g.height_in - 1 + g.top) // g.stride_h - first_u + 1
@@ -49,3 +55,12 @@ def input_grad_launches(call: Call, device: Device) -> list[Launch]:
     integers = [*g.integers, first_u, count_u, first_v, count_v, *periods, *hops]
     integers += [g.depth_in * g.height_in * g.width_in, g.depth_out * g.height_out * g.width_out]
     return launches(call, device, found, f"{HERE}:input_grad", 1, 0, None, integers, single=g.taps == 1)
+
+
+def _refuse_far(what: str, elements: int) -> None:
+    """ShapeError where the distance between two taps of a filter may be 2^31 elements or more: tables of terms hold 32 bits."""
+    if elements > LARGEST:
+        raise ShapeError(
+            f"a convolution on a GPU: expected at most {LARGEST} elements of each group in {what}, got {elements}; "
+            "cut the images into pieces, or use more groups"
+        )

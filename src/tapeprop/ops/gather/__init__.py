@@ -138,8 +138,11 @@ class TakeRows(Op):
         def bytes_of(r):
             return [r.integers(0, 256, (9, 12)).astype(np.uint8), r.integers(0, 9, 6), np.array([1])]
 
+        def labels_of(r):
+            return [r.integers(0, 10, 9), r.integers(0, 9, 6), np.array([1])]
+
         floats = [case(20, (3, 5), 4, 2), case(9, (), 7, 0), case(5, (33,), 1, 1)]
-        return [*floats, Sample(bytes_of, {"batch": 5}, gradient=())]
+        return [*floats, *(Sample(make, {"batch": 5}, gradient=()) for make in (bytes_of, labels_of))]
 
 
 def take_rows(table: Any, indices: Any, cursor: Any, batch: Size) -> Tensor:

@@ -313,6 +313,7 @@ class Transpose(Op):
             Sample(drawn((2, 20, 1, 17)), {"axes": (0, 3, 2, 1)}),
             Sample(drawn((2, 17, 3, 18)), {"axes": (2, 0, 3, 1)}),
             Sample(drawn((2, 3, 2, 3, 2, 2)), {"axes": (5, 3, 1, 4, 2, 0)}),
+            Sample(drawn((17, 2, 3, 2, 2, 16)), {"axes": (5, 3, 1, 4, 2, 0)}),
             Sample(drawn((1,)), {"axes": (0,)}),
         ]
 

@@ -60,7 +60,7 @@ def _cuda_launch(builder: str, call: Call, device: Device, **parameters: Any) ->
     arrays: list[tuple[Ref, tuple[int, ...]]] = [(Ref("operand", i), (a.size,)) for i, a in enumerate(call.operands)]
     arrays.append((Ref("result", 0), (call.results[0].size,)))
     rows = sizes[2] == 1
-    grid, block = device.rows(sizes[0]) if rows else device.spread(sizes[0] * sizes[2])
+    grid, block = device.rows(sizes[0], sizes[1]) if rows else device.spread(sizes[0] * sizes[2])
     builder = f"tapeprop.ops.softmax.cuda:{builder}_{'rows' if rows else 'columns'}"
     return cuda_launch(builder, arrays, sizes, grid=grid, block=block, dtype=call.results[0].dtype, **parameters)
 

@@ -9,10 +9,12 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
+from tapeprop.errors import DeviceError
 from tapeprop.ir.device import SIMULATED_DEVICE
 from tapeprop.ir.kernels import Kernel
 from tapeprop.targets.cuda.driver import Dim3
 from tapeprop.targets.cuda.host import HostDriver
+from tapeprop.targets.cuda.library import SIMULATED
 
 __all__ = ["SimulatedDriver"]
 
@@ -32,7 +34,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class SimulatedDriver(HostDriver):
-    """Kernels in Numba's simulator; NUMBA_ENABLE_CUDASIM=1 must have been set before the first import of numba."""
+    """Kernels in Numba's simulator. DeviceError unless NUMBA_ENABLE_CUDASIM=1 was set before the first import of numba."""
 
     name = "Numba's CUDA simulator"
     capability = (9, 0)
@@ -41,6 +43,8 @@ class SimulatedDriver(HostDriver):
     limits = SIMULATED_DEVICE
 
     def __init__(self, capacity: int | None = None):
+        if not SIMULATED:  # Numba would launch the kernels on a GPU, with addresses of the host
+            raise DeviceError("the simulator: set NUMBA_ENABLE_CUDASIM=1 before tapeprop is imported")
         super().__init__(capacity)
         self._handles: dict[Kernel, Any] = {}
 
