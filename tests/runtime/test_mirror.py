@@ -1,5 +1,7 @@
 """A buffer and its copy on a device: whoever asks finds what was written last, wherever that was."""
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -47,7 +49,7 @@ def test_the_host_takes_over_what_the_device_has_written(driver, buffer):
     mirror = mirror_of(buffer, driver)
     mirror.bring()
     driver.upload(mirror.address, np.full(5, 7, np.float32))  # as a kernel would
-    mirror.ahead = True
+    mirror.written()
     before = transfers(driver, Downloaded)
     np.testing.assert_array_equal(buffer.read(), np.full(5, 7))
     np.testing.assert_array_equal(buffer.read(), np.full(5, 7))
@@ -59,7 +61,7 @@ def test_a_stretch_travels_alone_and_loses_nothing_beside_it(driver, buffer):
     mirror = mirror_of(buffer, driver)
     mirror.bring()
     driver.upload(mirror.address, np.full(5, 7, np.float32))
-    mirror.ahead = True
+    mirror.written()
     buffer.put(1, np.array([1, 2], np.float32))
     assert driver.log[-1].nbytes == 8
     np.testing.assert_array_equal(buffer.read(), [7, 1, 2, 7, 7])
@@ -76,25 +78,113 @@ def test_a_stretch_of_a_buffer_that_the_host_has_written_waits(driver, buffer):
     np.testing.assert_array_equal(on_device(driver, mirror, 5), [5, 8, 2, 3, 4])
 
 
-def test_views_are_read_only_copies_while_a_device_has_the_elements(driver, buffer):
-    live = buffer.lend(0, (5,))
-    live[0] = 4
-    assert buffer.read()[0] == 4
-    mirror_of(buffer, driver)
-    copy = buffer.lend(0, (5,))
-    with pytest.raises(ValueError, match="read-only"):
-        copy[0] = 1
+def test_a_view_is_live_wherever_a_run_is(driver, buffer):
+    before = buffer.lend(1, (2,))
+    mirror = mirror_of(buffer, driver)
+    mirror.bring()
+    before[0] = 8
+    mirror.bring()  # as before every run
+    np.testing.assert_array_equal(on_device(driver, mirror, 5), [0, 8, 2, 3, 4])
+    driver.upload(mirror.address, np.full(5, 7, np.float32))  # as a kernel would
+    mirror.written()
+    mirror.follow()
+    np.testing.assert_array_equal(before, [7, 7])
+    after = buffer.lend(0, (5,))
+    after *= 2
+    mirror.bring()
+    np.testing.assert_array_equal(on_device(driver, mirror, 5), np.full(5, 14))
     buffer.come_home()
-    assert buffer.lend(0, (5,)).flags.writeable
+    after[1] = 3
+    assert before[0] == 3
     assert buffer not in Buffer.mirrored
+
+
+def test_a_view_that_nobody_holds_costs_nothing(driver, buffer):
+    mirror = mirror_of(buffer, driver)
+    buffer.lend(0, (5,))[0] = 9
+    mirror.bring()
+    assert on_device(driver, mirror, 5)[0] == 9
+    before = len(driver.log)
+    for _ in range(3):
+        mirror.bring()
+        mirror.written()
+        mirror.follow()
+    assert len(driver.log) == before
+
+
+def test_a_view_taken_while_a_run_is_on_its_way_does_not_undo_it(driver, buffer):
+    mirror = mirror_of(buffer, driver)
+    mirror.bring()
+    buffer.lend(0, (5,))  # read by another thread, and dropped
+    driver.upload(mirror.address, np.full(5, 7, np.float32))
+    mirror.written()
+    mirror.bring()
+    np.testing.assert_array_equal(on_device(driver, mirror, 5), np.full(5, 7))
+
+
+def test_a_run_that_ends_while_the_host_is_brought_up_to_date_is_not_forgotten(driver, buffer, monkeypatch):
+    mirror = mirror_of(buffer, driver)
+    mirror.bring()
+    mirror.written()
+    download = driver.download
+
+    def slow(array, address):
+        download(array, address)
+        monkeypatch.setattr(driver, "download", download)
+        driver.upload(mirror.address, np.full(5, 7, np.float32))
+        mirror.written()
+
+    monkeypatch.setattr(driver, "download", slow)
+    np.testing.assert_array_equal(buffer.read(), np.arange(5))
+    np.testing.assert_array_equal(buffer.read(), np.full(5, 7))
+
+
+def test_what_is_written_while_the_device_takes_over_is_taken_over_next(driver, buffer, monkeypatch):
+    mirror = mirror_of(buffer, driver)
+    upload = driver.upload
+
+    def slow(address, array):
+        upload(address, array)
+        monkeypatch.setattr(driver, "upload", upload)
+        buffer.array[0] = 9
+
+    monkeypatch.setattr(driver, "upload", slow)
+    mirror.bring()
+    mirror.bring()
+    assert on_device(driver, mirror, 5)[0] == 9
+
+
+def test_an_upload_that_fails_is_made_up_for(driver, buffer, monkeypatch):
+    mirror = mirror_of(buffer, driver)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(driver, "upload", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            mirror.bring()
+    mirror.bring()
+    np.testing.assert_array_equal(on_device(driver, mirror, 5), np.arange(5))
+
+
+def test_a_buffer_ends_without_the_garbage_collector(driver):
+    made = Buffer("values.", 5, "float32")
+    mirror_of(made, driver).bring()
+    gc.disable()
+    try:
+        del made
+        assert driver.used == 0
+    finally:
+        gc.enable()
 
 
 def test_coming_home_brings_what_the_device_has(driver, buffer):
     mirror = mirror_of(buffer, driver)
     mirror.bring()
     driver.upload(mirror.address, np.full(5, 3, np.float32))
-    mirror.ahead = True
-    buffer.come_home()
+    mirror.written()
+    assert buffer.come_home() is None
     np.testing.assert_array_equal(buffer.array, np.full(5, 3))
     assert driver.used == 0
 
@@ -102,7 +192,7 @@ def test_coming_home_brings_what_the_device_has(driver, buffer):
 def test_a_lost_device_leaves_what_the_host_last_saw(driver, buffer, monkeypatch):
     mirror = mirror_of(buffer, driver)
     mirror.bring()
-    mirror.ahead = True
+    mirror.written()
 
     def lost(*_):
         raise DeviceError("the device was lost")
@@ -110,7 +200,7 @@ def test_a_lost_device_leaves_what_the_host_last_saw(driver, buffer, monkeypatch
     monkeypatch.setattr(driver, "download", lost)
     with pytest.raises(DeviceError, match="lost"):
         buffer.read()
-    buffer.come_home()
+    assert buffer.come_home() == "the device was lost"
     np.testing.assert_array_equal(buffer.array, np.arange(5))
 
 
@@ -118,7 +208,7 @@ def test_another_driver_gets_a_copy_of_its_own(driver, buffer):
     first = mirror_of(buffer, driver)
     first.bring()
     driver.upload(first.address, np.full(5, 3, np.float32))
-    first.ahead = True
+    first.written()
     other = DryDriver()
     second = mirror_of(buffer, other)
     second.bring()

@@ -1,6 +1,7 @@
 """Arrays handed to and taken from other libraries: on the host by NumPy, on a CUDA device by a stand-in for its driver."""
 
 import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -114,21 +115,40 @@ def test_memory_lives_as_long_as_who_has_it(host):
     del shared
     gc.collect()
     assert host.allocation_of(address) is None
-    assert not dlpack._lent
 
 
 @pytest.mark.parametrize("options", [{}, {"max_version": (1, 0)}, {"max_version": (0, 8)}])
 def test_a_capsule_that_nobody_takes_ends_by_itself(host, options):
     array = on(host, np.arange(4.0))
-    capsule = array.__dlpack__(**options)
-    assert len(dlpack._lent) == 1
+    address, capsule = array.address, array.__dlpack__(**options)
+    del array
+    assert host.allocation_of(address) is not None
     del capsule
-    assert not dlpack._lent
-    taken = dlpack.take(array.__dlpack__(**options))
-    assert (taken.address, taken.shape, taken.dtype, taken.device) == (array.address, (4,), "float64", (1, 0))
-    assert len(dlpack._lent) == 1
+    assert host.allocation_of(address) is None
+    array = on(host, np.arange(4.0))
+    address, taken = array.address, dlpack.take(array.__dlpack__(**options))
+    del array
+    assert (taken.address, taken.shape, taken.dtype, taken.device) == (address, (4,), "float64", (1, 0))
+    assert host.allocation_of(address) is not None
     del taken
-    assert not dlpack._lent
+    assert host.allocation_of(address) is None
+
+
+@pytest.mark.parametrize("take", [lambda array: array.__dlpack__(), np.from_dlpack, np.asarray])
+def test_an_error_on_its_way_is_not_lost_with_what_it_drops(host, take):
+    def fail():
+        raise KeyError("the error")
+
+    with pytest.raises(KeyError, match="the error"):
+        [take(on(host, np.arange(4.0))), fail()]
+    gc.collect()
+    assert host.used == 0
+
+
+def test_a_copy_says_so_to_askers_of_version_1(host):
+    capsule = on(host, np.arange(4.0)).__dlpack__(max_version=(1, 0), copy=True)
+    managed = dlpack._Versioned.from_address(dlpack._pointer(capsule, b"dltensor_versioned"))
+    assert (managed.major, managed.flags) == (1, dlpack.FLAG_COPIED)
 
 
 def test_a_capsule_is_taken_once(host):
@@ -285,13 +305,17 @@ def test_dtypes_that_numpy_lacks_are_refused(host):
     class Brain(Lender):
         def __dlpack__(self, **options):
             capsule = dlpack.make(self.array.ctypes.data, (2,), "int16", (1, 0), self.array)
-            (managed, *_), *_ = dlpack._lent.values()
+            managed = dlpack._Managed.from_address(dlpack._pointer(capsule, b"dltensor"))
             managed.tensor.dtype.code = 4
             return capsule
 
+    array = np.zeros(2, np.int16)
+    given = weakref.ref(array)
     with pytest.raises(DTypeError, match=r"Brain: .*bfloat16; cast it to float32"):
-        host.external(Brain(np.zeros(2, np.int16)))
-    assert not dlpack._lent  # it was given back
+        host.external(Brain(array))
+    del array
+    gc.collect()
+    assert given() is None  # it was given back
 
 
 def test_what_an_array_refuses_is_told(host, gpu):
@@ -304,6 +328,12 @@ def test_what_an_array_refuses_is_told(host, gpu):
         def __cuda_array_interface__(self):
             raise RuntimeError("use tensor.detach()")
 
+    class Nowhere:
+        def __dlpack_device__(self):
+            raise ValueError("Unknown device type meta for Dlpack")
+
+    with pytest.raises(DeviceError, match=r"Nowhere: cannot be shared: Unknown device type meta"):
+        gpu.external(Nowhere())
     with pytest.raises(DeviceError, match=r"Learning: cannot be shared: .*detach"):
         host.external(Learning(np.zeros(2)))
     with pytest.raises(DeviceError, match=r"Older: cannot be shared: .*detach"):

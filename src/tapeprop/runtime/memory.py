@@ -46,15 +46,15 @@ class Lent:
 class Mirror(Protocol):
     """A buffer's copy on a device, as the buffer sees it; see `runtime.mirror`.
 
-    stale: the host has been written since the device's copy was made. ahead: the device has written its copy since the host's was.
+    stale: the host has been written since the device's copy was made. fetch() brings the host up to date; close() ends the copy and
+    says why the host lacks something newer, if it does.
     """
 
     stale: bool
-    ahead: bool
 
     def fetch(self) -> None: ...
     def store(self, start: int, values: np.ndarray) -> None: ...
-    def close(self) -> bool: ...
+    def close(self) -> str | None: ...
 
 
 class Buffer:
@@ -63,6 +63,8 @@ class Buffer:
     role: "parameters", "gradients", "optimizer" or "other", for whoever asks where memory goes.
     writes: counts up when it may have been written, so that what is derived from it need not be made again as long as `version` stays.
     mirror: its copy on a device, once a tape there has used it; then the host's is brought up to date when it is asked for.
+    lent: the views that anyone may write to and still holds; where there is one, every run on a device takes the host's elements over
+    before and brings them back after.
     """
 
     #: The buffers of the process that have a mirror: as long as there is none nobody need look.
@@ -75,15 +77,19 @@ class Buffer:
         self.mirror: Mirror | None = None
         self.writes = 0
         self._host = aligned(count, dtype)
-        self._lent: weakref.WeakSet[Lent] = weakref.WeakSet()
+        self.lent: weakref.WeakSet[Lent] = weakref.WeakSet()
 
     @property
     def array(self) -> np.ndarray:
         """The elements on the host, to be read and written at once: a device takes them over before its next run."""
+        self.take_over()
+        return self._host
+
+    def take_over(self) -> None:
+        """Brings the host up to date, which may be written from now on; a device's copy is out of date."""
         if self.mirror is not None:
             self.mirror.fetch()
             self.mirror.stale = True
-        return self._host
 
     def read(self) -> np.ndarray:
         """The elements on the host as they are now, only to be read."""
@@ -104,38 +110,27 @@ class Buffer:
             self.mirror.store(start, self._host[start : start + size])
 
     def lend(self, start: int, shape: tuple[int, ...]) -> np.ndarray:
-        """A live view of the elements from `start` on, for anyone to write to as long as they please.
-
-        A read-only copy where a device has the elements.
-        """
+        """A live view of the elements from `start` on, for anyone to write to as long as they please."""
         size = int(np.prod(shape, dtype=np.int64))
-        if self.mirror is not None:
-            return self.copied(start, shape)
         lent = Lent(self._host[start : start + size])
-        self._lent.add(lent)
+        self.lent.add(lent)  # before the host is up to date: a run that ends in between brings its results back
+        self.take_over()
         self.writes += 1
         return np.asarray(lent).reshape(shape)
 
-    def copied(self, start: int, shape: tuple[int, ...]) -> np.ndarray:
-        """A read-only copy of the elements from `start` on."""
-        size = int(np.prod(shape, dtype=np.int64))
-        copy = self.read()[start : start + size].reshape(shape).copy()
-        copy.setflags(write=False)
-        return copy
-
-    def come_home(self) -> bool:
-        """Ends the copy on a device; whether the host has all that was there. Of a lost device it has what it last saw."""
+    def come_home(self) -> str | None:
+        """Ends the copy on a device. Why the host has only what it last saw, where the device had something newer and is lost."""
         if self.mirror is None:
-            return True
-        whole = self.mirror.close()
+            return None
+        missed = self.mirror.close()
         self.mirror = None
         Buffer.mirrored.discard(self)
-        return whole
+        return missed
 
     @property
     def version(self) -> int | None:
         """A number that is another once the contents have been written; None while somebody holds a view to write to."""
-        return None if len(self._lent) else self.writes
+        return None if len(self.lent) else self.writes
 
     def __repr__(self) -> str:
         return f"Buffer({self.name}, {self.size}, {self.dtype})"

@@ -15,11 +15,17 @@ if TYPE_CHECKING:
 
 
 class DeviceMirror:
-    """A buffer's copy on a device. It starts stale: the host has everything."""
+    """A buffer's copy on a device. It starts stale: the host has everything.
+
+    Views of the host's elements that somebody holds stay live: as long as there is one, every run takes the host's elements over before
+    and brings them back after.
+    """
 
     def __init__(self, buffer: Buffer, driver: Driver):
         self.driver = driver
-        self.stale, self.ahead = True, False
+        self.stale = True
+        self._runs = self._fetched = 0  # runs that have written the copy, and those of them that the host has seen
+        self._lent = buffer.lent  # not the buffer: it holds this, and ends without waiting for the garbage collector
         self._host = buffer.read()
         self._allocation = driver.allocate(max(buffer.nbytes, 1))
 
@@ -28,34 +34,55 @@ class DeviceMirror:
         """Where the copy starts on the device."""
         return self._allocation.address
 
+    @property
+    def ahead(self) -> bool:
+        """Whether the device has written its copy since the host's was."""
+        return self._runs != self._fetched
+
     def bring(self) -> None:
         """Takes over what the host has written since; before a run."""
-        if self.stale:
+        if not (self.stale or len(self._lent)):
+            return
+        self.fetch()  # nothing, but where a thread asked for the host's elements while a run was ending
+        self.stale = False  # before: what is written meanwhile is taken over by the next run
+        try:
             if self._host.size:
                 self.driver.upload(self.address, self._host)
-            self.stale = False
+        except BaseException:
+            self.stale = True
+            raise
+
+    def written(self) -> None:
+        """Notes that a run has written the copy: what the host has is older, whoever asked for it meanwhile."""
+        self._runs += 1
+        self.stale = False
+
+    def follow(self) -> None:
+        """Brings the host up to date where somebody holds a view of it; after a run."""
+        if len(self._lent):
+            self.fetch()
 
     def fetch(self) -> None:
         """Brings the host up to date. DeviceError where the device is lost: what it had computed since is gone."""
-        if self.ahead:
+        runs = self._runs  # one that ends meanwhile is fetched the next time
+        if runs != self._fetched:
             self.driver.download(self._host, self.address)
-            self.ahead = False
+            self._fetched = runs
 
     def store(self, start: int, values: np.ndarray) -> None:
         """Sets a stretch of the copy. values: 1-D, of the buffer's dtype."""
         if values.size:
             self.driver.upload(self.address + start * values.itemsize, values)
 
-    def close(self) -> bool:
-        """Ends the copy; whether the host could be brought up to date. Where the device is lost it keeps what it last saw."""
+    def close(self) -> str | None:
+        """Ends the copy. Why the host could not be brought up to date, where the device is lost: it keeps what it last saw."""
         try:
             self.fetch()
-        except DeviceError:
-            self.ahead = False
-            return False
+        except DeviceError as error:
+            return str(error)
         finally:
             self._allocation.free()
-        return True
+        return None
 
 
 def mirror_of(buffer: Buffer, driver: Driver) -> DeviceMirror:
@@ -130,6 +157,7 @@ class DeviceInput:
             self.driver.upload(self.address, given)
         else:
             self.driver.copy(self.address, given.address, self.nbytes)
+            self.driver.synchronize()  # its owner may write to it from now on, on a stream that does not wait for this one
 
     def read(self) -> np.ndarray:
         """A copy on the host."""

@@ -61,24 +61,19 @@ class Cell:
         self.start = segment.starts[index]
         self.dtype = segment.dtype
 
-    def _stretch(self, buffer: Buffer) -> np.ndarray:
-        if buffer.mirror is not None:
-            return buffer.copied(self.start, self.parameter.shape)
-        return buffer.array[self.start : self.start + self.parameter.size].reshape(self.parameter.shape)
-
     def view(self) -> np.ndarray:
-        """A live view of the value; a read-only copy where a device has it."""
+        """A live view of the value."""
         return self.segment.values.lend(self.start, self.parameter.shape)
 
     def gradient(self) -> np.ndarray:
-        """A live view of the gradient; a read-only copy where a device has it. DTypeError for state that is not trained."""
+        """A live view of the gradient. DTypeError for state that is not trained."""
         if not self.parameter.trainable:
             raise DTypeError(f"{self.parameter.name}: running state has no gradient; only weights and biases have one")
-        return self._stretch(self.segment.gradients)
+        return self.segment.gradients.lend(self.start, self.parameter.shape)
 
     def slot(self, name: str, initial: float = 0.0) -> np.ndarray:
         """A live view of an optimizer slot."""
-        return self._stretch(self.segment.slot(name, initial))
+        return self.segment.slot(name, initial).lend(self.start, self.parameter.shape)
 
     def write(self, array: np.ndarray) -> None:
         """Copies `array` into the value."""

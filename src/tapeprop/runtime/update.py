@@ -113,8 +113,7 @@ class OptimizerState:
     def slot(self, parameter: Parameter, name: str, rule: UpdateRule) -> np.ndarray:
         """A live view of one parameter's slot, of its shape."""
         home = cell(parameter)
-        flat = self.buffer(home.segment, name, rule).array
-        return flat[home.start : home.start + parameter.size].reshape(parameter.shape)
+        return self.buffer(home.segment, name, rule).lend(home.start, parameter.shape)
 
     def buffers(self) -> list[Buffer]:
         """Every buffer that updates write to, besides the parameters' own."""

@@ -25,7 +25,6 @@ FLAG_COPIED = 2
 _VERSION = (1, 0)
 _DEVICES = {CPU: "cpu", CUDA: "cuda", CUDA_HOST: "cuda host", 7: "vulkan", 8: "metal", 10: "rocm", CUDA_MANAGED: "cuda"}
 _KINDS = {0: "int", 1: "uint", 2: "float", 5: "complex", 6: "bool"}
-_CODES = {"i": 0, "u": 1, "f": 2, "c": 5, "b": 6}
 # Kept for ever: a capsule holds the name's pointer, not a copy.
 _NAMES = {False: b"dltensor", True: b"dltensor_versioned"}
 _USED = {False: b"used_dltensor", True: b"used_dltensor_versioned"}
@@ -79,17 +78,12 @@ def device_text(device: tuple[int, int]) -> str:
     return name if kind == CPU else f"{name}:{number}"
 
 
-# ---- Python's functions on capsules. A capsule that is being destroyed is passed by address: it has no reference left.
+# ---- Python's functions on capsules
 
 _python = ctypes.pythonapi
-_new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
-    ("PyCapsule_New", _python)
-)
 _is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_IsValid", _python))
 _pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", _python))
 _rename = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_SetName", _python))
-_dying_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_IsValid", _python))
-_dying_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_GetPointer", _python))
 
 
 # ---- reading
@@ -162,24 +156,18 @@ def _dtype_name(kind: _DataType) -> str:
 
 # ---- making
 
-_lent: dict[int, tuple] = {}  # what others hold, by the address of the managed tensor
 
+class _Elements:
+    """What NumPy makes an array of, whose memory it never looks at: it may lie on a device."""
 
-@_Deleter
-def _give_back(address):
-    _lent.pop(address, None)
-
-
-@_Deleter
-def _destroy(capsule):
-    # The destructor of a capsule that nobody has taken deletes the tensor itself.
-    for name in _NAMES.values():
-        if _dying_is_valid(capsule, name):
-            _lent.pop(_dying_pointer(capsule, name), None)
-
-
-for _callback in (_give_back, _destroy):  # others may call them after this module is gone
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_callback))
+    def __init__(self, address: int, shape: Sequence[int], dtype: str, owner: Any):
+        self.owner = owner
+        self.__array_interface__ = {
+            "shape": tuple(shape),
+            "typestr": np.dtype(dtype).str,
+            "data": (address, False),
+            "version": 3,
+        }
 
 
 def make(
@@ -192,25 +180,20 @@ def make(
     versioned: bool = False,
     flags: int = 0,
 ) -> Any:
-    """A capsule over C-contiguous memory, which holds `owner` until its taker is done. flags: of a versioned one."""
-    kind = np.dtype(dtype)
-    sizes = (ctypes.c_int64 * len(shape))(*shape)
-    steps = [1] * len(shape)
-    for axis in reversed(range(len(shape) - 1)):
-        steps[axis] = steps[axis + 1] * max(shape[axis + 1], 1)
-    strides = (ctypes.c_int64 * len(shape))(*steps)
-    managed = _struct(versioned)()
-    managed.deleter = _give_back
+    """A capsule over C-contiguous memory, which holds `owner` until its taker is done. flags: of a versioned one.
+
+    NumPy makes it, and its place and device are set here: the end of a capsule or of a tensor may come while an exception is on its
+    way, which a function in Python in that place would lose. Versioned from NumPy 2.1 on.
+    """
+    array = np.asarray(_Elements(address, shape, dtype, owner))
+    try:
+        capsule = array.__dlpack__(max_version=_VERSION if versioned else None)
+    except TypeError:  # NumPy 2.0
+        capsule = array.__dlpack__()
+    versioned = bool(_is_valid(capsule, _NAMES[True]))
+    managed = _struct(versioned).from_address(_pointer(capsule, _NAMES[versioned]))
+    managed.tensor.data, managed.tensor.byte_offset = address, 0
+    managed.tensor.device = _Device(*device)
     if versioned:
-        managed.major, managed.minor = _VERSION
-        managed.flags = flags
-    tensor = managed.tensor
-    tensor.data = address
-    tensor.device = _Device(*device)
-    tensor.ndim = len(shape)
-    tensor.dtype = _DataType(_CODES[kind.kind], 8 * kind.itemsize, 1)
-    tensor.shape = ctypes.cast(sizes, ctypes.POINTER(ctypes.c_int64))
-    tensor.strides = ctypes.cast(strides, ctypes.POINTER(ctypes.c_int64))
-    place = ctypes.addressof(managed)
-    _lent[place] = (managed, sizes, strides, owner)
-    return _new(place, _NAMES[versioned], ctypes.cast(_destroy, ctypes.c_void_p))
+        managed.flags |= flags
+    return capsule

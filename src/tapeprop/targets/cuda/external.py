@@ -26,7 +26,10 @@ def read(array: Any, driver: Driver) -> ExternalArray | None:
         return None
     ask = getattr(array, "__dlpack_device__", None)
     if callable(ask):
-        kind, number = ask()
+        try:
+            kind, number = ask()
+        except (BufferError, RuntimeError, ValueError) as error:  # torch: the tensor is on "meta", ...
+            raise DeviceError(f"{_kind(array)}: cannot be shared: {error}") from error
         device = (int(kind), int(number))
         if device[0] == dlpack.CPU and hasattr(array, "__array__") and not isinstance(array, DeviceArray):
             return None  # NumPy reads it: of the host, also where that plays the device
