@@ -151,8 +151,8 @@ def parameter_sums_segments(dtype: str, wide: bool) -> CudaKernel:
             i = cuda.threadIdx.x
             while i < here * inner:
                 number = quotient(i, inner, inner_inverse)
-                round = quotient(number, turn, turn_inverse)
-                sample = number + (round * (chunks - 1) + chunk) * turn
+                lap = quotient(number, turn, turn_inverse)
+                sample = number + (lap * (chunks - 1) + chunk) * turn
                 row, element = sample * period + which, (sample * vector + place - number) * inner + i
                 flow = np.float64(dy[element])
                 total += flow
