@@ -19,6 +19,7 @@ from tapeprop.errors import ShapeError
 from tapeprop.ir import Shape, Tensor
 from tapeprop.ir.dims import same, text
 from tapeprop.ops.op import (
+    ITEM_BYTES,
     NARROW,
     Attributes,
     Call,
@@ -74,11 +75,17 @@ def _expect_shape(name: str, tensor: Tensor, expected: Shape, what: str) -> None
 
 
 def _pool_launch(
-    builder: str, call: Call, image: tuple[int, ...], scratch: tuple[int, str] | None = None, **parameters: Any
+    builder: str,
+    call: Call,
+    image: tuple[int, ...],
+    scratch: tuple[int, str] | None = None,
+    more: tuple[int, ...] = (),
+    **parameters: Any,
 ) -> Launch:
     """Every array flat, then the geometry. image: the shape (N, C, H, W) that windows slide over.
 
-    scratch: what a worker keeps beside. ShapeError where the window does not fit.
+    scratch: what a worker keeps beside; more: further integers, before the vertical stride. ShapeError where the window
+    does not fit.
     """
     arrays, geometry = _geometry(builder, call, image)
     if scratch is not None:
@@ -87,7 +94,7 @@ def _pool_launch(
         f"{HERE}:{builder}",
         call,
         arrays,
-        geometry[:-1],
+        (*geometry[:-2], *more, geometry[-2]),
         scratch=scratch,
         stride=geometry[-1],
         dtype=call.results[0].dtype,
@@ -95,10 +102,17 @@ def _pool_launch(
     )
 
 
-def _place_scratch(call: Call) -> tuple[int, str]:
-    """The scratch for the places of the maxima of a row of windows."""
-    wide = int(pooled_shape("max_pool2d", call.operands[0].shape, call.attributes)[3])  # type: ignore[arg-type]
-    return wide, "int32" if call.results[0].dtype == "float32" else "int64"
+def _places_launch(builder: str, call: Call) -> Launch:
+    """That of a kernel that finds the places of the maxima: its scratch has room for whole vectors of 64 bytes."""
+    x = call.operands[0]
+    lanes = 64 // ITEM_BYTES[x.dtype]
+    width = x.shape[3]
+    wide = int(pooled_shape(builder, x.shape, call.attributes)[3])  # type: ignore[arg-type]
+    (size_h, _), (_, stride), (_, (left, _)) = call["size"], call["stride"], call["padding"]
+    room = -(-wide // lanes) * lanes
+    span = max(left - (-width // lanes) * lanes, room * stride + extents(call.attributes)[1] - 1)
+    scratch = (2 * room + size_h * span, "int32" if x.dtype == "float32" else "int64")
+    return _pool_launch(builder, call, x.shape, scratch, (room, span))
 
 
 def _cuda_launch(
@@ -201,7 +215,7 @@ class MaxPool2DPick(Op):
         return [np.take_along_axis(flat, places, -1).reshape(call.results[0].shape)]
 
     def cpu(self, call: Call) -> Launch:
-        return _pool_launch(self.name, call, call.operands[0].shape, _place_scratch(call))
+        return _places_launch(self.name, call)
 
     def cuda(self, call: Call, device: Device) -> Launch:
         return _cuda_launch(self.name, call, call.operands[0].shape, device)
@@ -242,7 +256,7 @@ class MaxPool2DGrad(Op):
         return [dx.reshape(x.shape)]
 
     def cpu(self, call: Call) -> Launch:
-        return _pool_launch(self.name, call, call.operands[0].shape, _place_scratch(call))
+        return _places_launch(self.name, call)
 
     def cuda(self, call: Call, device: Device) -> Launch:
         return _cuda_launch(self.name, call, call.operands[0].shape, device, gathers=True)

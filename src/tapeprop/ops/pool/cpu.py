@@ -14,6 +14,7 @@ from tapeprop.targets.cpu.kernel import NumbaKernel
 
 GEOMETRY = ("planes", "height", "width", "high", "wide", "top", "left", "size_h", "size_w", "stride_h")
 DILATED = (*GEOMETRY[:-1], "dilation_h", "dilation_w", "stride_h")
+ROWS = (*DILATED[:-1], "room", "span", "stride_h")
 PLACES = {"float32": "int32", "float64": "int64"}
 
 
@@ -98,29 +99,52 @@ def max_pool2d(dtype: str, stride: int) -> NumbaKernel:
     return NumbaKernel(body, [("x", dtype, 1), ("y", dtype, 1)], DILATED, scratch=dtype)
 
 
+def _prepare(dtype: str) -> Any:
+    """Fills a worker's scratch: the first element in the image of each window of a row, and rows of -inf."""
+    from numba import njit
+
+    bits = np.array(-np.inf, dtype).view(PLACES[dtype])[()]
+
+    def prepare(work, stride, left, wide, dilation, room):
+        for o in range(room):
+            column = o * stride - left
+            if column < 0:
+                column += (dilation - 1 - column) // dilation * dilation
+            work[np.uint64(o)] = column if o < wide else 0
+        for i in range(2 * room, work.size):
+            work[np.uint64(i)] = bits
+
+    return njit(prepare)
+
+
 def max_pool2d_pick(dtype: str, stride: int) -> NumbaKernel:
     """y = z at the place of the maximum of each window of x."""
     from tapeprop.targets.cpu import window_math
 
     window_places: Any = window_math.window_places
-    rows_within = _rows_within()
+    padded_row: Any = window_math.padded_row
+    rows_within, prepare = _rows_within(), _prepare(dtype)
 
     def body(
         x, z, y, scratch, planes, height, width, high, wide, top, left, size_h, size_w, dilation_h, dilation_w,
-        stride_h, worker, workers,
+        room, span, stride_h, worker, workers,
     ):  # fmt: skip
-        places = scratch[worker]
+        work, pitch = scratch[worker][: 2 * room + size_h * span], dilation_h * width
+        prepare(work, stride, left, wide, dilation_w, room)
+        places = work[room : room + wide]
         grains = planes * high
         for grain in range(grains * worker // workers, grains * (worker + 1) // workers):
             plane, oy = grain // high, grain % high
             first, rows = rows_within(oy, stride_h, top, size_h, dilation_h, height)
             start = (plane * height + first) * width
-            window_places(stride, x, start, rows, dilation_h * width, width, left, size_w, dilation_w, wide, places)
+            for r in range(rows):
+                padded_row(x, start + r * pitch, width, work, 2 * room + r * span + left)
+            window_places(stride, work, 2 * room, span, rows, pitch, left, size_w, dilation_w, wide, room)
             made = y[grain * wide : (grain + 1) * wide]
             for ox in range(wide):
-                made[ox] = z[start + places[ox]]
+                made[ox] = z[np.uint64(start + places[ox])]
 
-    return NumbaKernel(body, [("x", dtype, 1), ("z", dtype, 1), ("y", dtype, 1)], DILATED, scratch=PLACES[dtype])
+    return NumbaKernel(body, [("x", dtype, 1), ("z", dtype, 1), ("y", dtype, 1)], ROWS, scratch=PLACES[dtype])
 
 
 def max_pool2d_grad(dtype: str, stride: int) -> NumbaKernel:
@@ -128,13 +152,16 @@ def max_pool2d_grad(dtype: str, stride: int) -> NumbaKernel:
     from tapeprop.targets.cpu import window_math
 
     window_places: Any = window_math.window_places
-    rows_within = _rows_within()
+    padded_row: Any = window_math.padded_row
+    rows_within, prepare = _rows_within(), _prepare(dtype)
 
     def body(
         x, dy, dx, scratch, planes, height, width, high, wide, top, left, size_h, size_w, dilation_h, dilation_w,
-        stride_h, worker, workers,
+        room, span, stride_h, worker, workers,
     ):  # fmt: skip
-        places = scratch[worker]
+        work, pitch = scratch[worker][: 2 * room + size_h * span], dilation_h * width
+        prepare(work, stride, left, wide, dilation_w, room)
+        places = work[room : room + wide]
         for plane in range(planes * worker // workers, planes * (worker + 1) // workers):
             part = dx[plane * height * width : (plane + 1) * height * width]
             for i in range(part.size):
@@ -142,12 +169,14 @@ def max_pool2d_grad(dtype: str, stride: int) -> NumbaKernel:
             for oy in range(high):
                 first, rows = rows_within(oy, stride_h, top, size_h, dilation_h, height)
                 start = (plane * height + first) * width
-                window_places(stride, x, start, rows, dilation_h * width, width, left, size_w, dilation_w, wide, places)
+                for r in range(rows):
+                    padded_row(x, start + r * pitch, width, work, 2 * room + r * span + left)
+                window_places(stride, work, 2 * room, span, rows, pitch, left, size_w, dilation_w, wide, room)
                 flowing = dy[(plane * high + oy) * wide : (plane * high + oy + 1) * wide]
                 for ox in range(wide):
                     dx[np.uint64(start + places[ox])] += flowing[ox]
 
-    return NumbaKernel(body, [("x", dtype, 1), ("dy", dtype, 1), ("dx", dtype, 1)], DILATED, scratch=PLACES[dtype])
+    return NumbaKernel(body, [("x", dtype, 1), ("dy", dtype, 1), ("dx", dtype, 1)], ROWS, scratch=PLACES[dtype])
 
 
 def avg_pool2d(dtype: str, stride: int, count_include_pad: bool) -> NumbaKernel:
@@ -165,7 +194,7 @@ def avg_pool2d(dtype: str, stride: int, count_include_pad: bool) -> NumbaKernel:
             first = max(oy * stride_h - top, 0)
             rows = min(oy * stride_h - top + size_h, height) - first
             start = (plane * height + first) * width
-            window_mean(stride, x, start, rows, width, width, left, size_w, 1, wide, y, grain * wide, divisor)
+            window_mean(stride, x, start, rows, width, left, size_w, wide, y, grain * wide, divisor)
 
     return NumbaKernel(body, [("x", dtype, 1), ("y", dtype, 1)], GEOMETRY)
 
@@ -193,10 +222,8 @@ def avg_pool2d_grad(dtype: str, stride: int, count_include_pad: bool) -> NumbaKe
                     start,
                     rows,
                     width,
-                    width,
                     left,
                     size_w,
-                    1,
                     wide,
                     dy,
                     (plane * high + oy) * wide,

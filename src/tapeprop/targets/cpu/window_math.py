@@ -1,9 +1,10 @@
-"""One row of pooling windows at a time, for Numba bodies: the place of the maximum, the mean, and the mean's transpose.
+"""One row of pooling windows at a time, for Numba bodies: the mean and its transpose, and the places of the maxima.
 
-A row of `count` windows slides over `rows` image rows of `width` elements, `pitch` apart, the first at element `start` of the
-image: window o covers the `size` columns o stride - left, o stride - left + dilation and so on. Outputs lie along the lanes;
-columns outside the image and the outputs beyond the last are masked, so padding and tails need no code of their own and nothing
-outside is read. The stride is a literal: 1 and 2 load whole vectors, the others gather.
+A row of `count` windows slides over `rows` image rows of `width` elements, the first at element `start` of the image:
+window o covers columns o stride - left to o stride - left + size. Outputs lie along the lanes; columns outside the
+image and the outputs beyond the last are masked, so padding and tails need no code of their own and nothing outside
+is read. The stride is a literal: 1 and 2 load whole vectors, the others gather. For the maxima the rows are copied first, with
+their padding, as comparing without masks is several times as fast.
 
 Lanes are 512 bits on every machine (LLVM splits them), so that the order of the transposed sums does not depend on it.
 """
@@ -23,11 +24,11 @@ from tapeprop.targets.cpu.block_math import element_pointer
 from tapeprop.targets.cpu.plain import twin
 from tapeprop.targets.cpu.vector_arithmetic import VectorArithmetic
 
-__all__ = ["window_mean", "window_places", "window_spread"]
+__all__ = ["padded_row", "window_mean", "window_places", "window_spread"]
 
 INT64, INT32 = ir.IntType(64), ir.IntType(32)
 LANE_BITS = 512
-GEOMETRY = (types.int64,) * 8  # start, rows, pitch, width, left, size, dilation, count
+GEOMETRY = (types.int64,) * 6  # start, rows, width, left, size, count
 
 
 # ---- emission
@@ -39,7 +40,7 @@ class _Row:
     def __init__(self, context: Any, builder: Any, kind: Any, image: Any, stride: int, geometry: Any) -> None:
         self.builder, self.stride = builder, stride
         self.math = VectorArithmetic(builder, kind.dtype.bitwidth, LANE_BITS // kind.dtype.bitwidth)
-        self.start, self.rows, self.pitch, self.width, self.left, self.size, self.dilation, self.count = geometry
+        self.start, self.rows, self.width, self.left, self.size, self.count = geometry
         self.image = lambda index: element_pointer(context, builder, kind, image, index)
 
     def run(
@@ -57,9 +58,9 @@ class _Row:
                 cgutils.for_range(b, self.rows, intp=INT64) as row,
                 cgutils.for_range(b, self.size, intp=INT64) as tap_number,
             ):
-                column = b.add(origin, b.mul(tap_number.index, self.dilation))
+                column = b.add(origin, tap_number.index)
                 valid = b.and_(outputs, self.inside(column, self.stride))
-                tap(b.mul(row.index, self.pitch), column, valid)
+                tap(b.mul(row.index, self.width), column, valid)
             end(first, outputs)
 
     def columns(self, column: Any, step: int) -> Any:
@@ -127,61 +128,89 @@ def _literal(kind: Any) -> int | None:
     return kind.literal_value if isinstance(kind, types.IntegerLiteral) else None
 
 
-@intrinsic(prefer_literal=True)
-def window_places(typing, stride, image, start, rows, pitch, width, left, size, dilation, count, target):
-    """target[o] = the element, counted from `start`, of the first maximum of window o, or of its first NaN.
+@intrinsic
+def padded_row(typing, image, start, width, work, at):
+    """work[at], work[at + 1], ... = the bits of image[start : start + width], and of -inf to the end of the last vector.
 
-    target: int32 for a float32 image, int64 for float64.
+    work: int32 for a float32 image, int64 for float64.
+    """
+
+    def generate(context, builder, signature, args):
+        bits = image.dtype.bitwidth
+        b, math = builder, VectorArithmetic(builder, bits, LANE_BITS // bits)
+        with cgutils.for_range_slice(b, INT64(0), args[2], INT64(math.lanes), INT64) as (first, _):
+            inside = math.lane_mask(b.sub(args[2], first))
+            found = math.load(element_pointer(context, b, image, args[0], b.add(args[1], first)), inside)
+            place = element_pointer(context, b, work, args[3], b.add(args[4], first))
+            math.store(math.select(inside, found, -np.inf), place)
+        return context.get_dummy_value()
+
+    return types.void(image, types.int64, types.int64, work, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)
+def window_places(typing, stride, work, at, span, rows, pitch, left, size, dilation, count, room):
+    """work[room + o] = the place of the first maximum of window o, or of its first NaN, counted from the first row's start.
+
+    work: the bits of the padded rows, `span` apart from element `at` on (`padded_row`); from 0 on the place of each window's
+    first element within the image, which stands where there is nothing but -inf. pitch: of rows in the image. Rows and
+    places have room for whole vectors.
     """
     step = _literal(stride)
     if step is None:
         return None
 
     def generate(context, builder, signature, args):
-        row = _Row(context, builder, image, args[1], step, args[2:10])
-        math = row.math
-        best, places = cgutils.alloca_once(builder, math.float), cgutils.alloca_once(builder, math.int)
+        at, span, rows, pitch, left, size, dilation, count, room = args[2:]
+        bits = work.dtype.bitwidth
+        b, math = builder, VectorArithmetic(builder, bits, LANE_BITS // bits)
+        best, places = cgutils.alloca_once(b, math.float), cgutils.alloca_once(b, math.int)
+        steps = ir.Constant(math.int, [step * i for i in range(math.lanes)])
 
-        def begin(first, outputs):
-            builder.store(math.value(-np.inf), best)
-            builder.store(math.integer(-1), places)
+        def element(index):
+            return element_pointer(context, b, work, args[1], index)
 
-        def tap(offset, column, valid):
-            value, before = row.load(offset, column, valid), builder.load(best, typ=math.float)
-            found = builder.load(places, typ=math.int)
-            is_nan, was_nan = math.compare("!=", value, value), math.compare("!=", before, before)
-            better = builder.or_(math.compare(">", value, before), builder.and_(is_nan, builder.not_(was_nan)))
-            none_yet = builder.icmp_signed(
-                "<", found, math.integer(0)
-            )  # a first element of -inf is no better than the start
-            taken = builder.and_(valid, builder.or_(better, none_yet))
-            here = row.columns(builder.add(offset, column), row.stride)
-            here = here if math.bits == 32 else builder.sext(here, math.int)
-            builder.store(math.select(taken, value, before), best)
-            builder.store(math.select(taken, here, found), places)
+        def load(index):
+            if step == 1:
+                return math.load(element(index))
+            if step == 2:
+                low, high = math.load(element(index)), math.load(element(b.add(index, INT64(math.lanes))))
+                even = ir.Constant(ir.VectorType(INT32, math.lanes), list(range(0, 2 * math.lanes, 2)))
+                return b.shuffle_vector(low, high, even)
+            return math.gather(element(index), INT64(step))
 
-        def end(first, outputs):
-            # the masked store takes floats: these are the bits of integers
-            place = element_pointer(context, builder, target, args[10], first)
-            math.store(math.as_float(builder.load(places, typ=math.int)), place, outputs)
-
-        row.run(begin, tap, end)
+        with cgutils.for_range_slice(b, INT64(0), count, INT64(math.lanes), INT64) as (first, _):
+            b.store(math.value(-np.inf), best)
+            b.store(b.load(element(first), typ=math.int, align=bits // 8), places)
+            origin = b.mul(first, INT64(step))
+            with (
+                cgutils.for_range(b, rows, intp=INT64) as row,
+                cgutils.for_range(b, size, intp=INT64) as tap,
+            ):
+                column = b.add(origin, b.mul(tap.index, dilation))
+                value = load(b.add(at, b.add(b.mul(row.index, span), column)))
+                before, found = b.load(best, typ=math.float), b.load(places, typ=math.int)
+                # greater, or the first NaN
+                taken = b.and_(b.fcmp_unordered(">", value, before), math.compare("==", before, before))
+                here = b.sub(b.add(b.mul(row.index, pitch), column), left)
+                here = math.broadcast(b.trunc(here, math.int_scalar) if bits == 32 else here)
+                b.store(math.select(taken, value, before), best)
+                b.store(b.select(taken, b.add(here, steps), found), places)
+            b.store(b.load(places, typ=math.int), element(b.add(room, first)), align=bits // 8)
         return context.get_dummy_value()
 
-    return types.void(stride, image, *GEOMETRY, target), generate
+    return types.void(stride, work, *(types.int64,) * 9), generate
 
 
 @intrinsic(prefer_literal=True)
-def window_mean(
-    typing, stride, image, start, rows, pitch, width, left, size, dilation, count, target, target_start, divisor
-):
+def window_mean(typing, stride, image, start, rows, width, left, size, count, target, target_start, divisor):
     """target[target_start + o] = the sum of window o / divisor; divisor 0: the number of its elements in the image."""
     step = _literal(stride)
     if step is None:
         return None
 
     def generate(context, builder, signature, args):
-        row = _Row(context, builder, image, args[1], step, args[2:10])
+        row = _Row(context, builder, image, args[1], step, args[2:8])
         math = row.math
         total = cgutils.alloca_once(builder, math.float)
 
@@ -191,8 +220,8 @@ def window_mean(
             builder.store(math.select(valid, after, before), total)
 
         def end(first, outputs):
-            place = element_pointer(context, builder, target, args[10], builder.add(args[11], first))
-            mean = math.div(builder.load(total, typ=math.float), row.divisors(first, args[12]))
+            place = element_pointer(context, builder, target, args[8], builder.add(args[9], first))
+            mean = math.div(builder.load(total, typ=math.float), row.divisors(first, args[10]))
             math.store(mean, place, outputs)
 
         row.run(lambda first, outputs: builder.store(math.value(0.0), total), tap, end)
@@ -202,9 +231,7 @@ def window_mean(
 
 
 @intrinsic(prefer_literal=True)
-def window_spread(
-    typing, stride, image, start, rows, pitch, width, left, size, dilation, count, source, source_start, divisor
-):
+def window_spread(typing, stride, image, start, rows, width, left, size, count, source, source_start, divisor):
     """Adds source[source_start + o] / divisor to every element of window o; divisor 0: the number of its elements in
     the image.
     """
@@ -213,13 +240,13 @@ def window_spread(
         return None
 
     def generate(context, builder, signature, args):
-        row = _Row(context, builder, image, args[1], step, args[2:10])
+        row = _Row(context, builder, image, args[1], step, args[2:8])
         math = row.math
         share = cgutils.alloca_once(builder, math.float)
 
         def begin(first, outputs):
-            place = element_pointer(context, builder, source, args[10], builder.add(args[11], first))
-            builder.store(math.div(math.load(place, outputs), row.divisors(first, args[12])), share)
+            place = element_pointer(context, builder, source, args[8], builder.add(args[9], first))
+            builder.store(math.div(math.load(place, outputs), row.divisors(first, args[10])), share)
 
         def tap(offset, column, valid):
             row.add(offset, column, valid, builder.load(share, typ=math.float))
@@ -234,33 +261,43 @@ def window_spread(
 
 
 def _taps(
-    stride: int, start: int, rows: int, pitch: int, width: int, left: int, size: int, dilation: int, count: int
+    stride: int, start: int, rows: int, width: int, left: int, size: int, count: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(window, the elements of the image that it covers, in row-major order) of each window of a row."""
     for o in range(count):
-        columns = o * stride - left + np.arange(size) * dilation
-        columns = columns[(columns >= 0) & (columns < width)]
-        yield o, (start + np.arange(rows)[:, None] * pitch + columns).reshape(-1)
+        first = o * stride - left
+        columns = np.arange(max(first, 0), min(first + size, width))
+        yield o, (start + np.arange(rows)[:, None] * width + columns).reshape(-1)
+
+
+@twin(padded_row)
+def _padded_row(image, start, width, work, at):
+    lanes = LANE_BITS // 8 // image.itemsize
+    target = work.view(image.dtype)
+    target[at : at + -(-width // lanes) * lanes] = -np.inf
+    target[at : at + width] = image[start : start + width]
 
 
 @twin(window_places)
-def _window_places(stride, image, start, rows, pitch, width, left, size, dilation, count, target):
-    flat = image.reshape(-1)
-    for o, places in _taps(stride, start, rows, pitch, width, left, size, dilation, count):
-        target[o] = places[np.argmax(flat[places])] - start  # argmax gives the first NaN or maximum
+def _window_places(stride, work, at, span, rows, pitch, left, size, dilation, count, room):
+    values = work.view(f"float{8 * work.itemsize}")
+    row, tap = (part.reshape(-1) for part in np.divmod(np.arange(rows * size), size))
+    for o in range(count):
+        columns = o * stride + tap * dilation
+        found = values[at + row * span + columns]
+        best = np.argmax(found)  # the first NaN or maximum
+        work[room + o] = work[o] if found[best] == -np.inf else row[best] * pitch + columns[best] - left
 
 
 @twin(window_mean)
-def _window_mean(stride, image, start, rows, pitch, width, left, size, dilation, count, target, target_start, divisor):
+def _window_mean(stride, image, start, rows, width, left, size, count, target, target_start, divisor):
     flat = image.reshape(-1)
-    for o, places in _taps(stride, start, rows, pitch, width, left, size, dilation, count):
+    for o, places in _taps(stride, start, rows, width, left, size, count):
         target.reshape(-1)[target_start + o] = flat[places].sum() / image.dtype.type(divisor or places.size)
 
 
 @twin(window_spread)
-def _window_spread(
-    stride, image, start, rows, pitch, width, left, size, dilation, count, source, source_start, divisor
-):
+def _window_spread(stride, image, start, rows, width, left, size, count, source, source_start, divisor):
     flat = image.reshape(-1)
-    for o, places in _taps(stride, start, rows, pitch, width, left, size, dilation, count):
+    for o, places in _taps(stride, start, rows, width, left, size, count):
         flat[places] += source.reshape(-1)[source_start + o] / image.dtype.type(divisor or places.size)
