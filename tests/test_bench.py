@@ -70,3 +70,30 @@ def test_losses_agree_with_torch(name: str) -> None:
 @pytest.mark.parametrize("name", ["digits", "mlp", "lenet"])
 def test_losses_agree_with_jax(name: str) -> None:
     assert worst_loss_difference(name, "__import__('jax_peers')") < 1
+
+
+def test_every_op_is_timed_or_the_reason_is_told(load, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tapeprop.ops
+
+    load("measure")
+    # not by its name, which tests/ops has too
+    spec = importlib.util.spec_from_file_location("bench_ops", BENCH / "ops.py")
+    assert spec is not None and spec.loader is not None
+    cases = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, cases)
+    spec.loader.exec_module(cases)
+    known = {name for name, op in tapeprop.ops.registry.items() if type(op).__module__.startswith("tapeprop.")}
+    assert not set(cases.CASES) & set(cases.WITHOUT)
+    assert known == {*cases.CASES, *cases.WITHOUT}, "an op is new or gone: bench/ops.py says what is timed, and why not"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
+def test_ops_run_beside_torch() -> None:
+    """Each op's results and gradients agree with torch's, or its measuring ends with an error."""
+    path = os.pathsep.join(map(str, (BENCH, BENCH.parent / "src")))
+    run = subprocess.run(
+        [sys.executable, str(BENCH / "ops.py"), "--quick"],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr

@@ -357,7 +357,10 @@ class NLLGrad(Op):
 
     def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         labels, g = arrays
-        return [-dense_labels(labels, call["classes"], g.dtype) * g[:, None]]
+        weights = dense_labels(labels, call["classes"], g.dtype)
+        with np.errstate(invalid="ignore"):
+            slopes = -weights * g[:, None]
+        return [slopes if labels.dtype.kind == "f" else np.where(weights == 0, 0, slopes)]
 
     def cpu(self, call: Call) -> Launch:
         return label_launch(self.name, call, 0, call.results[0].shape)

@@ -290,11 +290,10 @@ def weighted_nll_grad(dtype: str) -> NumbaKernel:
                 row[:] = kind(0.0)
                 continue
             for i in range(classes):
-                row[i] = -(spread * weights[i]) * g[sample]
+                part = (own + spread if i == label else spread) * weights[i]
+                row[i] = -part * g[sample] if part != kind(0.0) else kind(0.0)
             if (label < 0) | (label >= classes):
                 report(control, number, code)
-            else:
-                row[label] = -((own + spread) * weights[label]) * g[sample]
 
     arrays = [("labels", "int64", 1), ("g", dtype, 1), ("weights", dtype, 1), ("made", dtype, 1)]
     return NumbaKernel(body, arrays, WEIGHTED, reports=True)

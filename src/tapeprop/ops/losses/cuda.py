@@ -376,8 +376,8 @@ def weighted_nll_grad(dtype: str, wide: bool) -> CudaKernel:
             if ignoring != 0 and label == ignored:
                 made[i] = nothing
             else:
-                part = own + spread if label == place else spread
-                made[i] = -(part * weights[place]) * g[sample]
+                part = (own + spread if label == place else spread) * weights[place]
+                made[i] = -part * g[sample] if part != nothing else nothing
                 if place == 0 and (label < 0 or label >= classes):
                     report(control, number, code)
             i += cuda.gridsize(1)

@@ -41,9 +41,14 @@ def dense_labels(labels: np.ndarray, classes: int, dtype: np.dtype) -> np.ndarra
     """(N, C): labels as weights of the classes. LabelError where one is out of range."""
     if labels.dtype.kind == "f":
         return labels
+    return np.eye(classes, dtype=dtype)[expect_classes(labels, classes)]
+
+
+def expect_classes(labels: np.ndarray, classes: int) -> np.ndarray:
+    """The labels, if they are numbers of classes; else LabelError."""
     if labels.size and (labels.min() < 0 or labels.max() >= classes):
         raise LabelError(f"expected labels in 0 .. {classes - 1}, got {labels.min()} .. {labels.max()}")
-    return np.eye(classes, dtype=dtype)[labels]
+    return labels
 
 
 def weighted_sum(weights: np.ndarray, costs: np.ndarray) -> np.ndarray:

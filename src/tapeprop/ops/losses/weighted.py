@@ -18,6 +18,7 @@ from tapeprop.ops.losses.labels import (
     HERE,
     LABEL_OUT_OF_RANGE,
     dense_labels,
+    expect_classes,
     expect_labels,
     flat,
     known,
@@ -77,13 +78,12 @@ def _kept(labels: np.ndarray, ignore: int | None) -> np.ndarray:
 
 
 def _spread_labels(call: Call, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(N, C): what each class weighs in each row. LabelError where a label is out of range."""
+    """(N, C): what each class weighs in each row; 0 where its part is 0, whatever its weight. LabelError, out of range."""
     kept = _kept(labels, call["ignore"])
     one_hot = dense_labels(np.where(kept, labels, 0), weights.size, weights.dtype)
-    smoothing = call["smoothing"]
+    parts = (1 - call["smoothing"]) * one_hot + call["smoothing"] / weights.size
     with np.errstate(invalid="ignore"):
-        found = ((1 - smoothing) * one_hot + smoothing / weights.size) * weights
-    return np.where(kept[:, None], found, 0).astype(weights.dtype)
+        return np.where(kept[:, None] & (parts != 0), parts * weights, 0).astype(weights.dtype)
 
 
 def _row_losses(call: Call, labels: np.ndarray, weights: np.ndarray, costs: np.ndarray) -> np.ndarray:
@@ -134,9 +134,9 @@ class ScaledClassWeights(Op):
 
     def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         labels, weights = arrays
-        counted = dense_labels(labels[_kept(labels, call["ignore"])], weights.size, weights.dtype) @ weights
+        counted = expect_classes(labels[_kept(labels, call["ignore"])], weights.size)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return [weights * (labels.size / counted.sum(dtype=np.float64))]
+            return [weights * (labels.size / weights[counted].sum(dtype=np.float64))]
 
     def cpu(self, call: Call) -> Launch:
         integers = (LABEL_OUT_OF_RANGE, *_ignored(call.attributes))
@@ -306,8 +306,9 @@ class WeightedNLLGrad(Op):
 
     def reference(self, call: Call, *arrays: np.ndarray) -> list[np.ndarray]:
         labels, g, weights = arrays
-        kept = _kept(labels, call["ignore"])[:, None]
-        return [np.where(kept, -_spread_labels(call, labels, weights) * g[:, None], 0)]
+        spread = _spread_labels(call, labels, weights)
+        with np.errstate(invalid="ignore"):
+            return [np.where(spread == 0, 0, -spread * g[:, None])]
 
     def cpu(self, call: Call) -> Launch:
         integers = _integers(call, call.results[0].shape)
