@@ -99,7 +99,9 @@ def main() -> int:
     ]
     begin = time.perf_counter()
     with ProcessPoolExecutor(given.processes) as pool:
-        rows = list(pool.map(check, jobs, chunksize=len(TARGETS["float32"])))  # of one kernel: it is compiled once, linked for each
+        rows = list(
+            pool.map(check, jobs, chunksize=len(TARGETS["float32"]))
+        )  # of one kernel: it is compiled once, linked for each
     print(f"{'sm':>4} {'regs':>5} {'stack':>6} {'spills':>7} {'shared':>7} {'threads':>8}  kernel")
     for row in sorted(rows, key=lambda row: (row["kernel"], row["sm"])):
         figures = [row.get(name, "-") for name in ("registers", "stack", "spills", "shared", "threads")]
