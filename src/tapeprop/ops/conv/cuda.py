@@ -8,17 +8,38 @@ in depth is a matter of the term alone.
 
 from __future__ import annotations
 
-from tapeprop.ops.conv.geometry import FIELDS
+from tapeprop.ops.conv.geometry import PACKED_BITS
 from tapeprop.targets.cuda.gemm import FAR, Operand, Product, beyond, divide, i32, inline, product_kernel, u32
 from tapeprop.targets.cuda.kernel import CudaKernel
 
+#: A row's integers, those of three axes packed in one: what all threads have of a row at first takes registers.
+FIELDS = "images groups channels depth_in height_in width_in filters taps strides fronts steps depth_out height_out width_out".split()
 #: Of the input's gradient: where its pixels begin and how many there are in units of the stride, after how many taps the stride
-#: is met again, how far on that is in the output, and the pixels of a channel and of a filter.
-PHASE_FIELDS = (
-    "first_u count_u first_v count_v period_d period_h period_w hop_d hop_h hop_w pixels_in pixels_out".split()
-)
+#: is met again, and how far on that is in the output.
+PHASE_FIELDS = "first_u count_u first_v count_v periods hops".split()
 #: As row of a term whose depth is outside of the image: beyond all limits, and less than what marks terms past the end.
 OUTSIDE = FAR // 4
+
+
+MASK = (1 << PACKED_BITS) - 1
+
+
+@inline
+def _d(word):
+    """Of depth, in a word that `geometry.packed` has made."""
+    return word >> (2 * PACKED_BITS)
+
+
+@inline
+def _h(word):
+    """Of height, likewise."""
+    return (word >> PACKED_BITS) & MASK
+
+
+@inline
+def _w(word):
+    """Of width, likewise."""
+    return word & MASK
 
 
 # ---- forward: m filters, n output pixels, k taps; a batch is a group and an output depth
@@ -35,7 +56,7 @@ def _group(sizes, batch, depths):
     group = divide(batch, depths)
     image = sizes.channels * sizes.depth_in * sizes.height_in * sizes.width_in
     pixels = sizes.height_out * sizes.width_out
-    taps = sizes.channels * sizes.taps_d * sizes.taps_h * sizes.taps_w
+    taps = sizes.channels * _d(sizes.taps) * _h(sizes.taps) * _w(sizes.taps)
     return group, image, taps, sizes.filters * sizes.depth_out * pixels, pixels, batch - group * depths
 
 
@@ -43,7 +64,7 @@ def _group(sizes, batch, depths):
 def _group_and_depth(sizes, batch):
     """As `_group`, the depth being what the first tap meets of x; and the place of the depth in a filter's image of y."""
     group, x, taps, y, pixels, depth = _group(sizes, batch, sizes.depth_out)
-    return group, x, taps, y, pixels, depth * sizes.stride_d - sizes.front, depth * pixels
+    return group, x, taps, y, pixels, depth * _d(sizes.strides) - _d(sizes.fronts), depth * pixels
 
 
 @inline
@@ -85,7 +106,7 @@ def _within(depth, limit):
 def _output_pixel(sizes, place, x):
     """Of x, what the filter's first tap meets at output pixel x."""
     image, row, column = _split(sizes, x, sizes.width_out, place[4])
-    u, v = row * sizes.stride_h - sizes.top, column * sizes.stride_w - sizes.left
+    u, v = row * _h(sizes.strides) - _h(sizes.fronts), column * _w(sizes.strides) - _w(sizes.fronts)
     start = (image * sizes.groups + place[0]) * place[1] + place[5] * sizes.height_in * sizes.width_in
     return start + u * sizes.width_in + v, u, v
 
@@ -93,10 +114,10 @@ def _output_pixel(sizes, place, x):
 @inline
 def _tap_entry(sizes, place, k):
     """Of x, how far tap k is from the first."""
-    channel_depth, row, column = _split(sizes, k, sizes.taps_w, sizes.taps_h * sizes.taps_w)
-    channel = divide(channel_depth, sizes.taps_d)
-    depth = (channel_depth - channel * sizes.taps_d) * sizes.step_d
-    u, v = row * sizes.step_h, column * sizes.step_w
+    channel_depth, row, column = _split(sizes, k, _w(sizes.taps), _h(sizes.taps) * _w(sizes.taps))
+    channel = divide(channel_depth, _d(sizes.taps))
+    depth = (channel_depth - channel * _d(sizes.taps)) * _d(sizes.steps)
+    u, v = row * _h(sizes.steps), column * _w(sizes.steps)
     distance = ((channel * sizes.depth_in + depth) * sizes.height_in + u) * sizes.width_in + v
     return distance, u if _within(place[5] + depth, sizes.depth_in) else OUTSIDE, v, 0
 
@@ -140,8 +161,8 @@ def weight_grad(dtype: str, tile: tuple[int, ...]) -> CudaKernel:
 @inline
 def _group_and_tap(sizes, batch):
     """As `_group`, but of whole images of x and y; the depth is that of the tap; and what it meets for depth 0 of y."""
-    group, x, taps, y, pixels, tap = _group(sizes, batch, sizes.taps_d)
-    return group, x * sizes.groups, taps, y * sizes.groups, pixels, tap, tap * sizes.step_d - sizes.front
+    group, x, taps, y, pixels, tap = _group(sizes, batch, _d(sizes.taps))
+    return group, x * sizes.groups, taps, y * sizes.groups, pixels, tap, tap * _d(sizes.steps) - _d(sizes.fronts)
 
 
 @inline
@@ -155,8 +176,8 @@ def _pixel_entry(sizes, place, k):
     image_depth, row, column = _split(sizes, k, sizes.width_out, place[4])
     image = divide(image_depth, sizes.depth_out)
     depth = image_depth - image * sizes.depth_out
-    u, v = row * sizes.stride_h - sizes.top, column * sizes.stride_w - sizes.left
-    met = depth * sizes.stride_d + place[6]
+    u, v = row * _h(sizes.strides) - _h(sizes.fronts), column * _w(sizes.strides) - _w(sizes.fronts)
+    met = depth * _d(sizes.strides) + place[6]
     if not _within(met, sizes.depth_in):
         met, u = 0, OUTSIDE
     return (image << sizes.depth_bits) + met, u, v, depth * place[4] + row * sizes.width_out + column
@@ -174,8 +195,8 @@ def _gradient_column(sizes, place, entry):
 
 @inline
 def _tap_of_group(sizes, place, x):
-    channel, row, column = _split(sizes, x, sizes.taps_w, sizes.taps_h * sizes.taps_w)
-    u, v = row * sizes.step_h, column * sizes.step_w
+    channel, row, column = _split(sizes, x, _w(sizes.taps), _h(sizes.taps) * _w(sizes.taps))
+    u, v = row * _h(sizes.steps), column * _w(sizes.steps)
     plane = (place[0] * sizes.channels + channel) * sizes.depth_in
     return (plane * sizes.height_in + u) * sizes.width_in + v, u, v
 
@@ -195,9 +216,9 @@ def _weight_row(sizes, place, m):
 
 @inline
 def _weight_column(sizes, place, n):
-    taps = sizes.taps_h * sizes.taps_w
+    taps = _h(sizes.taps) * _w(sizes.taps)
     channel = divide(n, taps)
-    return n + (channel * (sizes.taps_d - 1) + place[5]) * taps
+    return n + (channel * (_d(sizes.taps) - 1) + place[5]) * taps
 
 
 WEIGHT_GRAD = Product(
@@ -251,15 +272,21 @@ def _phase(sizes, batch):
     depth that the first of them is met by)."""
     rest = divide(batch, sizes.depth_in)
     depth = batch - rest * sizes.depth_in
-    group = divide(rest, sizes.stride_h * sizes.stride_w)
-    rest -= group * sizes.stride_h * sizes.stride_w
-    phase_h = divide(rest, sizes.stride_w)
-    phase_w = rest - phase_h * sizes.stride_w
-    whole = divide(depth + sizes.front, sizes.stride_d)
-    phase_d = depth + sizes.front - whole * sizes.stride_d
-    first_d, taps_d, shift_d = _taps_of_phase(phase_d, sizes.taps_d, sizes.stride_d, sizes.step_d, sizes.period_d)
-    first_h, taps_h, shift_h = _taps_of_phase(phase_h, sizes.taps_h, sizes.stride_h, sizes.step_h, sizes.period_h)
-    first_w, taps_w, shift_w = _taps_of_phase(phase_w, sizes.taps_w, sizes.stride_w, sizes.step_w, sizes.period_w)
+    group = divide(rest, _h(sizes.strides) * _w(sizes.strides))
+    rest -= group * _h(sizes.strides) * _w(sizes.strides)
+    phase_h = divide(rest, _w(sizes.strides))
+    phase_w = rest - phase_h * _w(sizes.strides)
+    whole = divide(depth + _d(sizes.fronts), _d(sizes.strides))
+    phase_d = depth + _d(sizes.fronts) - whole * _d(sizes.strides)
+    first_d, taps_d, shift_d = _taps_of_phase(
+        phase_d, _d(sizes.taps), _d(sizes.strides), _d(sizes.steps), _d(sizes.periods)
+    )
+    first_h, taps_h, shift_h = _taps_of_phase(
+        phase_h, _h(sizes.taps), _h(sizes.strides), _h(sizes.steps), _h(sizes.periods)
+    )
+    first_w, taps_w, shift_w = _taps_of_phase(
+        phase_w, _w(sizes.taps), _w(sizes.strides), _w(sizes.steps), _w(sizes.periods)
+    )
     rows = phase_h, phase_w, first_h, first_w, taps_h, taps_w, shift_h, shift_w
     return group, *rows, depth, first_d, taps_d, whole - shift_d
 
@@ -276,17 +303,21 @@ def _phase_entry(sizes, place, k):
     filter_depth, j_h, j_w = _split(sizes, k, taps_w, taps_h * taps_w)
     filter = divide(filter_depth, place[11])
     j_d = filter_depth - filter * place[11]
-    tap_d, tap_h = place[10] + j_d * sizes.period_d, place[3] + j_h * sizes.period_h
-    tap = (tap_d * sizes.taps_h + tap_h) * sizes.taps_w + place[4] + j_w * sizes.period_w
-    back, u, v = -j_d * sizes.hop_d, -j_h * sizes.hop_h, -j_w * sizes.hop_w
-    weight = filter * sizes.channels * sizes.taps_d * sizes.taps_h * sizes.taps_w + tap
-    distance = filter * sizes.pixels_out + (back * sizes.height_out + u) * sizes.width_out + v
+    tap_d, tap_h = place[10] + j_d * _d(sizes.periods), place[3] + j_h * _h(sizes.periods)
+    tap = (tap_d * _h(sizes.taps) + tap_h) * _w(sizes.taps) + place[4] + j_w * _w(sizes.periods)
+    back, u, v = -j_d * _d(sizes.hops), -j_h * _h(sizes.hops), -j_w * _w(sizes.hops)
+    weight = filter * sizes.channels * _d(sizes.taps) * _h(sizes.taps) * _w(sizes.taps) + tap
+    distance = (
+        filter * sizes.depth_out * sizes.height_out * sizes.width_out
+        + (back * sizes.height_out + u) * sizes.width_out
+        + v
+    )
     return weight, u if _within(place[12] + back, sizes.depth_out) else OUTSIDE, v, distance
 
 
 @inline
 def _channel_row(sizes, place, x):
-    return (place[0] * sizes.filters * sizes.channels + x) * sizes.taps_d * sizes.taps_h * sizes.taps_w, 0, 0
+    return (place[0] * sizes.filters * sizes.channels + x) * _d(sizes.taps) * _h(sizes.taps) * _w(sizes.taps), 0, 0
 
 
 @inline
@@ -303,7 +334,7 @@ def _filter(sizes, place, entry):
 def _met_pixel(sizes, place, x):
     image, row, column = _split(sizes, x, sizes.count_v, sizes.count_u * sizes.count_v)
     u, v = sizes.first_u + row - place[7], sizes.first_v + column - place[8]
-    start = (image * sizes.groups + place[0]) * sizes.filters * sizes.pixels_out
+    start = (image * sizes.groups + place[0]) * sizes.filters * sizes.depth_out * sizes.height_out * sizes.width_out
     return start + (place[12] * sizes.height_out + u) * sizes.width_out + v, u, v
 
 
@@ -314,7 +345,7 @@ def _met_tap(sizes, place, entry):
 
 @inline
 def _met_filter(sizes, place, entry):
-    return i32(entry[0]) * i32(sizes.pixels_out), entry[1], entry[2]
+    return i32(entry[0]) * i32(sizes.depth_out * sizes.height_out * sizes.width_out), entry[1], entry[2]
 
 
 @inline
@@ -324,17 +355,17 @@ def _output_size(sizes):
 
 @inline
 def _input_row(sizes, place, m):
-    return m * sizes.pixels_in
+    return m * sizes.depth_in * sizes.height_in * sizes.width_in
 
 
 @inline
 def _input_column(sizes, place, n):
     image, row, column = _split(sizes, n, sizes.count_v, sizes.count_u * sizes.count_v)
-    h = (sizes.first_u + row) * sizes.stride_h + place[1] - sizes.top
-    w = (sizes.first_v + column) * sizes.stride_w + place[2] - sizes.left
+    h = (sizes.first_u + row) * _h(sizes.strides) + place[1] - _h(sizes.fronts)
+    w = (sizes.first_v + column) * _w(sizes.strides) + place[2] - _w(sizes.fronts)
     if h < 0 or h >= sizes.height_in or w < 0 or w >= sizes.width_in:
         return -1
-    start = (image * sizes.groups + place[0]) * sizes.channels * sizes.pixels_in
+    start = (image * sizes.groups + place[0]) * sizes.channels * sizes.depth_in * sizes.height_in * sizes.width_in
     return start + (place[9] * sizes.height_in + h) * sizes.width_in + w
 
 

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import gcd
 
+from tapeprop.errors import ShapeError
 from tapeprop.ops.op import ITEM_BYTES, ArrayType, Attributes
 
 STAGED_BYTES = 320 * 1024  # of a band: its planes and the weights that meet them share the second-level cache
 GRAINS = 8  # that a convolution is cut into where its shape allows
 PIXELS = 512  # of a band whose gradients the weight gradient lays out anew
 ROW_GRAIN = 12  # rows of the weight gradient
+PACKED_BITS = 21  # of each of the three numbers that `packed` puts in one integer
 BLOCK_ROWS = 144  # of them that share such a layout, at most
 
 
@@ -111,6 +113,16 @@ def _merged(axes: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
 
 #: The names of the kernels' first integers.
 FIELDS = tuple(field.name for field in fields(Geometry))
+
+
+def packed(*numbers: int) -> int:
+    """Three numbers, of depth, height and width, as one integer of a row. ShapeError where one is too large for that."""
+    if max(numbers) >> PACKED_BITS:
+        raise ShapeError(
+            f"convolution on a GPU: expected filters, strides, padding and dilation below {1 << PACKED_BITS}, got {max(numbers)}"
+        )
+    depth, height, width = numbers
+    return (depth << 2 * PACKED_BITS) | (height << PACKED_BITS) | width
 
 
 def band_rows(

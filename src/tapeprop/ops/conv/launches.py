@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import gcd, prod
 
 from tapeprop.errors import ShapeError
-from tapeprop.ops.conv.geometry import Geometry
+from tapeprop.ops.conv.geometry import Geometry, packed
 from tapeprop.ops.op import Call, Device, Launch
 from tapeprop.ops.tiling import LARGEST, Bias, cut, launches
 
@@ -23,7 +23,7 @@ def forward_launches(call: Call, device: Device) -> list[Launch]:
     bias = None
     if len(call.operands) == 3:
         bias = Bias(2, group=g.filters, row=1, inner=g.depth_out * pixels, alike=g.depth_out)
-    return launches(call, device, found, f"{HERE}:forward", 1, 0, bias, g.integers)
+    return launches(call, device, found, f"{HERE}:forward", 1, 0, bias, _integers(g))
 
 
 def weight_grad_launches(call: Call, device: Device) -> list[Launch]:
@@ -32,7 +32,7 @@ def weight_grad_launches(call: Call, device: Device) -> list[Launch]:
     g = Geometry.of(x, dw, dy, call.attributes)
     depth = g.images * g.depth_out * g.height_out * g.width_out
     found = cut(g.filters, g.channels * g.taps_h * g.taps_w, depth, g.groups * g.taps_d, dw.dtype, device)
-    integers = [*g.integers, (g.depth_in - 1).bit_length()]
+    integers = [*_integers(g), (g.depth_in - 1).bit_length()]
     return launches(call, device, found, f"{HERE}:weight_grad", 1, 0, None, integers)
 
 
@@ -48,12 +48,11 @@ def input_grad_launches(call: Call, device: Device) -> list[Launch]:
     count_u = (g.height_in - 1 + g.top) // g.stride_h - first_u + 1
     count_v = (g.width_in - 1 + g.left) // g.stride_w - first_v + 1
     pairs = (g.stride_d, g.step_d), (g.stride_h, g.step_h), (g.stride_w, g.step_w)
-    periods = [stride // gcd(stride, step) for stride, step in pairs]
-    hops = [step // gcd(stride, step) for stride, step in pairs]
+    periods = packed(*(stride // gcd(stride, step) for stride, step in pairs))
+    hops = packed(*(step // gcd(stride, step) for stride, step in pairs))
     depth = -(-g.filters * g.taps // (phases * g.stride_d))
     found = cut(g.channels, g.images * count_u * count_v, depth, g.groups * phases * g.depth_in, dx.dtype, device)
-    integers = [*g.integers, first_u, count_u, first_v, count_v, *periods, *hops]
-    integers += [g.depth_in * g.height_in * g.width_in, g.depth_out * g.height_out * g.width_out]
+    integers = [*_integers(g), first_u, count_u, first_v, count_v, periods, hops]
     return launches(call, device, found, f"{HERE}:input_grad", 1, 0, None, integers, single=g.taps == 1)
 
 
@@ -64,3 +63,15 @@ def _refuse_far(what: str, elements: int) -> None:
             f"a convolution on a GPU: expected at most {LARGEST} elements of each group in {what}, got {elements}; "
             "cut the images into pieces, or use more groups"
         )
+
+
+def _integers(g: Geometry) -> list[int]:
+    """The kernels' first integers: see `cuda.FIELDS`."""
+    return [
+        *(g.images, g.groups, g.channels, g.depth_in, g.height_in, g.width_in, g.filters),
+        packed(g.taps_d, g.taps_h, g.taps_w),
+        packed(g.stride_d, g.stride_h, g.stride_w),
+        packed(g.front, g.top, g.left),
+        packed(g.step_d, g.step_h, g.step_w),
+        *(g.depth_out, g.height_out, g.width_out),
+    ]
