@@ -8,7 +8,7 @@ and what comes out, as every call does, so that forwards of little arithmetic me
 take turns in one run; a figure is the median of bursts, a ratio torch's median by ours, above 1 where ours is faster. Both
 use --workers threads. --json writes bench/results/ops-<cpu>.json and a table, .md, beside it.
 
-`CASES` says what is timed, by the name of the op; `WITHOUT` why another op is not. tests/test_bench.py finds ops that stand
+`CASES` says what is timed, by the name of the op and what is special; `WITHOUT` why another op is not. tests/test_bench.py finds ops that stand
 in neither: what is added to the catalogue gets a line here.
 """
 
@@ -72,6 +72,12 @@ def _convolutions(*sizes: tuple[int, int, int, int]) -> tuple[list[Operand], lis
     return small, medium, large
 
 
+def _depthwise(*sizes: tuple[int, int, int]) -> tuple[list[Operand], list[Operand], list[Operand]]:
+    """Images and a 3x3 filter for each channel, of (N, C, H)."""
+    small, medium, large = ([(n, c, h, h), (c, 1, 3, 3), (c,)] for n, c, h in sizes)
+    return small, medium, large
+
+
 def _batch_norm(x: Any, gamma: Any, beta: Any) -> Any:
     channels = x.shape[1]
     return ops.batch_norm(x, gamma, beta, np.zeros(channels), np.ones(channels))[0]
@@ -101,20 +107,61 @@ CASES: dict[str, Case] = {
         ([(8, 84), (84, 10)], [(128, 256), (256, 128)], [(512, 512), (512, 512)]),
     ),
     "dense": Case(ops.dense, lambda torch, x, w, b: torch.nn.functional.linear(x, w, b), DENSE),
-    # convolutions: conv2d; conv3d, depthwise and transposed ones belong here
+    # convolutions
     "conv2d": Case(
         lambda x, w, b: ops.conv2d(x, w, b, padding=1),
         lambda torch, x, w, b: torch.nn.functional.conv2d(x, w, b, padding=1),
         _convolutions((4, 6, 14, 16), (32, 16, 32, 16), (8, 64, 56, 64)),
     ),
-    # pools; resampling belongs here
+    "conv2d depthwise": Case(
+        lambda x, w, b: ops.conv2d(x, w, b, padding=1, groups=x.shape[1]),
+        lambda torch, x, w, b: torch.nn.functional.conv2d(x, w, b, padding=1, groups=x.shape[1]),
+        _depthwise((4, 16, 14), (32, 64, 28), (32, 96, 56)),
+    ),
+    "conv2d transposed": Case(
+        lambda x, w, b: ops.conv_transpose(x, w, b, stride=2),
+        lambda torch, x, w, b: torch.nn.functional.conv_transpose2d(x, w, b, stride=2),
+        (
+            [(4, 6, 7, 7), (6, 16, 2, 2), (16,)],
+            [(32, 32, 16, 16), (32, 16, 2, 2), (16,)],
+            [(8, 128, 28, 28), (128, 64, 2, 2), (64,)],
+        ),
+    ),
+    "conv3d": Case(
+        lambda x, w, b: ops.conv3d(x, w, b, padding=1),
+        lambda torch, x, w, b: torch.nn.functional.conv3d(x, w, b, padding=1),
+        (
+            [(2, 3, 6, 14, 14), (8, 3, 3, 3, 3), (8,)],
+            [(8, 16, 8, 16, 16), (16, 16, 3, 3, 3), (16,)],
+            [(2, 32, 16, 28, 28), (32, 32, 3, 3, 3), (32,)],
+        ),
+    ),
+    # pools, resampling
     "max_pool2d": Case(lambda x: ops.max_pool2d(x, 2), lambda torch, x: torch.nn.functional.max_pool2d(x, 2), MAPS),
     "avg_pool2d": Case(lambda x: ops.avg_pool2d(x, 2), lambda torch, x: torch.nn.functional.avg_pool2d(x, 2), MAPS),
-    # norms and softmax: group, layer, instance and RMS norms belong here
+    "max_pool2d 3x3": Case(
+        lambda x: ops.max_pool2d(x, 3, 2, 1), lambda torch, x: torch.nn.functional.max_pool2d(x, 3, 2, 1), MAPS
+    ),
+    "resample": Case(
+        lambda x: ops.resize(x, scale=(2, 2), mode="linear"),
+        lambda torch, x: torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear"),
+        _images((8, 6, 14), (32, 16, 16), (16, 64, 28)),
+    ),
+    # norms and softmax
     "batch_norm": Case(
         _batch_norm,
         lambda torch, x, g, b: torch.nn.functional.batch_norm(x, None, None, g, b, training=True),
         _normed((8, 6, 28), (32, 16, 32), (16, 64, 64)),
+    ),
+    "row_norm": Case(
+        lambda x, g, b: ops.layer_norm(x, g.shape, g, b),
+        lambda torch, x, g, b: torch.nn.functional.layer_norm(x, g.shape, g, b),
+        ([(8, 64), (64,), (64,)], [(32, 16, 128), (128,), (128,)], [(64, 128, 512), (512,), (512,)]),
+    ),
+    "row_norm in groups": Case(
+        lambda x, g, b: ops.group_norm(x, 4, g, b),
+        lambda torch, x, g, b: torch.nn.functional.group_norm(x, 4, g, b),
+        _normed((8, 8, 28), (32, 16, 32), (32, 64, 28)),
     ),
     "softmax": Case(ops.softmax, lambda torch, x: torch.softmax(x, -1), CLASSES),
     "log_softmax": Case(ops.log_softmax, lambda torch, x: torch.log_softmax(x, -1), CLASSES),
@@ -172,10 +219,13 @@ _FIT = "gathers or counts inside fit's tape; bench/infrastructure.py times it"
 WITHOUT: dict[str, str] = {
     **{
         f"{name}_grad": f"timed as the backward of {name}"
-        for name in ("avg_pool2d", "batch_norm", "log_softmax", "max_pool2d", "nll", "softmax", "weighted_nll")
+        for name in ("avg_pool2d", "batch_norm", "log_softmax", "max_pool2d", "nll", "row_norm", "softmax", "weighted_nll")
     },
     "conv2d_input_grad": "timed as the backward of conv2d",
     "conv2d_weight_grad": "timed as the backward of conv2d",
+    "conv3d_input_grad": "timed as the backward of conv3d",
+    "conv3d_weight_grad": "timed as the backward of conv3d",
+    "whole_numbers": "a cast and a look at what was cast, before take",
     "scatter_rows": "timed as the backward of take",
     "mean_loss": "timed as a part of the losses",
     "mean_loss_grad": "timed as a part of the losses",
