@@ -16,7 +16,7 @@ from tapeprop.targets.cuda.kernel import CudaKernel
 FIELDS = "images groups channels depth_in height_in width_in filters taps strides fronts steps depth_out height_out width_out".split()
 #: Of the input's gradient: where its pixels begin and how many there are in units of the stride; after how many taps the stride is met
 #: again, and how far on that is in the output; the same as distances in w and dy; and those from one filter to the next.
-PHASE_FIELDS = "first_u count_u first_v count_v periods hops tap_d tap_h back_d filter_weights filter_pixels".split()
+PHASE_FIELDS = "first_u count_u first_v count_v periods hop_d hop_h hop_w tap_d tap_h tap_w back_d filter_weights filter_pixels".split()
 #: As row of a term whose depth is outside of the image: beyond all limits, and less than what marks terms past the end.
 OUTSIDE = FAR // 4
 
@@ -302,10 +302,10 @@ def _phase_entry(sizes, place, k):
     filter_depth, j_h, j_w = _split(sizes, k, place[5], place[4] * place[5])
     filter = divide(filter_depth, place[9])
     j_d = filter_depth - filter * place[9]
-    tap = place[3] + j_d * sizes.tap_d + j_h * sizes.tap_h + j_w * _w(sizes.periods)
-    u, v = -j_h * _h(sizes.hops), -j_w * _w(sizes.hops)
+    tap = place[3] + j_d * sizes.tap_d + j_h * sizes.tap_h + j_w * sizes.tap_w
+    u, v = -j_h * sizes.hop_h, -j_w * sizes.hop_w
     distance = filter * sizes.filter_pixels - j_d * sizes.back_d + u * sizes.width_out + v
-    met = place[10] - j_d * _d(sizes.hops)
+    met = place[10] - j_d * sizes.hop_d
     return filter * sizes.filter_weights + tap, u if _within(met, sizes.depth_out) else OUTSIDE, v, distance
 
 
