@@ -23,48 +23,47 @@ def random(shape, dtype="float32", seed=0):
 
 
 def by_loops(x, w, stride, padding, dilation, groups):
-    """conv2d, pixel by pixel, in float64."""
+    """The convolution, pixel by pixel, in float64."""
     x = np.pad(x.astype(float), ((0, 0), (0, 0), *padding))
-    filters, channels, kh, kw = w.shape
-    height = (x.shape[2] - (kh - 1) * dilation[0] - 1) // stride[0] + 1
-    width = (x.shape[3] - (kw - 1) * dilation[1] - 1) // stride[1] + 1
-    y = np.zeros((x.shape[0], filters, height, width))
+    filters, channels, *kernel = w.shape
+    size = [(n - (k - 1) * d - 1) // s + 1 for n, k, d, s in zip(x.shape[2:], kernel, dilation, stride)]
+    y = np.zeros((x.shape[0], filters, *size))
     for o in range(filters):
         first = o // (filters // groups) * channels
-        for i, j in np.ndindex(height, width):
-            rows, columns = (k * s + np.arange(n) * d for k, s, n, d in zip((i, j), stride, (kh, kw), dilation))
-            seen = x[:, first : first + channels, rows[:, None], columns]
-            y[:, o, i, j] = (seen * w[o]).sum((1, 2, 3))
+        for pixel in np.ndindex(*size):
+            taps = [k * s + np.arange(n) * d for k, s, n, d in zip(pixel, stride, kernel, dilation)]
+            seen = x[:, first : first + channels][(..., *np.ix_(*taps))]
+            y[:, o, *pixel] = (seen * w[o]).reshape(len(x), -1).sum(1)
     return y
 
 
 @st.composite
-def geometries(draw):
-    def pair(low, high):
-        return draw(st.integers(low, high)), draw(st.integers(low, high))
+def geometries(draw, rank=2, channels=5, filters=20, width=40):
+    def each(low, high):
+        return tuple(draw(st.integers(low, high)) for _ in range(rank))
 
-    groups, kernel, stride, dilation = draw(st.integers(1, 3)), pair(1, 4), pair(1, 4), pair(1, 3)
-    padding = pair(0, 3), pair(0, 3)
+    groups, kernel, stride, dilation = draw(st.integers(1, 3)), each(1, 4), each(1, 4), each(1, 3)
+    padding = tuple((draw(st.integers(0, 3)), draw(st.integers(0, 3))) for _ in range(rank))
     least = [max(1, (k - 1) * d + 1 - sum(side)) for k, d, side in zip(kernel, dilation, padding)]
-    size = draw(st.integers(least[0], least[0] + 9)), draw(st.integers(least[1], least[1] + 40))
-    x = (draw(st.integers(1, 3)), groups * draw(st.integers(1, 5)), *size)
-    w = (groups * draw(st.integers(1, 20)), x[1] // groups, *kernel)
+    size = [n + draw(st.integers(0, 9 if i < rank - 1 else width)) for i, n in enumerate(least)]
+    x = (draw(st.integers(1, 3)), groups * draw(st.integers(1, channels)), *size)
+    w = (groups * draw(st.integers(1, filters)), x[1] // groups, *kernel)
     return x, w, {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
 
 
-@settings(max_examples=60, deadline=None)
-@given(geometries(), st.sampled_from(["float32", "float64"]), st.integers(1, 3))
-def test_any_geometry(geometry, dtype, workers):
-    x_shape, w_shape, attributes = geometry
+def check(x_shape, w_shape, attributes, dtype, workers):
+    """y is what the loops give, and <conv(x, w), dy> = <x, input gradient> = <w, weight gradient>, for any dy."""
+    name = f"conv{len(x_shape) - 2}d"
+    conv, input_grad, weight_grad = (getattr(ops, f"{name}{kind}") for kind in ("", "_input_grad", "_weight_grad"))
     x, w, b = random(x_shape, dtype), random(w_shape, dtype, 1), random(w_shape[0], dtype, 2)
-    y = run(lambda x, w, b: ops.conv2d(x, w, b, **attributes), x, w, b, workers=workers)
+    y = run(lambda x, w, b: conv(x, w, b, **attributes), x, w, b, workers=workers)
     wanted = by_loops(x, w, **attributes)
     tolerance = 1e-12 if dtype == "float64" else 1e-4
-    np.testing.assert_allclose(y, wanted + b[:, None, None], rtol=tolerance, atol=tolerance)
-    # <conv(x, w), dy> = <x, input gradient> = <w, weight gradient>, for any dy
+    bias = b.reshape(-1, *[1] * (len(x_shape) - 2))
+    np.testing.assert_allclose(y, wanted + bias, rtol=tolerance, atol=tolerance)
     dy = random(y.shape, dtype, 3)
-    dx = run(lambda dy, w: ops.conv2d_input_grad(dy, w, x_shape[2:], **attributes), dy, w, workers=workers)
-    dw = run(lambda x, dy: ops.conv2d_weight_grad(x, dy, w_shape[2:], **attributes), x, dy, workers=workers)
+    dx = run(lambda dy, w: input_grad(dy, w, x_shape[2:], **attributes), dy, w, workers=workers)
+    dw = run(lambda x, dy: weight_grad(x, dy, w_shape[2:], **attributes), x, dy, workers=workers)
     assert dx.shape == x_shape
     assert dw.shape == w_shape
     scale = np.sqrt(y.size * np.prod(w_shape[1:]))
@@ -73,10 +72,35 @@ def test_any_geometry(geometry, dtype, workers):
     assert np.vdot(w.astype(float), dw) == pytest.approx(expected, rel=tolerance, abs=tolerance * scale)
 
 
+@settings(max_examples=60, deadline=None)
+@given(geometries(), st.sampled_from(["float32", "float64"]), st.integers(1, 3))
+def test_any_geometry(geometry, dtype, workers):
+    check(*geometry, dtype, workers)
+
+
+@settings(max_examples=12, deadline=None)
+@given(geometries(rank=3, channels=3, filters=6, width=5), st.sampled_from(["float32", "float64"]), st.integers(1, 3))
+def test_any_geometry_in_three_dimensions(geometry, dtype, workers):
+    check(*geometry, dtype, workers)
+
+
+@settings(max_examples=15, deadline=None)
+@given(geometries(channels=1, filters=3, width=90), st.sampled_from(["float32", "float64"]), st.integers(1, 3))
+def test_any_geometry_channel_by_channel(geometry, dtype, workers):
+    check(*geometry, dtype, workers)
+
+
+@pytest.mark.parametrize(("size", "kernel"), [((200, 40), (3, 3)), ((3, 600), (2, 3)), ((40, 130), (9, 7))])
+def test_bands_of_a_large_plane(size, kernel):
+    attributes = {"stride": (1, 2), "padding": ((1, 1), (2, 0)), "dilation": (2, 1), "groups": 2}
+    check((1, 2, *size), (4, 1, *kernel), attributes, "float64", 2)
+
+
 GEOMETRIES = [
     ((6, 3, 13, 17), (20, 3, 3, 3), {"padding": 1}),
     ((6, 4, 12, 11), (6, 2, 3, 2), {"stride": 2, "padding": 1, "groups": 2}),
     ((9, 5, 40, 40), (33, 5, 1, 1), {}),
+    ((3, 4, 9, 21), (8, 1, 3, 3), {"padding": 1, "groups": 4}),
 ]
 
 
@@ -163,6 +187,50 @@ def test_a_special_pixel_reaches_what_sees_it_and_nothing_else(special):
     np.testing.assert_array_equal(~np.isfinite(dx), reached)
 
 
+@pytest.mark.parametrize("special", [np.nan, np.inf])
+def test_a_special_pixel_stays_in_its_channel(special):
+    x, w = random((2, 3, 7, 19)), random((3, 1, 3, 3), seed=1)
+    x[0, 1, 3, 18] = special
+    y = run(lambda x, w: ops.conv2d(x, w, padding=1, groups=3), x, w)
+    reached = np.zeros(y.shape, bool)
+    reached[0, 1, 2:5, 17:] = True
+    np.testing.assert_array_equal(~np.isfinite(y), reached)
+    dw = run(lambda x, dy: ops.conv2d_weight_grad(x, dy, (3, 3), padding=1, groups=3), x, np.ones_like(y))
+    reached = np.zeros(dw.shape, bool)
+    reached[1, 0, :, 1:] = True  # the left column of taps never lies on the last column of pixels
+    np.testing.assert_array_equal(~np.isfinite(dw), reached)
+    dx = run(lambda dy, w: ops.conv2d_input_grad(dy, w, (7, 19), padding=1, groups=3), x, w)
+    np.testing.assert_array_equal(~np.isfinite(dx), ~np.isfinite(y))
+
+
+def test_a_special_pixel_reaches_through_depth():
+    x, w = random((1, 2, 5, 4, 6)), random((2, 2, 3, 3, 3), seed=1)
+    x[0, 1, 2, 2, 3] = np.nan
+    y = run(lambda x, w: ops.conv3d(x, w, padding=1), x, w)
+    reached = np.zeros(y.shape, bool)
+    reached[:, :, 1:4, 1:4, 2:5] = True
+    np.testing.assert_array_equal(np.isnan(y), reached)
+
+
+def test_one_axis_is_a_single_row():
+    x, w, b = random((2, 4, 33)), random((6, 2, 3), seed=1), random(6, seed=2)
+    y = run(lambda x, w, b: ops.conv1d(x, w, b, 2, (1, 2), 3, 2), x, w, b)
+    rows = {"stride": (1, 2), "padding": ((0, 0), (1, 2)), "dilation": (1, 3), "groups": 2}
+    alike = run(lambda x, w, b: ops.conv2d(x, w, b, **rows), x[:, :, None], w[:, :, None], b)
+    np.testing.assert_array_equal(y, alike[:, :, 0])
+    assert ops.conv1d(tensor(Dim.symbol("N"), 1, 9), tensor(2, 1, 3)).shape == (Dim.symbol("N"), 2, 7)
+
+
+def test_a_transposed_convolution_is_the_gradient_of_one():
+    x, w = random((2, 6, 3, 4), "float64"), random((6, 2, 3, 3), "float64", 1)
+    y = run(lambda x, w: ops.conv_transpose(x, w, stride=2, padding=1, output_padding=1, groups=2), x, w)
+    assert y.shape == (2, 4, 6, 8)
+    seen = run(lambda y, w: ops.conv2d(y, w, stride=2, padding=1, groups=2), y, w)
+    assert np.vdot(seen, x) == pytest.approx(np.vdot(y, y), rel=1e-12)
+    n = Dim.symbol("N")
+    assert ops.conv_transpose(tensor(n, 2, n), tensor(2, 3, 3), stride=2).shape == (n, 3, 2 * (n - 1) + 3)
+
+
 def test_pixels_that_no_tap_reaches_have_no_gradient():
     dy, w = random((2, 3, 4, 4)), random((3, 2, 1, 1), seed=1)
     dx = run(lambda dy, w: ops.conv2d_input_grad(dy, w, (8, 7), stride=2), dy, w)
@@ -203,6 +271,33 @@ def test_conv2d_refuses(shapes, attributes, words):
     with pytest.raises(ShapeError) as caught:
         ops.conv2d(*(tensor(*shape) for shape in shapes), **attributes)
     assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        (lambda: ops.conv3d(tensor(2, 3, 8, 8), tensor(6, 3, 3, 3, 3)), ["conv3d", "rank 5", "(N, C, D, H, W)"]),
+        (lambda: ops.conv3d(tensor(2, 3, 2, 8, 8), tensor(6, 3, 3, 3, 3)), ["conv3d", "3 x 3 x 3", "2 x 8 x 8"]),
+        (lambda: ops.conv1d(tensor(2, 3, 8, 8), tensor(6, 3, 3)), ["conv1d", "rank 3", "(N, C, L)"]),
+        (lambda: ops.conv1d(tensor(2, 4, 8), tensor(6, 3, 3)), ["conv1d", "expected 3 channels", "got 4"]),
+        (lambda: ops.conv1d(tensor(2, 3, 2), tensor(6, 3, 3)), ["conv1d", "at least the filter, 3", "got 2"]),
+        (lambda: ops.conv_transpose(tensor(2, 3), tensor(3, 3)), ["one to three axes", "(2, 3)"]),
+        (lambda: ops.conv_transpose(tensor(2, 3, 4, 4), tensor(3, 2, 3)), ["(C, O / groups, KH, KW)", "(3, 2, 3)"]),
+        (lambda: ops.conv_transpose(tensor(2, 3, 4), tensor(4, 2, 3)), ["expected 4 channels", "got 3"]),
+        (lambda: ops.conv_transpose(tensor(2, 3, 4), tensor(3, 2, 3), groups=2), ["2 groups divide", "got 3"]),
+        (lambda: ops.conv_transpose(tensor(2, 3, 1), tensor(3, 2, 3), padding=2), ["at least one pixel", "got -1"]),
+        (lambda: ops.conv_transpose(tensor(2, 3, 4), tensor(3, 2, 3), tensor(3)), ["bias", "(2,)", "(3,)"]),
+    ],
+)
+def test_others_refuse(record, words):
+    with pytest.raises(ShapeError) as caught:
+        record()
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_output_padding_is_smaller_than_stride_or_dilation():
+    with pytest.raises(GraphError, match="output_padding smaller than stride or dilation, got 2"):
+        ops.conv_transpose(tensor(2, 3, 4), tensor(3, 2, 3), stride=2, output_padding=2)
 
 
 @pytest.mark.parametrize(

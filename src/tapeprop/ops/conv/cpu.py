@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import gcd
+from typing import Any
 
 from tapeprop.ops.conv.geometry import (
     BLOCK_ROWS,
@@ -37,7 +38,7 @@ def conv_launch(
     geometry: Geometry,
     integers: Sequence[int],
     elements: int,
-    **parameters: int,
+    **parameters: Any,
 ) -> Launch:
     """A row: arrays flat, then the scratch twice, as elements and as int64 words. parameters: of the builder, besides dtype."""
     dtype = call.results[0].dtype

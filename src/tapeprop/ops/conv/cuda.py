@@ -14,9 +14,9 @@ from tapeprop.targets.cuda.kernel import CudaKernel
 
 #: A row's integers, those of three axes packed in one: what all threads have of a row at first takes registers.
 FIELDS = "images groups channels depth_in height_in width_in filters taps strides fronts steps depth_out height_out width_out".split()
-#: Of the input's gradient: where its pixels begin and how many there are in units of the stride, after how many taps the stride
-#: is met again, and how far on that is in the output.
-PHASE_FIELDS = "first_u count_u first_v count_v periods hops".split()
+#: Of the input's gradient: where its pixels begin and how many there are in units of the stride; after how many taps the stride is met
+#: again, and how far on that is in the output; the same as distances in w and dy; and those from one filter to the next.
+PHASE_FIELDS = "first_u count_u first_v count_v periods hop_d hop_h hop_w tap_d tap_h tap_w back_d filter_weights filter_pixels".split()
 #: As row of a term whose depth is outside of the image: beyond all limits, and less than what marks terms past the end.
 OUTSIDE = FAR // 4
 
@@ -268,7 +268,7 @@ def _taps_of_phase(phase, taps, stride, step, period):
 
 @inline
 def _phase(sizes, batch):
-    """(group, phases, first taps, taps of the phase, how far output rows and columns are shifted; depth, its taps, the output
+    """(group, phases, first tap, taps of the phase, how far output rows and columns are shifted; depth, its taps, the output
     depth that the first of them is met by)."""
     rest = divide(batch, sizes.depth_in)
     depth = batch - rest * sizes.depth_in
@@ -287,32 +287,26 @@ def _phase(sizes, batch):
     first_w, taps_w, shift_w = _taps_of_phase(
         phase_w, _w(sizes.taps), _w(sizes.strides), _w(sizes.steps), _w(sizes.periods)
     )
-    rows = phase_h, phase_w, first_h, first_w, taps_h, taps_w, shift_h, shift_w
-    return group, *rows, depth, first_d, taps_d, whole - shift_d
+    first = (first_d * _h(sizes.taps) + first_h) * _w(sizes.taps) + first_w
+    return group, phase_h, phase_w, first, taps_h, taps_w, shift_h, shift_w, depth, taps_d, whole - shift_d
 
 
 @inline
 def _phase_depth(sizes, place):
-    return sizes.filters * place[11] * place[5] * place[6]
+    return sizes.filters * place[9] * place[4] * place[5]
 
 
 @inline
 def _phase_entry(sizes, place, k):
     """(distance in w, rows and columns of dy back, distance in dy) of a filter and tap."""
-    taps_h, taps_w = place[5], place[6]
-    filter_depth, j_h, j_w = _split(sizes, k, taps_w, taps_h * taps_w)
-    filter = divide(filter_depth, place[11])
-    j_d = filter_depth - filter * place[11]
-    tap_d, tap_h = place[10] + j_d * _d(sizes.periods), place[3] + j_h * _h(sizes.periods)
-    tap = (tap_d * _h(sizes.taps) + tap_h) * _w(sizes.taps) + place[4] + j_w * _w(sizes.periods)
-    back, u, v = -j_d * _d(sizes.hops), -j_h * _h(sizes.hops), -j_w * _w(sizes.hops)
-    weight = filter * sizes.channels * _d(sizes.taps) * _h(sizes.taps) * _w(sizes.taps) + tap
-    distance = (
-        filter * sizes.depth_out * sizes.height_out * sizes.width_out
-        + (back * sizes.height_out + u) * sizes.width_out
-        + v
-    )
-    return weight, u if _within(place[12] + back, sizes.depth_out) else OUTSIDE, v, distance
+    filter_depth, j_h, j_w = _split(sizes, k, place[5], place[4] * place[5])
+    filter = divide(filter_depth, place[9])
+    j_d = filter_depth - filter * place[9]
+    tap = place[3] + j_d * sizes.tap_d + j_h * sizes.tap_h + j_w * sizes.tap_w
+    u, v = -j_h * sizes.hop_h, -j_w * sizes.hop_w
+    distance = filter * sizes.filter_pixels - j_d * sizes.back_d + u * sizes.width_out + v
+    met = place[10] - j_d * sizes.hop_d
+    return filter * sizes.filter_weights + tap, u if _within(met, sizes.depth_out) else OUTSIDE, v, distance
 
 
 @inline
@@ -333,9 +327,9 @@ def _filter(sizes, place, entry):
 @inline
 def _met_pixel(sizes, place, x):
     image, row, column = _split(sizes, x, sizes.count_v, sizes.count_u * sizes.count_v)
-    u, v = sizes.first_u + row - place[7], sizes.first_v + column - place[8]
-    start = (image * sizes.groups + place[0]) * sizes.filters * sizes.depth_out * sizes.height_out * sizes.width_out
-    return start + (place[12] * sizes.height_out + u) * sizes.width_out + v, u, v
+    u, v = sizes.first_u + row - place[6], sizes.first_v + column - place[7]
+    start = (image * sizes.groups + place[0]) * sizes.filters * sizes.filter_pixels
+    return start + (place[10] * sizes.height_out + u) * sizes.width_out + v, u, v
 
 
 @inline
@@ -345,7 +339,7 @@ def _met_tap(sizes, place, entry):
 
 @inline
 def _met_filter(sizes, place, entry):
-    return i32(entry[0]) * i32(sizes.depth_out * sizes.height_out * sizes.width_out), entry[1], entry[2]
+    return i32(entry[0]) * i32(sizes.filter_pixels), entry[1], entry[2]
 
 
 @inline
@@ -365,13 +359,13 @@ def _input_column(sizes, place, n):
     w = (sizes.first_v + column) * _w(sizes.strides) + place[2] - _w(sizes.fronts)
     if h < 0 or h >= sizes.height_in or w < 0 or w >= sizes.width_in:
         return -1
-    start = (image * sizes.groups + place[0]) * sizes.channels * sizes.depth_in * sizes.height_in * sizes.width_in
-    return start + (place[9] * sizes.height_in + h) * sizes.width_in + w
+    plane = (image * sizes.groups + place[0]) * sizes.channels * sizes.depth_in + place[8]
+    return (plane * sizes.height_in + h) * sizes.width_in + w
 
 
 INPUT_GRAD = {
     single: Product(
-        places=13,
+        places=11,
         place=_phase,
         depth=_phase_depth,
         left=Operand(False, _channel_row, _filter, _one)

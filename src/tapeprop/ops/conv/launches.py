@@ -48,11 +48,18 @@ def input_grad_launches(call: Call, device: Device) -> list[Launch]:
     count_u = (g.height_in - 1 + g.top) // g.stride_h - first_u + 1
     count_v = (g.width_in - 1 + g.left) // g.stride_w - first_v + 1
     pairs = (g.stride_d, g.step_d), (g.stride_h, g.step_h), (g.stride_w, g.step_w)
-    periods = packed(*(stride // gcd(stride, step) for stride, step in pairs))
-    hops = packed(*(step // gcd(stride, step) for stride, step in pairs))
+    periods = [stride // gcd(stride, step) for stride, step in pairs]
+    hops = [step // gcd(stride, step) for stride, step in pairs]
     depth = -(-g.filters * g.taps // (phases * g.stride_d))
     found = cut(g.channels, g.images * count_u * count_v, depth, g.groups * phases * g.depth_in, dx.dtype, device)
-    integers = [*_integers(g), first_u, count_u, first_v, count_v, periods, hops]
+    integers = [*_integers(g), first_u, count_u, first_v, count_v, packed(*periods), *hops]
+    integers += [
+        periods[0] * g.taps_h * g.taps_w,
+        periods[1] * g.taps_w,
+        periods[2],
+        hops[0] * g.height_out * g.width_out,
+    ]
+    integers += [g.channels * g.taps, g.depth_out * g.height_out * g.width_out]
     return launches(call, device, found, f"{HERE}:input_grad", 1, 0, None, integers, single=g.taps == 1)
 
 

@@ -393,6 +393,7 @@ def product_kernel(dtype: str, tile: tuple[int, ...], names: Sequence[str], prod
         xs_a = cuda.shared.array(words_a, np.int64)
         thread = u32(cuda.threadIdx.x)
 
+        # What stands in shared memory takes no registers across a barrier: hence those before the loop.
         if thread == 0:
             keep_words(row, words)
         cuda.syncthreads()
@@ -413,11 +414,11 @@ def product_kernel(dtype: str, tile: tuple[int, ...], names: Sequence[str], prod
         if thread == 0:
             keep(kept, (first_m, first_n, bias_start, part * sizes.part, first, np.int64(length)), place)
         cuda.syncthreads()
-        (first_m, first_n, bias_start, start, first, count), place = recall(kept)
-        length = i32(count)
+        (words,), ((first_m, first_n, bias_start, start, first, count), place) = recall_words(row), recall(kept)
+        sizes, length = Sizes(*words), i32(count)
         known_a = knowing_a(xs_a, sizes, place, first_m, sizes.m, thread)
         known_b = knowing_b(xs_b, sizes, place, first_n, sizes.n, thread)
-        cuda.syncthreads()  # what stands in shared memory needs no registers across it
+        cuda.syncthreads()
         (words,), ((first_m, first_n, bias_start, start, first, count), place) = recall_words(row), recall(kept)
         sizes, length = Sizes(*words), i32(count)
         if tabulated:
