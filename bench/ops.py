@@ -8,8 +8,8 @@ and what comes out, as every call does, so that forwards of little arithmetic me
 take turns in one run; a figure is the median of bursts, a ratio torch's median by ours, above 1 where ours is faster. Both
 use --workers threads. --json writes bench/results/ops-<cpu>.json and a table, .md, beside it.
 
-`CASES` says what is timed, by the name of the op and what is special; `WITHOUT` why another op is not. tests/test_bench.py finds ops that stand
-in neither: what is added to the catalogue gets a line here.
+`CASES` says what is timed, by the name of the op and what is special; `WITHOUT` why another op is not. tests/test_bench.py
+finds ops that stand in neither: what is added to the catalogue gets a line here.
 """
 
 from __future__ import annotations

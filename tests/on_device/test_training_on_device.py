@@ -224,18 +224,35 @@ def test_gradcheck():
         np.testing.assert_array_equal(value, before[key])
 
 
-def test_values_are_copies_and_assign_reaches_the_device():
+def test_values_are_live_and_assign_reaches_the_device():
     graph = line(Dense(3, 2)).build(device="cuda")
     layer = graph.root.layer
-    before = graph.forward(np.ones((2, 3)))
-    with pytest.raises(ValueError, match="read-only"):
-        layer.weight.value[...] = 0
+    bias = layer.bias.value  # before the device has anything
+    X = np.ones((2, 3))
+    graph.forward(X)
     layer.weight.assign(np.zeros((2, 3)))
-    layer.bias.assign([1.5, -2])
-    after = graph.forward(np.ones((2, 3)))
-    assert not np.array_equal(before, after)
-    np.testing.assert_array_equal(after, [[1.5, -2]] * 2)
-    np.testing.assert_array_equal(graph.predict(np.ones((2, 3))), [[1.5, -2]] * 2)
+    bias[:] = [1.5, -2]
+    np.testing.assert_array_equal(graph.forward(X), [[1.5, -2]] * 2)
+    layer.weight.value[...] = 1
+    np.testing.assert_array_equal(graph.predict(X), [[4.5, 1]] * 2)
+    graph.set_optimizer(SGD(0.1))
+    graph.train_step(X, np.zeros((2, 2)), MSE())
+    np.testing.assert_array_equal(bias, graph.state_dict()["n0.bias"])
+    assert bias[0] < 1.5
+
+
+def test_gradients_are_edited_between_backward_and_update():
+    host, device = pair("mlp", "float64", Adam(0.01))
+    X, _ = data("mlp")
+    for graph in (host, device):
+        held = graph.root.layer.weight.grad
+        for _ in range(2):
+            graph.forward(X, True)
+            graph.backward()
+            held *= 0.5
+            graph.term.layer.bias.grad[...] = 3
+            graph.update()
+    same_state(device, host, "float64")
 
 
 def test_a_layer_of_two_graphs_on_two_devices():

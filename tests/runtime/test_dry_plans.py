@@ -1,19 +1,28 @@
 """Plans for a GPU, checked without one: captured launches are the rows, in order, on the right memory (see dry_checker)."""
 
+import copy
+import gc
+import pickle
+import weakref
+
 import numpy as np
 import pytest
 from dry_checker import check_captured
 from dry_networks import NETWORKS, executables
+from targets.fake_cuda import FakeCuda
 
 import tapeprop as tp
 from tapeprop.compiler import plan as planner
 from tapeprop.compiler.encode import Extent
 from tapeprop.compiler.plan import Place
-from tapeprop.losses import CrossEntropy
+from tapeprop.layers import Dense, Identity
+from tapeprop.losses import MSE, CrossEntropy
 from tapeprop.ops.op import Op
 from tapeprop.optimizers import Adam
+from tapeprop.runtime.memory import memory_at
 from tapeprop.targets.cuda.driver import use_driver
 from tapeprop.targets.cuda.dry import DryDriver
+from tapeprop.targets.cuda.nvidia import NvidiaDriver
 
 
 @pytest.fixture
@@ -215,6 +224,241 @@ def test_a_fit_without_room_says_about_which_batch_fits(driver):
     X, y = np.zeros((512, *shape[1:]), np.float32), np.zeros(512, np.int64)
     with pytest.raises(tp.errors.DeviceMemoryError, match=r"plan of 'fit' .* a batch of about \d+ fits"):
         graph.fit(X, y, loss=CrossEntropy(), batch_size=512, verbose=0)
+
+
+def trained(graph):
+    """A step's arrays for the digits, of which the graph has taken one."""
+    _, shape = NETWORKS["digits"]
+    graph.set_optimizer(Adam())
+    X, y = np.zeros(shape, np.float32), np.zeros(shape[0], np.int64)
+    graph.train_step(X, y, CrossEntropy())
+    return X, y
+
+
+def there(driver, array):
+    """The array on the device, as another library has it."""
+    memory = driver.allocate(array.nbytes)
+    driver.upload(memory.address, array)
+    return driver.export(memory, array.shape, array.dtype.name)
+
+
+def test_a_plan_without_room_keeps_no_constants_of_its_attempts(driver):
+    node = tp.LayerNode(Dense(5, 4), name="only")
+    graph = tp.LayerGraph({node: []}, root=node, term=node).build(device="cuda", clip_norm=1.0)
+    graph.set_optimizer(Adam())
+    driver._capacity = 150_000
+    for _ in range(2):
+        with pytest.raises(tp.errors.DeviceMemoryError, match="largest batch"):
+            graph.train_step(np.zeros((4000, 5), np.float32), np.zeros((4000, 4), np.float32), MSE())
+    names = [name for name in executables(graph)[0]._fixed if name.startswith("constant")]
+    assert len(names) == 1
+
+
+def test_a_capture_without_room_is_tried_again(driver, monkeypatch):
+    graph = NETWORKS["digits"][0]().build(device="cuda")
+    end = driver._end_capture
+
+    def full(keep):
+        end(False)
+        raise tp.errors.DeviceMemoryError("needed room for a graph")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(driver, "_end_capture", full)
+        X, y = trained(graph)
+    assert driver.capture_failure is None
+    graph.train_step(X, y, CrossEntropy())
+    assert type(driver.log[-3]).__name__ == "GraphLaunched"
+
+
+def test_what_an_interrupted_run_has_reported_is_not_told_of_the_next(driver, monkeypatch):
+    graph = NETWORKS["digits"][0]().build(device="cuda")
+    X, y = trained(graph)
+    (executable,) = executables(graph)
+
+    def interrupted(*_):
+        driver.upload(executable._control.address, np.array([1 << 32 | 1]))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(driver, "download", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            graph.train_step(X, y, CrossEntropy())
+    graph.train_step(X, y, CrossEntropy())
+
+
+def test_a_fit_leaves_nothing_of_its_data_on_the_device(driver):
+    graph = NETWORKS["digits"][0]().build(device="cuda")
+    X, _ = trained(graph)
+    sizes = []
+    for samples in (100, 10_000):
+        data = np.zeros((samples, *X.shape[1:]), np.float32), np.zeros(samples, np.int64)
+        graph.fit(*data, loss=CrossEntropy(), batch_size=4, verbose=0)
+        gc.collect()
+        sizes.append(driver.used)
+    assert sizes[1] <= sizes[0]
+
+
+def test_a_fit_without_room_leaves_nothing_either(driver):
+    graph = NETWORKS["digits"][0]().build(device="cuda")
+    X, _ = trained(graph)
+    before = driver.used
+    driver._capacity = before + 300_000
+    with pytest.raises(tp.errors.DeviceMemoryError):
+        graph.fit(np.zeros((500, *X.shape[1:]), np.float32), np.zeros(500, np.int64), loss=CrossEntropy(), batch_size=500,
+                  verbose=0)  # fmt: skip
+    gc.collect()
+    assert driver.used <= before
+
+
+def test_data_that_fits_in_no_piece_of_what_is_free_is_read_over_the_bus(driver, monkeypatch):
+    graph = NETWORKS["digits"][0]().build(device="cuda")
+    graph.set_optimizer(Adam())
+    X, y = np.zeros((40, 1, 8, 8), np.float32), np.zeros(40, np.int64)
+    allocate = driver.allocate
+
+    def fragmented(nbytes):
+        if nbytes == X.nbytes:
+            raise tp.errors.DeviceMemoryError("in pieces")
+        return allocate(nbytes)
+
+    monkeypatch.setattr(driver, "allocate", fragmented)
+    session = graph.fit_session([X], [y], [CrossEntropy()], [1.0], 4)
+    assert [type(held).__name__ for held in session.held] == ["PinnedInput", "DeviceInput"]
+
+
+def test_arrays_of_a_caller_are_let_go(driver):
+    graph = NETWORKS["digits"][0]().build(device="cuda")
+    graph.set_optimizer(Adam())
+    X, y = np.zeros((4, 1, 8, 8), np.float32), np.zeros(4, np.int64)
+    calls = {
+        "train_step": lambda x: graph.train_step(x, y, CrossEntropy()),
+        "predict": graph.predict,
+        "forward": lambda x: graph.forward(x, True),
+        "profile": lambda x: graph.profile(x, y, CrossEntropy(), repeats=1),
+    }
+    for name, call in calls.items():
+        given = there(driver, X)
+        alive = weakref.ref(given)
+        call(given)
+        del given
+        gc.collect()
+        assert alive() is None, name
+    d_out = there(driver, graph.forward(X))
+    alive = weakref.ref(d_out)
+    graph.backward(d_out)
+    del d_out
+    gc.collect()
+    assert alive() is None
+    graph.backward(there(driver, np.ones((4, 10), np.float32)))  # the input's copy is there still
+
+
+def test_a_watched_gradient_is_that_which_the_device_gave(driver):
+    node = tp.LayerNode(Identity(), name="only")
+    graph = tp.LayerGraph({node: []}, root=node, term=node).build((None, 3), device="cuda")
+    graph.watch(node)
+    graph.forward(np.ones((2, 3)))
+    d_out = np.arange(6, dtype=np.float32).reshape(2, 3)
+    graph.backward(there(driver, d_out))
+    np.testing.assert_array_equal(graph.gradient(node), d_out)
+
+
+@pytest.mark.parametrize("what", ["forward", "backward", "predict"])
+def test_results_do_not_follow_what_a_caller_does_to_arrays_afterwards(what):
+    """Also where nothing is computed: the device is done with them when a call returns."""
+    with use_driver(NvidiaDriver(FakeCuda())) as late:
+        node = tp.LayerNode(Identity(), name="only")
+        graph = tp.LayerGraph({node: []}, root=node, term=node).build((None, 3), device="cuda")
+        values = np.arange(6, dtype=np.float32).reshape(2, 3)
+        given = there(late, values)
+        if what == "predict":
+            (found,) = graph.infer([graph.on_device(given, ("float32",), "X")])
+        elif what == "backward":
+            graph.forward(values)
+            found = graph.backward(given)
+        else:
+            found = graph.forward(given)
+        memory_at(given.address, given.nbytes)[:] = 0  # at once, as on a stream of its owner's
+        np.testing.assert_array_equal(np.asarray(found), values)
+
+
+def lose(driver, monkeypatch, why="the device was lost (a kernel)"):
+    def lost(*_):
+        raise tp.errors.DeviceError(f"{why}; what to do about it")
+
+    for name in ("upload", "download", "copy", "launch"):
+        monkeypatch.setattr(driver, name, lost)
+
+
+def behind(graph):
+    """The buffers of which the device has something newer."""
+    return [b.name for b in graph._buffers() if b.role != "gradients" and b.mirror is not None and b.mirror.ahead]
+
+
+def test_what_a_lost_device_leaves_belongs_together(driver):
+    graph = branches().build(device="cuda")
+    graph.set_optimizer(Adam())
+    X, y = np.zeros((8, 3, 6, 6), np.float32), np.zeros(8, np.int64)
+    graph.train_step(X, y, CrossEntropy())
+    assert len(behind(graph)) > 4  # weights, statistics, moments, counters
+    session = graph.fit_session([X], [y], [CrossEntropy()], [1.0], 4)
+    for _ in range(2):
+        session.start_epoch(np.arange(8))
+        assert not behind(graph)
+        session.run(2)
+        assert behind(graph)
+    session.close()
+    assert not behind(graph)
+    graph.fit(X, y, loss=CrossEntropy(), batch_size=4, verbose=0)
+    assert not behind(graph)
+
+
+def test_a_session_ends_where_the_device_is_lost(driver, monkeypatch):
+    graph = NETWORKS["digits"][0]().build(device="cuda")
+    X, y = trained(graph)
+    session = graph.fit_session([X], [y], [CrossEntropy()], [1.0], 4)
+    session.start_epoch(np.arange(4))
+    session.run(1)
+    lose(driver, monkeypatch)
+    session.close()
+    assert len(executables(graph)) == 1
+
+
+def test_gradients_that_were_lost_wait_no_longer(driver, monkeypatch):
+    graph = NETWORKS["digits"][0]().build(device="cuda")
+    X, _ = trained(graph)
+    weight = next(p for _, p in graph.named_parameters() if p.trainable)
+    weight.grad[...] = 1
+    graph.forward(X, True)
+    graph.backward()
+    lose(driver, monkeypatch, "the GPU was opened before os.fork()")
+    with pytest.warns(
+        RuntimeWarning, match=r"^the GPU was opened before os.fork\(\): weights and .* that the host last saw"
+    ):
+        graph.to("cpu")
+    assert not weight.storage.pending
+    assert not weight.grad.any()
+    before = graph.state_dict()
+    graph.update()
+    for name, value in graph.state_dict().items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_a_copy_is_built_where_its_maker_says(driver):
+    graph = NETWORKS["digits"][0]().build(device="cuda")
+    for copied in (copy.deepcopy(graph), pickle.loads(pickle.dumps(graph))):
+        assert copied.device == "cpu"
+        assert not copied.built_
+
+
+def test_a_cpu_graph_refuses_a_tensor_there_that_requires_a_gradient():
+    class Tensor:
+        @property
+        def __cuda_array_interface__(self):
+            raise RuntimeError("Can't get __cuda_array_interface__ on Variable that requires grad")
+
+    graph = NETWORKS["digits"][0]().build(device="cpu")
+    with pytest.raises(tp.errors.DeviceError, match="lies on a CUDA device"):
+        graph.forward(Tensor())
 
 
 def test_a_lost_device_leaves_what_the_host_last_saw(driver, monkeypatch):

@@ -214,6 +214,15 @@ def test_the_simulator_is_refused_where_its_kernels_would_run_on_a_gpu(monkeypat
         simulated.SimulatedDriver()
 
 
+def test_a_driver_that_was_lost_is_told_with_who_asks():
+    class Lost(DryDriver):
+        def check(self):
+            raise DeviceError("the device was lost")
+
+    with use_driver(Lost()), pytest.raises(DeviceError, match=r"^build: the device was lost$"):
+        open_driver("build")
+
+
 def test_importing_the_interface_loads_no_compiler():
     program = "import sys, tapeprop.targets.cuda.driver, tapeprop.targets.cuda.dry; print(*sys.modules)"
     path = str(Path(library.__file__).parents[3])

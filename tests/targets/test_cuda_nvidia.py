@@ -355,6 +355,7 @@ def test_a_lost_device_says_so_ever_after(fake, driver):
         driver.synchronize()
     calls = len(fake.log)
     for call in (
+        driver.check,
         driver.synchronize,
         driver.memory,
         lambda: driver.allocate(8),
@@ -407,7 +408,7 @@ def test_a_forked_child_is_refused_and_ends_in_peace(driver):
         if child == 0:
             status = 1
             try:
-                driver.synchronize()
+                driver.check()
             except DeviceError as error:
                 status = 0 if "spawn" in str(error) else 2
             kept.free()
@@ -415,6 +416,7 @@ def test_a_forked_child_is_refused_and_ends_in_peace(driver):
             gc.collect()
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    driver.check()
     driver.synchronize()
 
 

@@ -59,7 +59,7 @@ class PlainGraph:
         self.lrs: list[float] = []  # of every step
         self.batches: list[np.ndarray] = []  # the rows of every step
         self.calls: list[int] = []  # the steps of every native call
-        self.inferred = 0
+        self.inferred = self.sessions_closed = 0
         self.optimizer = None
         self.step_seconds = 0.0
 
@@ -157,6 +157,9 @@ class PlainSession:
         if self.accuracy:
             found["accuracy"] = self.correct / max(self.samples, 1)
         return found
+
+    def close(self):
+        self.graph.sessions_closed += 1
 
 
 def blobs(samples=90, features=4, classes=3, seed=0):

@@ -226,6 +226,7 @@ def test_an_error_in_a_callback_comes_out_and_training_is_ended_properly(where) 
     with pytest.raises(RuntimeError, match=f"failed in {where}"):
         fit(graph, X, y, loss=PlainCrossEntropy(), callbacks=[other, log], **QUIET)
     assert log.events[-1] == other.events[-1] == ("train_end",)
+    assert graph.sessions_closed == 1
 
 
 def test_an_interrupt_between_calls_ends_training_properly() -> None:
@@ -237,6 +238,7 @@ def test_an_interrupt_between_calls_ends_training_properly() -> None:
     with pytest.raises(KeyboardInterrupt):
         fit(graph, X, y, loss=PlainCrossEntropy(), callbacks=[log, Interrupt()], **QUIET)
     assert log.events[-1] == ("train_end",)
+    assert graph.sessions_closed == 1
 
 
 def test_a_callback_can_stop() -> None:

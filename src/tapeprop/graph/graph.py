@@ -22,7 +22,7 @@ from tapeprop.runtime.listing import Listing
 from tapeprop.runtime.machine import DEVICES, machine_of
 from tapeprop.runtime.memory import Buffer
 from tapeprop.runtime.network import CacheInfo, Network, Options, Trial
-from tapeprop.runtime.state import cell, pack
+from tapeprop.runtime.state import Segment, cell, pack
 from tapeprop.runtime.training import FitSession, Trainer, zero_gradients
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ class CompiledGraph(OptimizedGraph):
 
     def __init__(self, graph: Any = None, root: Any = None, term: Any = None, *, seed: int | None = None):
         self._unbuilt()
-        self._options = Options()
         self._auto_batch_norm = False
         self._random = Parameter((2,), self._random_start, trainable=False, dtype="int64", name="random state")
         super().__init__(graph, root, term, seed=seed)
@@ -54,6 +53,7 @@ class CompiledGraph(OptimizedGraph):
         """Structure and weights; a copy has to be built anew, with fresh optimizer state."""
         dropped = (
             "_network", "_trainer", "_built_key", "_optimizers", "_running", "_synchronised", "_in_use", "_frozen", "_prepared",
+            "_options",
         )  # fmt: skip
         return {name: value for name, value in super().__getstate__().items() if name not in dropped}
 
@@ -62,6 +62,7 @@ class CompiledGraph(OptimizedGraph):
         super().__setstate__(state)
 
     def _unbuilt(self) -> None:
+        self._options = Options()
         self._network: Network | None = None
         self._trainer: Trainer | None = None
         self._built_version = -1
@@ -141,20 +142,25 @@ class CompiledGraph(OptimizedGraph):
     def _install(self, network: Network) -> None:
         self._options, self._network = network.options, network
         self._trainer = Trainer(network, self._optimizers)
-        network.machine.take_home(self._buffers())
+        missed = network.machine.take_home(self._buffers())
+        for segment in self._segments():
+            if segment.gradients in missed:  # what the host last saw of them belongs to another backward
+                zero_gradients(segment.parameters)
+
+    def _segments(self) -> set[Segment]:
+        return {cell(p).segment for p in (self._random, *(p for _, p in self.named_parameters()))}
 
     def _buffers(self) -> list[Buffer]:
         """All that outlives a run: of parameters and optimizers."""
-        segments = {cell(p).segment for p in (self._random, *(p for _, p in self.named_parameters()))}
-        own = [b for s in segments for b in (s.values, s.gradients, s.pending)]
+        own = [b for s in self._segments() for b in (s.values, s.gradients, s.pending)]
         return [*own, *self._optimizers.buffers()]
 
     def to(self, device: str) -> CompiledGraph:
         """Lets a built graph run on another device, "cuda" or "cpu"; gives the graph itself.
 
-        Weights, gradients, optimizer and random state go along; a forward() that waits for its backward() is dropped. On a device
-        `value` and `grad` of parameters are read-only copies; views taken before are live no longer. DeviceError, and all stays as
-        it was, where there is no such device. A device that was lost gives back what the host last saw of its parameters.
+        Weights, gradients, optimizer and random state go along; a forward() that waits for its backward() is dropped. Views of `value`
+        and `grad` of parameters stay live; on a device each that is held costs a copy there and back per run. DeviceError, and all stays
+        as it was, where there is no such device. A device that was lost gives back what the host last saw: a RuntimeWarning says so.
         """
         self._compiled("to()")
         machine_of(device, self._options.workers, "to()")  # whose errors say so
@@ -279,7 +285,7 @@ class CompiledGraph(OptimizedGraph):
 
     @property
     def random_counter(self) -> np.ndarray:
-        """(Seed, calls so far), int64 (2,), from which dropout draws: a live view, on a device a read-only copy."""
+        """(Seed, calls so far), int64 (2,), from which dropout draws: a live view."""
         return self._random.value
 
     def set_random_counter(self, values: np.ndarray) -> None:
@@ -363,7 +369,10 @@ class CompiledGraph(OptimizedGraph):
             found, executable = network.predict_plan(tuple(a.shape for a in arrays))
             for tensor, array in zip(found.inputs, arrays, strict=True):
                 executable.bind(tensor, array)
-            yield Trial(network, executable)
+            try:
+                yield Trial(network, executable)
+            finally:
+                executable.release()
 
     def output_shapes(self, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """The shape of each output for inputs of these shapes. ShapeError."""

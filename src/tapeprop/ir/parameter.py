@@ -62,7 +62,7 @@ class Parameter:
 
     @property
     def value(self) -> np.ndarray:
-        """The current value: a live, writable NumPy view on the CPU, a read-only copy on a device."""
+        """The current value: a live, writable NumPy view. While one is held on a device, each run copies it there and back."""
         if self.storage is not None:
             return self.storage.view()
         if self._own is None:
@@ -72,7 +72,7 @@ class Parameter:
 
     @property
     def grad(self) -> np.ndarray:
-        """The gradient: a live NumPy view, of the parameter's shape and dtype.
+        """The gradient: a live, writable NumPy view, of the parameter's shape and dtype; see `value`.
 
         NotBuiltError before the first build; DTypeError for a parameter that is not trained.
         """

@@ -22,7 +22,7 @@ from tapeprop.ops.op import ArrayType
 from tapeprop.runtime import ledger
 from tapeprop.runtime.executable import HEADER, Executable
 from tapeprop.runtime.executor import Rounds, clock, decode
-from tapeprop.runtime.mirror import DeviceInput, DeviceMirror, mirror_of
+from tapeprop.runtime.mirror import DeviceInput, DeviceMirror, DeviceView, mirror_of
 
 if TYPE_CHECKING:
     from tapeprop.targets.cuda.driver import Driver
@@ -53,6 +53,7 @@ class DeviceExecutable(Executable):
         self._rows: Any = None  # the rows on the device
         self._control: Any = None  # the status word there
         self._rows_changed = True
+        self._status_unread = False  # an interrupt may come before what a run has reported is read
         self._scratch_at = -(-self.tape.arena_bytes // _LINE) * _LINE
         self.arena.ensure(self._scratch_at + self.tape.scratch_bytes)
         stored = {self._locate(leaf).buffer for leaf in self._targets}
@@ -126,7 +127,8 @@ class DeviceExecutable(Executable):
 
     def _bytes_for(self, sizes: Mapping[str, int]) -> int:
         """What this plan would take for other sizes, beside what it has already; every piece on a boundary of its own."""
-        found = plan(self.program, sizes, self._locate)
+        places = self.plan.places  # for a constant `_locate` would make another copy
+        found = plan(self.program, sizes, lambda tensor: places.get(tensor) or self._locate(tensor))
         tape = encode(found, [span.name for span in self.program.spans], self.tape.arena, self.driver.limits)
         inputs = [array_type(tensor, sizes).nbytes for tensor in self.program.inputs]
         buffers = [buffer.nbytes for buffer in self._fixed.values() if buffer.mirror is None]
@@ -157,6 +159,11 @@ class DeviceExecutable(Executable):
                 self._patch(tensor, array.address)
                 self._rows_changed = True
 
+    def release(self) -> None:
+        """Lets go of the arrays on the device that a caller gave: they are bound anew before the next run."""
+        for tensor in [tensor for tensor, fed in self._fed.items() if isinstance(fed, DeviceView)]:
+            del self._fed[tensor]
+
     # ---- running
 
     def where(self) -> dict[str, Any]:
@@ -169,17 +176,23 @@ class DeviceExecutable(Executable):
         if self._rows_changed:
             self.driver.upload(self._rows.address, self._flat)
             self._rows_changed = False
+        if self._status_unread:
+            self.driver.upload(self._control.address, np.zeros(1, np.int64))
         self._count_writes()
 
     def _after_run(self) -> None:
-        for name in self._stored:
-            self._mirrors[name].ahead = True
+        stored = [self._mirrors[name] for name in self._stored]
+        for mirror in stored:
+            mirror.written()
         self._count_writes()
+        for mirror in stored:
+            mirror.follow()
 
     def run_native(
         self, start: int, count: int, steps: int = 1, timing: np.ndarray | None = None, rounds: Rounds | None = None
     ) -> None:
         """Runs a stretch without rows of Python, on a prepared tape, and waits for its end."""
+        self._status_unread = True
         pieces = [(start, count)]
         if rounds is not None:
             pieces = [(start, rounds.rows)] * rounds.repeats + [(start + rounds.rows, count - rounds.rows)]
@@ -204,7 +217,8 @@ class DeviceExecutable(Executable):
                     self._launch_rows(rows)
             except DeviceError as error:
                 self.driver.synchronize()  # raises where the device is lost
-                self.driver.capture_failure = str(error)
+                if not isinstance(error, DeviceMemoryError):  # there may be room the next time
+                    self.driver.capture_failure = str(error)
                 return partial(self._launch_rows, rows)
             graph = self._graphs[first, count] = capture.graph
         return graph.launch
@@ -224,6 +238,7 @@ class DeviceExecutable(Executable):
     def _raise_reported(self) -> None:
         status = np.zeros(1, np.int64)
         self.driver.download(status, self._control.address)
+        self._status_unread = False
         failed = decode(int(status[0]))
         if failed is not None:
             self.driver.upload(self._control.address, np.zeros(1, np.int64))
@@ -281,4 +296,6 @@ class DeviceExecutable(Executable):
         kind = self.plan.types[tensor]
         allocation = self.driver.allocate(max(kind.nbytes, 1))
         self.driver.copy(allocation.address, self._address(self.plan.places[tensor]), kind.nbytes)
+        if self.is_input(tensor) is not None:
+            self.driver.synchronize()  # its owner may write to it from now on, on a stream that does not wait for this one
         return self.driver.export(allocation, kind.shape, kind.dtype)

@@ -68,7 +68,8 @@ class Executable:
         self._targets = {
             store.target: self.tape.spans[span.name][0] for span in reversed(program.spans) for store in span.stores
         }
-        self._written = list(dict.fromkeys(found for leaf in self._targets if (found := values_of(leaf)) is not None))
+        #: The parameters, optimizer state and the like that a run stores to; no gradients.
+        self.written = list(dict.fromkeys(found for leaf in self._targets if (found := values_of(leaf)) is not None))
         self.rounds: Rounds | None = None
         #: The rows that Python computes.
         self.python_rows = [number for number, row in enumerate(self.tape.rows) if row.kernel is None]
@@ -213,6 +214,9 @@ class Executable:
             if self._bound is not None:
                 self._patch(tensor, where)
 
+    def release(self) -> None:
+        """Lets go of a caller's arrays: they are bound anew before the next run. What lies here the caller keeps alive anyway."""
+
     # ---- running
 
     def where(self) -> dict[str, Any]:
@@ -271,7 +275,7 @@ class Executable:
         if Buffer.mirrored:
             for buffer in self._fixed.values():
                 if buffer.mirror is not None:
-                    buffer.array  # noqa: B018  # brings the host up to date; the device's copy is no longer
+                    buffer.take_over()
         self._count_writes()
 
     def _after_run(self) -> None:
@@ -307,7 +311,7 @@ class Executable:
             raise
 
     def _count_writes(self) -> None:
-        for buffer in self._written:
+        for buffer in self.written:
             buffer.writes += 1
 
     def raise_failure(self, number: int, code: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tapeprop.compiler.layout import BatchLanes, batch_lanes
-from tapeprop.errors import DeviceError, DTypeError, ShapeError
+from tapeprop.errors import DeviceError, DeviceMemoryError, DTypeError, ShapeError
 from tapeprop.runtime.executable import Executable, link_together
 from tapeprop.runtime.memory import Arena, Buffer
 from tapeprop.runtime.mirror import DeviceArena, DeviceInput, DeviceView, PinnedInput
@@ -46,7 +46,11 @@ class Host:
 
     def given(self, array: Any, dtypes: Sequence[str], what: str) -> Any | None:
         """None for an array of the host. DeviceError for one that lies on a device."""
-        if hasattr(array, "__cuda_array_interface__"):
+        try:
+            on_cuda = hasattr(array, "__cuda_array_interface__")
+        except RuntimeError:  # torch's, of a tensor there that requires a gradient
+            on_cuda = True
+        if on_cuda:
             raise DeviceError(
                 f"{what}: got an array that lies on a CUDA device, and this graph is built for the CPU; copy it to the host, "
                 "or use graph.to('cuda')"
@@ -61,16 +65,18 @@ class Host:
         """None: rows are called natively."""
         return None
 
-    def take_home(self, buffers: Iterable[Buffer]) -> None:
-        """Brings what a device has back to the host; RuntimeWarning where the device was lost with something newer."""
-        lost = [buffer for buffer in buffers if not buffer.come_home()]
-        if lost:
+    def take_home(self, buffers: Iterable[Buffer]) -> list[Buffer]:
+        """Brings what a device has back to the host; those of which the device had something newer and was lost: RuntimeWarning."""
+        missed = {buffer: why for buffer in buffers if (why := buffer.come_home()) is not None}
+        if missed:
+            what = next(iter(missed.values())).partition(";")[0]  # what follows is how to come here
             warnings.warn(
-                "the device was lost: weights and optimizer state are those that the host last saw, at the last epoch of fit() or "
-                "when they were last read",
+                f"{what}: weights and optimizer state are those that the host last saw, at the last epoch of fit() or when they were "
+                "last read",
                 RuntimeWarning,
                 stacklevel=4,
             )
+        return list(missed)
 
 
 class Gpu:
@@ -103,13 +109,20 @@ class Gpu:
         for array in arrays:
             if not isinstance(array, np.ndarray):
                 found.append(array)  # lies on the device already
-            elif array.nbytes <= room:
-                room -= array.nbytes
-                found.append(DeviceInput(self.driver, array.shape, array.dtype))
-                found[-1].write(array)
-            else:
-                found.append(PinnedInput(self.driver, array))
+                continue
+            held = self._held(array) if array.nbytes <= room else None
+            room -= array.nbytes if held is not None else 0
+            found.append(PinnedInput(self.driver, array) if held is None else held)
         return found
+
+    def _held(self, array: np.ndarray) -> DeviceInput | None:
+        """The array on the device; None where what is free there is in pieces too small for it."""
+        try:
+            made = DeviceInput(self.driver, array.shape, array.dtype)
+        except DeviceMemoryError:
+            return None
+        made.write(array)
+        return made
 
     def given(self, array: Any, dtypes: Sequence[str], what: str) -> DeviceView | None:
         """An array of the device that a caller gave, to be read where it lies; None for one of the host.
@@ -145,8 +158,9 @@ class Gpu:
             return f"{self.driver.name} has no graphs"
         return self.driver.capture_failure
 
-    def take_home(self, buffers: Iterable[Buffer]) -> None:
+    def take_home(self, buffers: Iterable[Buffer]) -> list[Buffer]:
         """Nothing: what a tape uses is brought to the device when it is bound."""
+        return []
 
 
 Machine = Host | Gpu

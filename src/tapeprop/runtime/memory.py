@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import weakref
 from ctypes import addressof, c_char, c_ubyte
 from typing import ClassVar, Protocol
@@ -111,8 +112,7 @@ class Buffer:
 
     def lend(self, start: int, shape: tuple[int, ...]) -> np.ndarray:
         """A live view of the elements from `start` on, for anyone to write to as long as they please."""
-        size = int(np.prod(shape, dtype=np.int64))
-        lent = Lent(self._host[start : start + size])
+        lent = Lent(self._host[start : start + math.prod(shape)])
         self.lent.add(lent)  # before the host is up to date: a run that ends in between brings its results back
         self.take_over()
         self.writes += 1

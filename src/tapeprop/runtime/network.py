@@ -257,12 +257,15 @@ class Network:
             found, executable = self.predict_plan(shapes)
             assert found.folding is not None
             versions = found.folding.versions()
-            self._run_on(executable, found.inputs, arrays, "forward" if found.folding.stands(versions) else None)
-            found.folding.made_of = versions
-            places = [found.places[tensor] for tensor in found.outputs]
-            if _on_device(arrays):
-                return [executable.export(place) for place in places]
-            return [_result(executable, place, arrays) for place in places]
+            try:
+                self._run_on(executable, found.inputs, arrays, "forward" if found.folding.stands(versions) else None)
+                found.folding.made_of = versions
+                places = [found.places[tensor] for tensor in found.outputs]
+                if _on_device(arrays):
+                    return [executable.export(place) for place in places]
+                return [_result(executable, place, arrays) for place in places]
+            finally:
+                executable.release()
 
     def predict_plan(self, shapes: tuple[tuple[int, ...], ...]) -> tuple[Forward, Executable]:
         """What predict() runs on arrays of these shapes."""
@@ -288,14 +291,17 @@ class Network:
         """
         with self.lock:
             found, executable = self.value_and_gradient_plan(arrays, training)
-            self._run_on(executable, found.inputs, arrays)
-            for parameter in found.reached:
-                cell(parameter).pending = True
-            values = [_result(executable, t, arrays) for t in found.values]
-            return values, [
-                _result(executable, found.gradients[t], arrays) if t in found.gradients else np.zeros_like(a)
-                for t, a in zip(found.inputs, arrays, strict=True)
-            ]
+            try:
+                self._run_on(executable, found.inputs, arrays)
+                for parameter in found.reached:
+                    cell(parameter).pending = True
+                values = [_result(executable, t, arrays) for t in found.values]
+                return values, [
+                    _result(executable, found.gradients[t], arrays) if t in found.gradients else np.zeros_like(a)
+                    for t, a in zip(found.inputs, arrays, strict=True)
+                ]
+            finally:
+                executable.release()
 
     def value_and_gradient_plan(
         self, arrays: Sequence[np.ndarray], training: bool
@@ -362,30 +368,37 @@ class Network:
                 ledger.count("lowerings")
                 with ledger.lowering():
                     plan.backward[key] = self._make_backward(plan, subset, frozen)
-            executable, results, reached = plan.backward[key]
-            seeds = [_seed(gradients[i], plan.forward.outputs[i].dtype) for i in subset]
-            wanted = dict(enumerate(executable.program.inputs[len(plan.inputs) :]))
-            for i, array in zip(subset, seeds, strict=True):
-                if i in wanted:
-                    executable.bind(wanted[i], array)
-            self.execute(executable)
-            for parameter in reached:
-                cell(parameter).pending = True
+            try:
+                return self._run_backward(plan, subset, gradients, *plan.backward[key])
+            finally:
+                plan.backward[key][0].release()
 
-            def read(tensor: Tensor) -> np.ndarray | None:
-                if tensor not in results:
-                    return None
-                return self._read_gradient(executable, results[tensor], seeds, subset, len(plan.inputs))
+    def _run_backward(
+        self, plan: Retained, subset: Sequence[int], gradients, executable, results, reached
+    ) -> list[Any]:
+        seeds = [_seed(gradients[i], plan.forward.outputs[i].dtype) for i in subset]
+        wanted = dict(enumerate(executable.program.inputs[len(plan.inputs) :]))
+        for i, array in zip(subset, seeds, strict=True):
+            if i in wanted:
+                executable.bind(wanted[i], array)
+        self.execute(executable)
+        for parameter in reached:
+            cell(parameter).pending = True
 
-            watched = {key: read(plan.forward.watched[key]) for key in self.watching}
-            self._gradients = {key: gradient for key, gradient in watched.items() if gradient is not None}
-            if _on_device(seeds):
-                return [
-                    executable.export(results[t]) if t in results else self._zeros(own)
-                    for own, t in zip(plan.inputs, plan.forward.inputs, strict=True)
-                ]
-            pairs = zip(plan.inputs, map(read, plan.forward.inputs), strict=True)
-            return [np.zeros(own.shape, own.dtype) if gradient is None else gradient for own, gradient in pairs]
+        def read(tensor: Tensor) -> np.ndarray | None:
+            if tensor not in results:
+                return None
+            return self._read_gradient(executable, results[tensor], seeds, subset, len(plan.inputs))
+
+        watched = {key: read(plan.forward.watched[key]) for key in self.watching}
+        self._gradients = {key: gradient for key, gradient in watched.items() if gradient is not None}
+        if _on_device(seeds):
+            return [
+                executable.export(results[t]) if t in results else self._zeros(own)
+                for own, t in zip(plan.inputs, plan.forward.inputs, strict=True)
+            ]
+        pairs = zip(plan.inputs, map(read, plan.forward.inputs), strict=True)
+        return [np.zeros(own.shape, own.dtype) if gradient is None else gradient for own, gradient in pairs]
 
     def _zeros(self, like: HostInput | DeviceInput) -> Any:
         """An array of the device without a gradient in it."""
@@ -398,7 +411,7 @@ class Network:
         if index is None:
             return executable.view(tensor).copy()
         shape = executable.plan.types[tensor].shape
-        return seeds[subset.index(index - inputs)].reshape(shape).copy()
+        return np.array(seeds[subset.index(index - inputs)].reshape(shape))  # one on a device comes to the host
 
     def _make_backward(self, plan: Retained, subset: tuple[int, ...], frozen: frozenset[Parameter]):
         found = plan.forward

@@ -7,9 +7,9 @@ spans up to `backward` run once for each of them, and then `update`, all in the 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +20,7 @@ from tapeprop.compiler.layout import BatchLanes
 from tapeprop.compiler.passes import optimize
 from tapeprop.compiler.recompute import recompute
 from tapeprop.compiler.snapshots import Snapshots
-from tapeprop.errors import GraphError
+from tapeprop.errors import DeviceError, GraphError
 from tapeprop.ir import (
     Gradient,
     Input,
@@ -277,10 +277,13 @@ class Trainer:
             while version != self.optimizers.version:  # recording may split a unit, which makes a new key
                 version = self.optimizers.version
                 step, executable = self.step_plan(arrays, labels, losses, weights)
-            for tensor, array in zip(step.program.inputs, (*arrays, *labels), strict=True):
-                executable.bind(tensor, array)
-            self.run_step(step, lambda: network.execute(executable))
-            return float(executable.view(step.losses[0])[()])
+            try:
+                for tensor, array in zip(step.program.inputs, (*arrays, *labels), strict=True):
+                    executable.bind(tensor, array)
+                self.run_step(step, lambda: network.execute(executable))
+                return float(executable.view(step.losses[0])[()])
+            finally:
+                executable.release()
 
     def run_step(self, step: StepProgram, run: Callable[[], None]) -> None:
         """Calls `run` for steps that update. Gradients are as zero_grad, backward and update leave them."""
@@ -295,7 +298,7 @@ class Trainer:
         for parameter in step.left:
             cell(parameter).pending = True
 
-    @contextmanager
+    @contextlib.contextmanager
     def trial(
         self,
         arrays: Sequence[np.ndarray],
@@ -313,8 +316,11 @@ class Trainer:
             for tensor, array in zip(step.program.inputs, (*arrays, *labels), strict=True):
                 executable.bind(tensor, array)
             state = [t.source for t in step.program_leaves() if isinstance(t.source, Parameter)]
-            with restored([*state, *self.optimizers.total()], self.optimizers):
-                yield Trial(network, executable)
+            try:
+                with restored([*state, *self.optimizers.total()], self.optimizers):
+                    yield Trial(network, executable)
+            finally:
+                executable.release()
 
     # ---- update alone
 
@@ -371,6 +377,7 @@ class FitSession:
     """Epochs over arrays that stay where they are; each `run` is one native call of many steps, all micro-batches included.
 
     The arrays must not change during the session. The last, smaller batch of an epoch has a plan of its own over the same state.
+    close() ends the session.
     """
 
     def __init__(
@@ -396,12 +403,17 @@ class FitSession:
         self.accuracy = accuracy
         self.accumulate = accumulate
         self.number = next(_session_number)
+        self._written: dict[Buffer, None] = {}  # all that the plans store to, gradients apart
         self.cursor = Buffer("cursor.", 1, "int64")
         self.totals_buffer = Buffer("totals.", 3, "float64")
         self.order = Buffer("order.", self.samples, "int64")
         require_optimizer(trainer.optimizers)
         self.waiting = Buffer("waiting.", 1, trainer.network.options.dtype)
-        trainer.network.machine.link([self._plan(*kind)[1] for kind in self._kinds()])
+        try:
+            trainer.network.machine.link([self._plan(*kind)[1] for kind in self._kinds()])
+        except BaseException:
+            self.close()
+            raise
 
     def _kinds(self) -> list[tuple[int, int]]:
         """(batch, micro-batches of its update) of every plan that an epoch needs."""
@@ -417,11 +429,25 @@ class FitSession:
         """Begins an epoch over the rows in this order. order: int64 (samples,), a permutation."""
         if order.shape != (self.samples,):
             raise GraphError(f"order: expected shape {(self.samples,)}, got {order.shape}")
-        for segment in {cell(parameter).segment for parameter in self.trainer.optimizers.total()}:
-            segment.values.read()  # what a device has trained so far would be gone with it
+        self._bring_home()
         self.order.array[:] = order
         self.cursor.array[0] = 0
         self.totals_buffer.array[:] = 0
+
+    def _bring_home(self) -> None:
+        """Brings all that a device has trained so far to the host: what is there when the device is lost belongs together."""
+        for buffer in self._written:
+            buffer.read()
+
+    def close(self) -> None:
+        """Ends the session: its plans go, and with them what a device holds of the arrays. Also where the device is lost."""
+        network = self.trainer.network
+        with network.lock:
+            for key in [key for key in network.plans if key[:2] == ("fit", self.number)]:  # type: ignore[index]
+                del network.plans[key]
+            self.held = []
+            with contextlib.suppress(DeviceError):  # the next call that needs the device tells
+                self._bring_home()
 
     @property
     def steps_left(self) -> int:
@@ -492,6 +518,7 @@ class FitSession:
             lanes=network.machine.lanes(network.options.dtype, batch),
         )
         executable = network.make_executable("fit", step.program, {}, network.tight_arena)
+        self._written |= dict.fromkeys(executable.written)
         if batch == self.batch_size or group == 1:
             executable.repeat("backward", group)
         for tensor in step.program.inputs:

@@ -7,10 +7,10 @@ touched.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -94,35 +94,37 @@ def fit(
     with model.advanced_by(optimizer):
         session = model.session(training.arrays, training.labels, objective, batch_size, native, accumulate)
         rates.begin(epochs, math.ceil(batches / accumulate))
-    if validation is not None:
-        _warm_up(model, validation, objective)
-    run.history.compile_seconds = time.perf_counter() - start
-
-    with _between(callbacks, run):
-        for epoch in range(epochs):
-            start = time.perf_counter()
-            for callback in callbacks:
-                callback.on_epoch_begin(epoch)
-            rows = (
-                np.random.default_rng([seed, epoch]).permutation(len(training)) if shuffle else np.arange(len(training))
-            )
-            session.start_epoch(rows.astype(np.int64, copy=False))
-            _train(session, run, rates, callbacks)
-            logs = _totals(session)
-            if extra:
-                measured = figures(model, training, objective, extra)
-                logs |= {name: value for name, value in measured.items() if name != "loss"}
-            if validation is not None:
-                found = figures(model, validation, objective, metrics)
-                logs |= {f"val_{name}": value for name, value in found.items()}
-            if rates:
-                logs["lr"] = model.lr
-                rates.advance("epoch", logs)
-            run.history.append(epoch, logs, time.perf_counter() - start)
-            for callback in callbacks:
-                callback.on_epoch_end(epoch, logs)
-            if run.history.stopped:
-                break
+    with contextlib.closing(session):
+        if validation is not None:
+            _warm_up(model, validation, objective)
+        run.history.compile_seconds = time.perf_counter() - start
+        with _between(callbacks, run):
+            for epoch in range(epochs):
+                start = time.perf_counter()
+                for callback in callbacks:
+                    callback.on_epoch_begin(epoch)
+                rows = (
+                    np.random.default_rng([seed, epoch]).permutation(len(training))
+                    if shuffle
+                    else np.arange(len(training))
+                )
+                session.start_epoch(rows.astype(np.int64, copy=False))
+                _train(session, run, rates, callbacks)
+                logs = _totals(session)
+                if extra:
+                    measured = figures(model, training, objective, extra)
+                    logs |= {name: value for name, value in measured.items() if name != "loss"}
+                if validation is not None:
+                    found = figures(model, validation, objective, metrics)
+                    logs |= {f"val_{name}": value for name, value in found.items()}
+                if rates:
+                    logs["lr"] = model.lr
+                    rates.advance("epoch", logs)
+                run.history.append(epoch, logs, time.perf_counter() - start)
+                for callback in callbacks:
+                    callback.on_epoch_end(epoch, logs)
+                if run.history.stopped:
+                    break
     return run.history
 
 
@@ -152,7 +154,7 @@ def _totals(session: Session) -> dict[str, float]:
     return {name: float(value) for name, value in session.totals().items() if name != "samples"}
 
 
-@contextmanager
+@contextlib.contextmanager
 def _between(callbacks: Sequence[Callback], run: Run) -> Iterator[None]:
     """`on_train_begin` before, `on_train_end` after in every case, for those that began; the first error is what
     comes out.

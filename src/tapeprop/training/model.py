@@ -32,6 +32,9 @@ class Session(Protocol):
         """{"loss": mean over this epoch's samples so far, "samples": their number, "accuracy": where it is counted}."""
         ...
 
+    def close(self) -> None:
+        """Ends the session, which holds on to the arrays no longer."""
+
 
 class Model:
     """A built graph as training sees it. NotBuiltError for one that is not built.

@@ -140,6 +140,9 @@ class Driver(ABC):
     def memory(self) -> tuple[int, int]:
         """(free, total) bytes."""
 
+    def check(self) -> None:  # noqa: B027  (most are never lost)
+        """DeviceError where it can no longer be used: the device was lost, or opened before a fork."""
+
     # ---- memory
 
     @abstractmethod
@@ -264,7 +267,7 @@ def open_driver(what: str, cubins: Callable | None = None) -> Driver:
 
     In Numba's simulator where NUMBA_ENABLE_CUDASIM is set, else on the first GPU that CUDA shows. cubins: where machine
     code comes from, see `nvidia.NvidiaDriver`. DeviceError, saying what is missing and how to get it, where packages, a
-    driver or a GPU are missing.
+    driver or a GPU are missing, and where the driver that was made can no longer be used.
     """
     global _current
     with _lock:
@@ -277,11 +280,20 @@ def open_driver(what: str, cubins: Callable | None = None) -> Driver:
             else:
                 from tapeprop.targets.cuda.nvidia import NvidiaDriver
 
-                try:
+                with _told_by(what):
                     _current = NvidiaDriver(cubins=cubins)
-                except DeviceError as error:
-                    raise type(error)(f"{what}: {error}") from None
-        return _current
+        found = _current
+    with _told_by(what):
+        found.check()
+    return found
+
+
+@contextlib.contextmanager
+def _told_by(what: str) -> Iterator[None]:
+    try:
+        yield
+    except DeviceError as error:
+        raise type(error)(f"{what}: {error}") from None
 
 
 @contextlib.contextmanager

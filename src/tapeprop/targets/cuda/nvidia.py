@@ -92,6 +92,11 @@ class NvidiaDriver(Driver):
 
     # ---- what there is
 
+    def check(self) -> None:
+        """See `Driver`."""
+        with self._turn:
+            pass
+
     def describe(self) -> dict[str, Any]:
         """For reports."""
         attribute = self._calls.bindings.CUdevice_attribute

@@ -7,7 +7,9 @@ disk and the compile gate.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +30,16 @@ Capability = tuple
 #: What kernels are compiled for where the machine is newer. Code is chosen and optimised for the machine when the intermediate
 #: code is linked, so one serves all of them, and kernels use nothing that only newer ones have.
 _BASE: Capability = (8, 0)
+_pretending: Any = threading.RLock()  # see `_pretended`
+
+
+def _after_fork() -> None:
+    global _pretending
+    _pretending = threading.RLock()  # another thread of the parent may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @dataclass(frozen=True)
@@ -119,14 +131,19 @@ def _usage(log: str) -> Usage:
 
 @contextlib.contextmanager
 def _pretended(capability: Capability) -> Iterator[None]:
-    """numba-cuda 0.30 asks the current device for its capability where a kernel calls a device function: it is told this one."""
+    """numba-cuda 0.30 asks the current device for its capability where a kernel calls a device function: it is told this one.
+
+    The whole process is told: one thread of ours at a time is inside, and kernels of others that numba.cuda compiles in another thread
+    at that moment are compiled for this capability too (which newer GPUs run).
+    """
     from numba.cuda import dispatcher
     from numba.cuda.codegen import CUDACodeLibrary
 
-    saved = dispatcher.get_current_device, CUDACodeLibrary._ensure_cc
-    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
-    CUDACodeLibrary._ensure_cc = lambda self, asked: capability if asked is None else asked
-    try:
-        yield
-    finally:
-        dispatcher.get_current_device, CUDACodeLibrary._ensure_cc = saved
+    with _pretending:
+        saved = dispatcher.get_current_device, CUDACodeLibrary._ensure_cc
+        dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
+        CUDACodeLibrary._ensure_cc = lambda self, asked: capability if asked is None else asked
+        try:
+            yield
+        finally:
+            dispatcher.get_current_device, CUDACodeLibrary._ensure_cc = saved
