@@ -23,9 +23,10 @@ def _flops(w: ArrayType, y: ArrayType) -> int:
 
 def _walks(w: ArrayType, call: Call) -> ModuleType:
     """The module of the CPU kernels for weights w."""
-    from tapeprop.ops.conv import cpu, depthwise_cpu
+    from tapeprop.ops.conv import cpu
+    from tapeprop.ops.conv.cpu import depthwise as channel_by_channel
 
-    return depthwise_cpu if depthwise(w.shape, call["groups"]) else cpu
+    return channel_by_channel if depthwise(w.shape, call["groups"]) else cpu
 
 
 class Convolution(Op):

@@ -2,7 +2,7 @@
 
 A band of the channel's plane is staged in the worker's scratch, its padding around it and the phases of the horizontal stride apart:
 then what a tap meets is a vector at a fixed distance, and a vector of pixels takes a load and a multiply-add for each tap. The walks
-in `cpu` copy a plane for each column of the filter, and multiply by a matrix of one row.
+in `cpu` itself copy a plane for each column of the filter, and multiply by a matrix of one row.
 """
 
 from __future__ import annotations
