@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 from dry_checker import check_captured
-from dry_networks import NETWORKS, executables
+from dry_networks import NETWORKS, branches, executables
 from targets.fake_cuda import FakeCuda
 
 import tapeprop as tp
