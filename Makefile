@@ -1,6 +1,7 @@
 # Every target works on a fresh machine that has Python >= 3.11, make and a way for pip to fetch packages.
 #   make demo     train a network on the digits that ship inside, with a progress bar and a profile
 #   make test     format check, lint, types, tests
+#   make conformance  every op against its reference: values, gradients, second derivatives, extremes, case by case
 #   make bench    benchmarks, with the peers they compare against
 #   make cuda-check  CUDA kernels and plans without a GPU: the simulator, the compile gate
 #   make gpu-test    the same tests on a GPU; make gpu-bench times it; both write bench/results/
@@ -22,7 +23,7 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	done)
 endif
 
-.PHONY: help demo test bench cuda-check gpu-test gpu-bench lint types format clean distclean
+.PHONY: help demo test conformance bench cuda-check gpu-test gpu-bench lint types format clean distclean
 
 help:
 	@sed -n 's/^#  \( make .*\)/\1/p' Makefile
@@ -31,8 +32,13 @@ demo: $(VENV)/.installed-progress
 	$(BIN)/tapeprop train digits $(ARGS)
 
 # Files side by side, each in one process: much of the time goes into compiling kernels one after another.
+TESTS := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
+
 test: lint types
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
+	$(TESTS) --dist loadfile -m "not conformance" $(ARGS)
+
+conformance: $(VENV)/.installed-dev
+	$(TESTS) -m conformance $(ARGS)
 
 bench: $(VENV)/.installed-dev-peers
 	$(BIN)/tapeprop bench $(ARGS)
@@ -41,7 +47,7 @@ bench: $(VENV)/.installed-dev-peers
 DEVICE_TESTS := tests/on_device tests/test_semantics.py --device cuda
 
 cuda-check: $(VENV)/.installed-dev-cuda
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 $(DEVICE_TESTS) $(ARGS)
+	NUMBA_ENABLE_CUDASIM=1 $(TESTS) $(DEVICE_TESTS) $(ARGS)
 	$(BIN)/python -m pytest tests/runtime/test_dry_plans.py tests/runtime/test_cuda_cache.py tests/targets/test_cuda_*.py
 	$(BIN)/python tests/compile_gate.py
 

@@ -11,6 +11,7 @@ from tapeprop import LayerGraph, LayerNode, MergeMode
 from tapeprop.ir import Parameter
 from tapeprop.layers import (
     Activation,
+    AvgPool2D,
     BatchNorm1D,
     BatchNorm2D,
     Conv2D,
@@ -20,6 +21,7 @@ from tapeprop.layers import (
     GlobalAvgPool2D,
     Identity,
     Layer,
+    MaxPool2D,
     Pool2D,
     Reshape,
     Sequential,
@@ -104,11 +106,11 @@ class TorchTwin:
             statistics = self.torch.tensor(layer.running_mean.value), self.torch.tensor(layer.running_var.value)
             scale = self.parameter(layer.weight), self.parameter(layer.bias)
             return F.batch_norm(x, *statistics, *scale, self.training, 0.0, layer.epsilon)
-        if isinstance(layer, Pool2D):
+        if isinstance(layer, MaxPool2D | AvgPool2D | Pool2D):
             size, stride, padding = layer.geometry()
             sides = tuple(before for before, _ in padding)
-            pool = F.max_pool2d if layer.mode == "max" else F.avg_pool2d
-            return pool(x, size, stride, sides)
+            largest = isinstance(layer, MaxPool2D) or (isinstance(layer, Pool2D) and layer.mode == "max")
+            return (F.max_pool2d if largest else F.avg_pool2d)(x, size, stride, sides)
         simple = {
             A.ReLU: F.relu, A.Tanh: self.torch.tanh, A.Sigmoid: self.torch.sigmoid, A.LeakyReLU: F.leaky_relu,
             A.Softplus: lambda x: F.softplus(x, threshold=1000), A.GELU: F.gelu, A.ReLU6: F.relu6,

@@ -148,11 +148,11 @@ def test_channel_by_channel_is_a_convolution_in_groups():
         ),
         (
             lambda: Conv1D(3, 6, 3, padding=(1, 2, 3)),
-            'Conv1D: expected padding to be "same", "valid", an int >= 0, (left, right)',
+            'Conv1D: expected padding to be "same", "valid", an int >= 0, (length,) or ((left, right),)',
         ),
         (
             lambda: Conv3D(3, 6, 3, padding=(1, 2)),
-            "three ints or ((front, back), (top, bottom), (left, right)), got (1, 2)",
+            "(depth, vertical, horizontal) or ((front, back), (top, bottom), (left, right)), got (1, 2)",
         ),
         (lambda: DepthConv2D(3, 3, multiplier=0), "DepthConv2D: expected multiplier to be an int >= 1, got 0"),
         (lambda: DepthConv2D(0, 3), "DepthConv2D: expected in_channels"),

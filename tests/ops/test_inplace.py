@@ -15,6 +15,8 @@ from tapeprop.ops.op import Ref, record
 from tapeprop.runtime.linker import load
 from tapeprop.runtime.memory import address_of
 
+pytestmark = pytest.mark.conformance
+
 
 def cases():
     for name, op in sorted(registry.items()):

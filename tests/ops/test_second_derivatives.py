@@ -20,6 +20,7 @@ from tapeprop.ir import Input, Tensor, Trace, at_node, recording
 from tapeprop.ops import registry
 from tapeprop.ops.op import record
 
+pytestmark = pytest.mark.conformance
 STEP = 1e-6
 CASES = [
     pytest.param(op, sample, id=f"{name}-{sample.attributes.get('label', '')}{number}")
