@@ -23,7 +23,8 @@ REARRANGED = {
 }
 #: {op: operand} that may meet zeros which are not there in the reference, or are there only: what is finite goes through.
 FINITE = {
-    "conv2d_input_grad": 1, "conv3d_input_grad": 1, "conv2d_lanes": 1, "conv2d_lanes_input_grad": 1, "conv2d_lanes_weight_grad": 1,  # of padding
+    "conv2d_input_grad": 1, "conv3d_input_grad": 1,  # of padding
+    "conv2d_lanes": 1, "conv2d_lanes_input_grad": 1, "conv2d_lanes_weight_grad": 1,  # of padding
     "weighted_cross_entropy": 2, "weighted_nll": 2, "weighted_nll_grad": 2, "scaled_class_weights": 1,  # of other classes
 }  # fmt: skip
 #: {op: operands} that have to agree with one another, or to be whole numbers.
