@@ -21,7 +21,9 @@ def pytest_collection_modifyitems(config, items):
     """What is about the CPU alone is left out on a device; what needs a device is left out without one."""
     for item in items:
         if item.get_closest_marker("cuda") and not DEVICE_THERE:
-            item.add_marker(pytest.mark.skip(reason="needs Numba's simulator or a GPU: make device-check, make gpu-test"))
+            item.add_marker(
+                pytest.mark.skip(reason="needs Numba's simulator or a GPU: make device-check, make gpu-test")
+            )
         if item.get_closest_marker("gpu") and (SIMULATED or not DEVICE_THERE):
             item.add_marker(pytest.mark.skip(reason="needs a GPU: make gpu-test"))
         if item.get_closest_marker("host") and config.getoption("--device") != "cpu":
