@@ -9,6 +9,7 @@ import pytest
 
 import tapeprop as tp
 from tapeprop import layers, zoo
+from tapeprop.errors import GraphError
 from tapeprop.layers import StochasticDepth
 
 #: Trainable elements at the published size, and where the number stands.
@@ -60,6 +61,12 @@ def test_takes_other_images_classes_and_widths(name):
     graph = getattr(zoo, name)(7, 1, width=0.25, seed=0)
     assert graph.out_shape((2, 1, 128, 128)) == (2, 7)
     assert sum(graph.param_size) < PUBLISHED[name] / 8
+
+
+@pytest.mark.parametrize("width", [0, -1.0, float("nan"), "wide"])
+def test_a_width_that_is_none(width):
+    with pytest.raises(GraphError, match="expected width to be a finite number"):
+        zoo.vgg11(width=width)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2", "inception_v1"])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tapeprop.errors import GraphError
 from tapeprop.graph.merge import MergeMode
 from tapeprop.graph.node import LayerNode, SequentialNode
-from tapeprop.layers import Activation, BatchNorm2D, Conv2D, Layer
+from tapeprop.layers import Activation, BatchNorm2D, Conv2D, Layer, arguments
 from tapeprop.model import LayerGraph
 
 Named = tuple[str, Layer]
@@ -56,7 +56,12 @@ class Draft:
 
 
 def scaled(channels: int, width: float) -> int:
-    """About width * channels, a multiple of 8, at least 8 (Howard et al. 2017, section 3.3); `channels` for a width of 1."""
+    """About width * channels, a multiple of 8, at least 8 (Howard et al. 2017, section 3.3); `channels` for a width of 1.
+
+    GraphError unless width is a finite number above 0.
+    """
+    if arguments.number("zoo", "width", width, least=0.0) == 0:
+        raise GraphError(f"zoo: expected width to be a finite number > 0, got {width!r}")
     return channels if width == 1 else max(8, int(channels * width + 4) // 8 * 8)
 
 
