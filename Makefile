@@ -3,7 +3,7 @@
 #   make test     format check, lint, types, tests
 #   make conformance  every op against its reference: values, gradients, second derivatives, extremes, case by case
 #   make bench    benchmarks, with the peers they compare against
-#   make device-check  CUDA kernels and plans without a GPU: the simulator, the compile gate
+#   make cuda-check  CUDA kernels and plans without a GPU: the simulator, the compile gate
 #   make gpu-test    the same tests on a GPU; make gpu-bench times it; both write bench/results/
 # PYTHON=python3.12 chooses the interpreter, VENV=dir another environment, ARGS="..." goes to demo, test and bench.
 
@@ -23,7 +23,7 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	done)
 endif
 
-.PHONY: help demo test conformance bench device-check gpu-test gpu-bench lint types format clean distclean
+.PHONY: help demo test conformance bench cuda-check gpu-test gpu-bench lint types format clean distclean
 
 help:
 	@sed -n 's/^#  \( make .*\)/\1/p' Makefile
@@ -46,7 +46,7 @@ bench: $(VENV)/.installed-dev-peers
 # No GPU, no driver: every kernel in Numba's simulator, every kernel to machine code, captured plans against their rows.
 DEVICE_TESTS := tests/on_device tests/test_semantics.py --device cuda
 
-device-check: $(VENV)/.installed-dev-cuda
+cuda-check: $(VENV)/.installed-dev-cuda
 	NUMBA_ENABLE_CUDASIM=1 $(TESTS) $(DEVICE_TESTS) $(ARGS)
 	$(BIN)/python -m pytest tests/runtime/test_dry_plans.py tests/runtime/test_cuda_cache.py tests/targets/test_cuda_*.py
 	$(BIN)/python tests/compile_gate.py

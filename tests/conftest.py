@@ -9,7 +9,7 @@ from tapeprop.graph.graph import CompiledGraph
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 DEVICE_THERE = SIMULATED or os.environ.get("TAPEPROP_TEST_GPU", "") not in ("", "0")
-#: More than a thousand tests that would all be skipped without a device: see `make device-check`.
+#: More than a thousand tests that would all be skipped without a device: see `make cuda-check`.
 collect_ignore = [] if DEVICE_THERE else ["on_device"]
 
 
@@ -21,9 +21,7 @@ def pytest_collection_modifyitems(config, items):
     """What is about the CPU alone is left out on a device; what needs a device is left out without one."""
     for item in items:
         if item.get_closest_marker("cuda") and not DEVICE_THERE:
-            item.add_marker(
-                pytest.mark.skip(reason="needs Numba's simulator or a GPU: make device-check, make gpu-test")
-            )
+            item.add_marker(pytest.mark.skip(reason="needs Numba's simulator or a GPU: make cuda-check, make gpu-test"))
         if item.get_closest_marker("gpu") and (SIMULATED or not DEVICE_THERE):
             item.add_marker(pytest.mark.skip(reason="needs a GPU: make gpu-test"))
         if item.get_closest_marker("host") and config.getoption("--device") != "cpu":

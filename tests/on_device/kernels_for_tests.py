@@ -45,3 +45,34 @@ def scaled(factor: float) -> CudaKernel:
 def failing() -> CudaKernel:
     """Cannot be built."""
     raise RuntimeError("no such tile")
+
+
+def passed_on(step: int, barrier: bool) -> CudaKernel:
+    """Twice x[i] += x[i + step], step 1 or -1, of the values before; right with a barrier between reading and writing."""
+
+    def body(x, control, number):
+        i = cuda.threadIdx.x
+        other = i + step
+        for _ in range(2):
+            found = x[other] if 0 <= other < x.size else 0
+            if barrier:
+                cuda.syncthreads()
+            x[i] += found
+            cuda.syncthreads()
+
+    return CudaKernel(body, [("x", "int64", 1)], reports=True)
+
+
+def out_of_bounds() -> CudaKernel:
+    """Thread 2 reads what is not there, the others wait."""
+
+    def body(x, control, number):
+        table = cuda.shared.array(4, np.int64)
+        table[cuda.threadIdx.x] = x[0]
+        cuda.syncthreads()
+        if cuda.threadIdx.x == 2:
+            table[5] = 0
+        cuda.syncthreads()
+        x[0] = 7
+
+    return CudaKernel(body, [("x", "int64", 1)], reports=True)

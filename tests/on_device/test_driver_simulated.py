@@ -1,6 +1,5 @@
 """The driver of Numba's simulator."""
 
-import sys
 import threading
 
 import numpy as np
@@ -61,21 +60,40 @@ def test_infinite_results_raise_no_warning(driver):
     np.testing.assert_allclose(read(driver, values, "float32"), [0, np.inf, 0, np.e] * 5, rtol=1e-6)
 
 
-@pytest.mark.parametrize("interval", [0.005, 1e-4, 3e-5])
-def test_threads_switch_as_before_after_a_launch(driver, interval):
-    saved = sys.getswitchinterval()
-    number = on(driver, np.zeros(1, np.int64))
+@pytest.mark.parametrize("barrier", [True, False])
+@pytest.mark.parametrize("step", [1, -1])
+def test_a_missing_barrier_is_seen(driver, step, barrier):
+    """The order of the threads turns at each barrier, so in one of two rounds they read what is written already."""
+    numbers = np.arange(1, 9)
+    expected = numbers
+    for _ in range(2):
+        expected = expected + np.pad(expected, 1)[1 + step : 9 + step]
+    values = on(driver, numbers)
+    kernel = Kernel.of(f"{HERE}:passed_on", step=step, barrier=barrier)
+    driver.launch(driver.load([kernel])[kernel], (1, 1, 1), (8, 1, 1), row_of(driver, values.address, 8).address, 0)
+    assert np.array_equal(read(driver, values, "int64"), expected) == barrier
+
+
+def test_what_a_thread_raises_ends_the_launch_and_the_next_runs(driver):
+    number, control = on(driver, np.zeros(1, np.int64)), driver.allocate(8)
     row = row_of(driver, number.address, 1)
+    bad, good = Kernel.of(f"{HERE}:out_of_bounds"), Kernel.of(f"{HERE}:count")
+    handles = driver.load([bad, good])
+    with pytest.raises(IndexError, match="index 5 is out of bounds"):
+        driver.launch(handles[bad], (1, 1, 1), (4, 1, 1), row.address, control.address)
+    assert read(driver, number, "int64") == 0
+    driver.launch(handles[good], (1, 1, 1), (4, 1, 1), row.address, control.address)
+    assert read(driver, number, "int64") == 1
+
+
+def test_the_simulator_is_as_it_was_after_a_launch(driver):
+    from numba.cuda.simulator import kernel as simulator
+
+    before = simulator.BlockManager
+    number = on(driver, np.zeros(1, np.int64))
     kernel = Kernel.of(f"{HERE}:count")
-    handle = driver.load([kernel])[kernel]
-    try:
-        sys.setswitchinterval(interval)
-        before = sys.getswitchinterval()
-        for _ in range(3):
-            driver.launch(handle, *ONE, row.address, 0)
-        assert sys.getswitchinterval() == before
-    finally:
-        sys.setswitchinterval(saved)
+    driver.launch(driver.load([kernel])[kernel], *ONE, row_of(driver, number.address, 1).address, 0)
+    assert simulator.BlockManager is before
 
 
 def test_a_captured_graph_runs_again_and_again(driver):

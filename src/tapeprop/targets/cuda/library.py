@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
-import threading
 from functools import cache
 from typing import Any
-
-import numpy as np
 
 from tapeprop.errors import DeviceError
 
@@ -53,30 +49,7 @@ def numba_cuda() -> Any:
     require("cuda")
     from numba import cuda
 
-    if SIMULATED:
-        _lock_shared_arrays()
     return cuda
-
-
-def _lock_shared_arrays() -> None:
-    """Makes the simulator's cuda.shared.array give all threads of a block one array.
-
-    numba-cuda 0.30.4 looks for the array of a source line and then makes it, without a lock: of threads that come there at
-    one time, each may get its own.
-    """
-    from numba.cuda.simulator.kernelapi import FakeCUDAShared
-
-    lock = threading.Lock()
-
-    def array(self: Any, shape: Any, dtype: Any) -> Any:
-        caller = sys._getframe(1)
-        line = caller.f_code.co_filename, caller.f_lineno
-        with lock:
-            if line not in self._allocations:
-                self._allocations[line] = np.empty(shape, dtype)
-            return self._allocations[line]
-
-    FakeCUDAShared.array = array
 
 
 def versions() -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import warnings
 from collections.abc import Iterable
@@ -15,11 +14,10 @@ from tapeprop.ir.kernels import Kernel
 from tapeprop.targets.cuda.driver import Dim3
 from tapeprop.targets.cuda.host import HostDriver
 from tapeprop.targets.cuda.library import SIMULATED
+from tapeprop.targets.cuda.turns import taking_turns
 
 __all__ = ["SimulatedDriver"]
 
-# Seconds after which Python lets another thread run: those of the simulator poll for each other.
-_SWITCH_SECONDS = 1e-4
 # The simulator swaps the global `cuda` of the kernels' modules while one runs: one at a time in the whole process.
 _running: Any = threading.RLock()
 
@@ -62,11 +60,6 @@ class SimulatedDriver(HostDriver):
             return {kernel: self._handles[kernel] for kernel in wanted}
 
     def _run(self, handle: Any, grid: Dim3, block: Dim3, row_address: int, control_address: int) -> None:
-        with _running, warnings.catch_warnings():
+        with _running, warnings.catch_warnings(), taking_turns():
             warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, of what is inf or NaN as it should be
-            interval = sys.getswitchinterval()
-            sys.setswitchinterval(min(_SWITCH_SECONDS, interval))
-            try:
-                handle[grid, block](row_address, control_address)
-            finally:
-                sys.setswitchinterval(interval + 0.5e-6)  # Python cuts it to whole microseconds
+            handle[grid, block](row_address, control_address)
