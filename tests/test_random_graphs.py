@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume
@@ -77,6 +79,36 @@ def test_compiled_graphs_are_what_torch_says(recipe: Recipe) -> None:
         assert furthest([*again, *more.values()], [*arrays, *gradients.values()]) > TOLERANCE, error
     for _, parameter in graph.named_parameters():
         assert not parameter.trainable or parameter in gradients or not parameter.grad.any()
+
+
+@pytest.mark.conformance
+@for_random_graphs(10)
+def test_gradients_are_central_differences_along_a_direction(recipe: Recipe) -> None:
+    """Of all inputs and parameters at once. Two steps have to agree on the difference, or else a kink lies between them."""
+    case = build(replace(recipe, stopped=None, frozen=None), dropout=0.0)  # a stopped gradient is no difference
+    graph, rng = case.graph, np.random.default_rng(recipe.seed)
+    parameters = [p for _, p in graph.named_parameters() if p.trainable]
+    before = [*case.inputs, *(p.value.copy() for p in parameters)]
+    directions = [rng.uniform(-1, 1, a.shape) for a in before]
+    pairs = [d for d in case.d_out if d is not None]
+
+    def phi(step: float) -> float:
+        moved = [a + step * d for a, d in zip(before, directions, strict=True)]
+        inputs = moved[: len(case.inputs)]
+        for parameter, value in zip(parameters, moved[len(inputs) :], strict=True):
+            parameter.assign(value)
+        found = graph.forward(inputs if isinstance(graph.root, list) else inputs[0], case.training)
+        seeded = [y for y, d in zip(found, case.d_out, strict=True) if d is not None]
+        return sum(float(np.sum(d * y)) for d, y in zip(pairs, seeded, strict=True))
+
+    phi(0.0)
+    inputs = graph.backward(case.d_out)
+    gradients = [*(inputs if isinstance(graph.root, list) else [inputs]), *(p.grad.copy() for p in parameters)]
+    slope = sum(float(np.sum(g * d)) for g, d in zip(gradients, directions, strict=True))
+    one, other = ((phi(h) - phi(-h)) / (2 * h) for h in (1e-5, 3e-6))
+    scale = max(1.0, *(float(np.abs(g).sum()) for g in gradients))
+    assume(abs(one - other) <= 1e-6 * scale)
+    assert abs(slope - other) <= 1e-5 * scale
 
 
 @for_random_graphs(25)
