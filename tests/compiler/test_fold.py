@@ -66,6 +66,41 @@ def test_a_norm_goes_into_the_weights(dense: bool, bias: bool) -> None:
     assert set(found["fold"]) == {"elementwise"}
 
 
+def through_a_row(case: Case, y: Tensor) -> Tensor:
+    """A convolution of rank 1, which is one of images with a single row behind a reshape, with its norm."""
+    rows = ops.reshape(y, (3, CHANNELS, SIDE * SIDE))
+    return ops.relu(case.norm(ops.conv1d(rows, case.parameter((CHANNELS, CHANNELS, 3)), padding=1)))
+
+
+def test_a_norm_behind_a_convolution_in_one_dimension() -> None:
+    found = ops_of(Case(through_a_row).folded())
+    assert found["forward"] == ["conv2d", "conv2d", "elementwise"]
+    assert set(found["fold"]) == {"elementwise"}
+
+
+def test_a_scale_before_and_a_shift_behind_reshapes() -> None:
+    def body(case: Case, y: Tensor) -> Tensor:
+        scaled = ops.reshape(y * column(case), (3, CHANNELS, 2, 2 * SIDE))
+        return ops.reshape(scaled, (3, CHANNELS, 4 * SIDE)) + ops.reshape(case.parameter((CHANNELS,)), (CHANNELS, 1))
+
+    assert ops_of(Case(body).folded())["forward"] == ["conv2d"]
+
+
+def test_a_norm_behind_a_convolution_in_three_dimensions() -> None:
+    def body(case: Case, y: Tensor) -> Tensor:
+        volumes = ops.reshape(y, (3, CHANNELS, 2, 2, SIDE))
+        return case.norm(ops.conv3d(volumes, case.parameter((CHANNELS, CHANNELS, 1, 2, 2))))
+
+    assert ops_of(Case(body).folded())["forward"] == ["conv2d", "conv3d"]
+
+
+def test_a_reshape_that_mixes_the_channels_stays_before_its_scale() -> None:
+    def body(case: Case, y: Tensor) -> Tensor:
+        return ops.reshape(y, (3, 2, 2 * SIDE, SIDE)) * ops.reshape(case.parameter((2,)), (2, 1, 1))
+
+    assert "fold" not in [span.name for span in Case(body).folded().spans]
+
+
 def column(case: Case) -> Tensor:
     return ops.reshape(case.parameter((CHANNELS,)), (CHANNELS, 1, 1))
 

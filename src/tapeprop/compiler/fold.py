@@ -10,6 +10,9 @@ span of their own, "fold", which stores them, and which the caller runs only whe
 Folded and unfolded agree to rounding, in the measure of the sums |scale w| |x| and of |mean scale|: the products are rounded after
 scaling instead of before, and the mean is taken off at the start of a sum instead of at its end. Where it cancels most of y, the
 sum itself has been rounded in that measure either way.
+
+A convolution in one dimension is one of images with a single row, whose reshape stands between it and the norm: what keeps the
+axis of channels is followed, and stays behind the folded instruction.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from tapeprop.ops.shape import reshape
 
 FOLD = "fold"
 #: Linear in operand 1, which has an output channel on axis 0; operand 2 is the bias.
-LINEAR = ("conv2d", "dense")
+LINEAR = ("conv2d", "conv3d", "dense")
 AFFINE = ("add", "subtract", "multiply")
 
 #: (shape, dtype) -> a leaf with storage that keeps what is stored to it from run to run.
@@ -38,23 +41,24 @@ def fold_affine(program: Program, storage: Storage) -> Program:
     for span in program.spans:
         keep = outside[span.name] | {store.value for store in span.stores}
         readers = readers_in(span)
-        replaced: dict[Instruction, Instruction | None] = {}
+        replaced: dict[Instruction, list[Instruction]] = {}
         for call in span.instructions:
             if call.op.name not in LINEAR or not _are_constant(call.operands[1:], changing):
                 continue
             chain = _affine_chain(call, readers, keep, changing)
             if chain:
-                replaced |= dict.fromkeys((link for link, _ in chain), None)
+                replaced |= {link: [] for link, _ in chain}
                 replaced[call] = _folded(call, chain, storage, fold)
-        calls = [replaced.get(call, call) for call in span.instructions]
-        spans.append(Span(span.name, [call for call in calls if call is not None], span.stores))
+        calls = [made for call in span.instructions for made in replaced.get(call, [call])]
+        spans.append(Span(span.name, calls, span.stores))
     if not fold.stores:
         return program
     fold.instructions = reachable(store.value for store in fold.stores)
     return Program([fold, *spans], program.inputs, program.outputs, program.in_lanes)
 
 
-Link = tuple[Instruction, Tensor]  # an affine instruction, and what it adds, takes off or multiplies by, (C,)
+#: An affine instruction, and what it adds, takes off or multiplies by, (C,); or a reshape that keeps the channels, and None.
+Link = tuple[Instruction, Tensor | None]
 
 
 def _are_constant(tensors: Sequence[Tensor], changing: set[Tensor]) -> bool:
@@ -65,16 +69,20 @@ def _are_constant(tensors: Sequence[Tensor], changing: set[Tensor]) -> bool:
 
 
 def _affine_chain(call: Instruction, readers, keep: set[Tensor], changing: set[Tensor]) -> list[Link]:
-    """The affine instructions that follow a linear one, each the only reader of what comes before it."""
+    """The affine instructions that follow a linear one, each the only reader of what comes before it, and reshapes between."""
     chain: list[Link] = []
     y = call.results[0]
     while y not in keep and len(readers.get(y, ())) == 1:
         (reader,) = readers[y]
-        vector = _vector(reader, y)
-        if vector is None or not _are_constant([vector], changing):
-            break
+        vector = None
+        if not (reader.op.name == "reshape" and reader.results[0].shape[:2] == y.shape[:2]):
+            vector = _vector(reader, y)
+            if vector is None or not _are_constant([vector], changing):
+                break
         chain.append((reader, vector))
         y = reader.results[0]
+    while chain and chain[-1][1] is None:
+        chain.pop()
     return chain
 
 
@@ -92,11 +100,13 @@ def _vector(call: Instruction, y: Tensor) -> Tensor | None:
     return reshape(other, (y.shape[1],))
 
 
-def _folded(call: Instruction, chain: list[Link], storage: Storage, fold: Span) -> Instruction:
-    """The linear instruction that gives what the last of the chain gives. Its weights are added to `fold`."""
+def _folded(call: Instruction, chain: list[Link], storage: Storage, fold: Span) -> list[Instruction]:
+    """The linear instruction, and the reshapes of the chain, that give what its last gives. The weights are added to `fold`."""
     x, weight, *rest = call.operands
     bias, scale = (rest[0] if rest else None), None
     for link, vector in chain:
+        if vector is None:
+            continue
         name = link.attributes["formula"][0]
         if name == "multiply":
             scale = vector if scale is None else multiply(scale, vector)
@@ -116,6 +126,12 @@ def _folded(call: Instruction, chain: list[Link], storage: Storage, fold: Span) 
             fold.stores.append(Store(value, target))
             value = target
         operands += [] if value is None else [value]
-    found = Instruction(call.op, operands, call.attributes, call.node)
-    found.results = chain[-1][0].results
+    found = [Instruction(call.op, operands, call.attributes, call.node)]
+    for reshaping in (link for link, vector in chain if vector is None):
+        before = call.results[0] if len(found) == 1 else found[-1].results[0]
+        between = Tensor(before.shape, before.dtype, producer=found[-1])
+        found[-1].results = (between,)
+        found.append(Instruction(reshaping.op, [between], reshaping.attributes, reshaping.node))
+        found[-1].results = reshaping.results
+    found[-1].results = chain[-1][0].results
     return found
