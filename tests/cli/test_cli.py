@@ -16,7 +16,7 @@ from tapeprop import cli
 from tapeprop.cli import doctor, output, train
 from tapeprop.profiler.tables import Figures
 
-COMMANDS = ["train", "summary", "plot", "profile", "bench", "doctor", "cache"]
+COMMANDS = ["train", "summary", "plot", "profile", "bench", "warmup", "doctor", "cache"]
 
 
 def run(capsys, *argv: str) -> tuple[int, str, str]:

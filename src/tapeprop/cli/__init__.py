@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from tapeprop.cli import bench, cache, doctor, plot, profile, summary, train
+from tapeprop.cli import bench, cache, doctor, plot, profile, summary, train, warmup
 
-COMMANDS = (train, summary, plot, profile, bench, doctor, cache)
+COMMANDS = (train, summary, plot, profile, bench, warmup, doctor, cache)
 WRONG_USAGE = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141

@@ -53,7 +53,11 @@ def add(commands: Any) -> None:
         "instead of random data. Exit codes: 0 done, 1 it failed or --fail-above was passed, 2 wrong usage.",
     )
     command.add_argument("graph", nargs="?", metavar="GRAPH", help=f"{HELP}; or a profile (.json) saved with --save")
-    _add_measuring(command.add_argument_group("what is measured"))
+    measured = command.add_argument_group("what is measured")
+    add_measuring(measured)
+    measured.add_argument(
+        "--repeats", type=whole_number(1), metavar="N", help=f"steps that are measured (default: {REPEATS})"
+    )
     _add_showing(command.add_argument_group("what is printed"))
     add_json(command)
     files = command.add_argument_group("files")
@@ -75,7 +79,8 @@ def add(commands: Any) -> None:
     command.set_defaults(run=run)
 
 
-def _add_measuring(group: Any) -> None:
+def add_measuring(group: Any) -> None:
+    """Adds the options that say what a graph is fed with and how it is built."""
     group.add_argument(
         "--input-shape",
         type=feed.shape,
@@ -85,9 +90,6 @@ def _add_measuring(group: Any) -> None:
     )
     group.add_argument(
         "--batch-size", type=whole_number(1), metavar="N", help=f"samples in a step (default: {feed.BATCH})"
-    )
-    group.add_argument(
-        "--repeats", type=whole_number(1), metavar="N", help=f"steps that are measured (default: {REPEATS})"
     )
     group.add_argument("--workers", type=whole_number(1), metavar="N", help="threads (default: as built, or the CPUs)")
     group.add_argument("--dtype", choices=["float32", "float64"], help="(default: as built, or float32)")
@@ -157,10 +159,17 @@ def _misuse(args: argparse.Namespace) -> str:
 
 def measure(args: argparse.Namespace) -> Profile:
     """The profile that the arguments ask for."""
+    graph, given, name = prepared(args.graph, args)
+    with guarded(name):
+        return graph.profile(given.X, given.y, given.loss, repeats=args.repeats or REPEATS)
+
+
+def prepared(text: str, args: argparse.Namespace) -> tuple[LayerGraph, feed.Feed, str]:
+    """(the graph that `text` names, built and with an optimizer where it is trained, a batch for it, its name)."""
     from tapeprop import optimizers
     from tapeprop.errors import GraphError
 
-    source = load(args.graph)
+    source = load(text)
     graph = source.graph
     print(f"graph: {source.name}", file=sys.stderr)
     try:
@@ -177,8 +186,7 @@ def measure(args: argparse.Namespace) -> Profile:
     elif given.loss is not None and _without_optimizer(graph):
         graph.set_optimizer(optimizers.SGD())
         print("optimizer: SGD, where the graph has none", file=sys.stderr)
-    with guarded(source.name):
-        return graph.profile(given.X, given.y, given.loss, repeats=args.repeats or REPEATS)
+    return graph, given, source.name
 
 
 def _without_optimizer(graph: LayerGraph) -> bool:
@@ -342,4 +350,6 @@ def _percent(value: str) -> float:
     return number / 100
 
 
-__all__ = ["add", "check_outputs", "check_writable", "measure", "report", "run", "text"]
+__all__ = [
+    "add", "add_measuring", "check_outputs", "check_writable", "measure", "prepared", "report", "run", "text",
+]  # fmt: skip

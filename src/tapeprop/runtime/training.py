@@ -222,7 +222,8 @@ def _count(
         for k, name in enumerate(("loss_sum", "samples", "correct"))
     )
     trace.stores.append(Store(accumulate(loss, total, source.batch), loss))
-    trace.stores.append(Store(compute(lambda n: n + source.batch, samples, label="count")[0], samples))
+    # in the kernel of the loss, to which the batch is a number of the row: a formula would be compiled for each batch size
+    trace.stores.append(Store(accumulate(samples, trace.constant(np.ones(1, total.dtype)), source.batch), samples))
     if source.accuracy:
         trace.stores.append(Store(accumulate(correct, count_correct(outputs[0], labels[0]), 1), correct))
 
