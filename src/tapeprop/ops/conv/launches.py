@@ -30,9 +30,14 @@ def weight_grad_launches(call: Call, device: Device) -> list[Launch]:
     """dw from x, dy."""
     (x, dy), dw = call.operands, call.results[0]
     g = Geometry.of(x, dw, dy, call.attributes)
+    bits = (g.depth_in - 1).bit_length()
+    _refuse_far("the images of a batch, a depth of them at a time", g.images << bits)
+    _refuse_far("an image of dy, of one filter", dy.size // (dy.shape[0] * dy.shape[1]))
+    padded = prod(size + sum(sides) for size, sides in zip(x.shape[2:], call["padding"], strict=True))
+    _refuse_far("an image of x and its padding, of one channel", padded)
     depth = g.images * g.depth_out * g.height_out * g.width_out
     found = cut(g.filters, g.channels * g.taps_h * g.taps_w, depth, g.groups * g.taps_d, dw.dtype, device)
-    integers = [*_integers(g), (g.depth_in - 1).bit_length()]
+    integers = [*_integers(g), bits]
     return launches(call, device, found, f"{HERE}:weight_grad", 1, 0, None, integers)
 
 
@@ -64,7 +69,7 @@ def input_grad_launches(call: Call, device: Device) -> list[Launch]:
 
 
 def _refuse_far(what: str, elements: int) -> None:
-    """ShapeError where the distance between two taps of a filter may be 2^31 elements or more: tables of terms hold 32 bits."""
+    """ShapeError where a number in a table of terms may be 2^31 or more, as the distance between two taps: they hold 32 bits."""
     if elements > LARGEST:
         raise ShapeError(
             f"a convolution on a GPU: expected at most {LARGEST} elements of each group in {what}, got {elements}; "
