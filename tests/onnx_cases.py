@@ -10,7 +10,7 @@ import warnings
 #: {operator: why all its cases are excluded}
 OPERATORS: dict[str, str] = {
     **dict.fromkeys(("RNN", "GRU", "LSTM"), "tapeprop has no recurrent layers yet"),
-    **dict.fromkeys(("Attention", "FlexAttention"), "tapeprop has no attention layer yet"),
+    **dict.fromkeys(("Attention", "FlexAttention", "LinearAttention"), "tapeprop has no attention layer yet"),
     "RotaryEmbedding": "belongs to attention, of which tapeprop has no layer yet",
     **dict.fromkeys(("GridSample", "AffineGrid", "DeformConv"), "sampling at computed places is no op of tapeprop"),
     **dict.fromkeys(("RoiAlign", "MaxRoiPool"), "pooling of regions that data chooses is no op of tapeprop"),
