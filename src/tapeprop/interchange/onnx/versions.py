@@ -46,7 +46,8 @@ def converted(proto: Any, version: int, wanted: int, where: str) -> Any:
     except (onnx.version_converter.ConvertError, RuntimeError, ValueError, IndexError) as error:
         raise GraphError(f"{what}, which onnx cannot convert: {_first_line(error)}: {again}") from error
     if version <= 10:
-        _as_upsample(found, what, again)
+        growing = {node.output[0] for node in proto.graph.node if node.op_type == "Upsample" and node.output}
+        _as_upsample(found, growing, what, again)
     return found
 
 
@@ -100,8 +101,8 @@ def _with_axes(proto: Any) -> Any:
     return found
 
 
-def _as_upsample(proto: Any, what: str, again: str) -> None:
-    """Gives each Resize what Upsample, and Resize of version 10, meant.
+def _as_upsample(proto: Any, growing: set[str], what: str, again: str) -> None:
+    """Gives each Resize what Upsample, and Resize of version 10, meant. growing: the outputs of Upsample.
 
     Its nearest element is the one before where the image grows, and the one behind where it shrinks: so ONNX' cases of version 10.
     """
@@ -114,7 +115,7 @@ def _as_upsample(proto: Any, what: str, again: str) -> None:
             continue
         rounding = "floor"
         modes = [attribute.s for attribute in node.attribute if attribute.name == "mode"]
-        if modes in ([], [b"nearest"]):
+        if modes in ([], [b"nearest"]) and node.output[0] not in growing:
             if len(node.input) < 3 or node.input[2] not in arrays:
                 raise GraphError(f"{what}: ONNX node {node.name!r} (Resize): expected scales that are known: {again}")
             scales = onnx.numpy_helper.to_array(arrays[node.input[2]])
