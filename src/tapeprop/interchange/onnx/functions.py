@@ -19,7 +19,7 @@ _FLOATS = ("float32", "float64")
 _NEAREST = {
     "bool": "uint8",
     "float16": "float32",
-    **dict.fromkeys(["int8", "int16", "int32", "uint16", "uint32"], "int64"),  # as indices and labels are
+    **dict.fromkeys(["int8", "int16", "int32", "uint16", "uint32", "uint64"], "int64"),  # as indices and labels are
 }
 
 

@@ -27,7 +27,10 @@ def leaky_relu(node, x):
 
 @converter("PRelu")
 def prelu(node, x, slope):
-    """The slope broadcasts to x, which keeps its shape."""
+    """The slope broadcasts to x; one for each channel (C,), as before version 7, where it would not, stands along axis 1."""
+    channels = x.ndim > 2 and slope.ndim == 1 and slope.shape == x.shape[1:2]
+    if channels and slope.shape != x.shape[-1:]:
+        slope = ops.reshape(slope, (*slope.shape, *[1] * (x.ndim - 2)))
     return ops.compute(lambda x, s: scalar.where(scalar.less(x, 0.0), s * x, x), x, slope, label="prelu")[0]
 
 

@@ -136,8 +136,9 @@ def one_hot(node, indices, depth, values):
     axis = axis_of(node, node.get("axis", -1), indices.ndim + 1)
     if values.size != 2 or str(values.dtype) not in FLOATS:
         raise node.fail("two floating values, off and on", f"shape {values.shape} of {values.dtype}", "cast them")
-    if not isinstance(count, int) or count < 1:
+    if isinstance(count, Dim) or count < 1 or int(count) != count:
         raise node.fail("a known depth of at least 1", count)
+    count = int(count)
     off, on = (float(value) for value in np.ravel(values))
 
     def formula(index, place):

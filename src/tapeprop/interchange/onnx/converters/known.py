@@ -110,6 +110,16 @@ def constant_of_shape(node, wanted):
     return np.full(found, value[0])
 
 
+@converter("EyeLike")
+@on_known("EyeLike")
+def eye_like(node, x):
+    code, shift = node.get("dtype"), node.get("k", 0)
+    if len(x.shape) != 2 or any(isinstance(size, Dim) for size in x.shape):
+        raise node.fail("a matrix of known size", x.shape, "give shapes={...}")
+    check_size(node, x.shape)
+    return np.eye(*x.shape, shift, dtype=x.dtype if code is None else dtype_of(node, code))
+
+
 @converter("Range", known="all")
 def numbers_from(node, start, limit, delta):
     first, end, step = (number(node, "a bound", bound) for bound in (start, limit, delta))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from tapeprop import ops
 from tapeprop.errors import ShapeError
 from tapeprop.interchange.onnx.converters.registry import converter
@@ -97,6 +99,15 @@ def mean_variance_normalization(node, x):
 
 @converter("CumSum", known=[1])
 def cumulative_sum(node, x, axis):
+    return _cumulative(node, x, axis, ops.add, 0.0)
+
+
+@converter("CumProd", known=[1])
+def cumulative_product(node, x, axis):
+    return _cumulative(node, x, axis, ops.multiply, 1.0)
+
+
+def _cumulative(node, x, axis, combine, neutral):
     """By sums over 1, 2, 4, ... elements (Hillis and Steele 1986): what follows an infinity does not meet what precedes it."""
     exclusive, reverse = node.get("exclusive", 0), node.get("reverse", 0)
     axis = axis_of(node, number(node, "the axis", axis), x.ndim)
@@ -105,11 +116,13 @@ def cumulative_sum(node, x, axis):
         raise node.fail("an axis of known size", f"size {length}", "give shapes={...}")
     if reverse:
         x = _turned(x, axis)
+    if exclusive and length == 1:
+        return ops.expand(ops.as_tensor(np.full((), neutral, x.dtype)), x.shape)
     if exclusive:
-        x = _shifted(x, axis, 1)
+        x = _shifted(x, axis, 1, neutral)
     reach = 1
     while reach < length:
-        x = ops.add(x, _shifted(x, axis, reach))
+        x = combine(x, _shifted(x, axis, reach, neutral))
         reach *= 2
     return _turned(x, axis) if reverse else x
 
@@ -118,10 +131,7 @@ def _turned(x, axis):
     return x[(slice(None),) * axis + (slice(None, None, -1),)]
 
 
-def _shifted(x, axis, by):
-    """x moved on along an axis, zeros before it."""
-    length = x.shape[axis]
-    if by >= length:
-        return ops.multiply(ops.stop_gradient(ops.equal(x, x)), 0.0)
-    rest = x[(slice(None),) * axis + (slice(None, length - by),)]
-    return ops.pad(rest, [(by if a == axis else 0, 0) for a in range(x.ndim)])
+def _shifted(x, axis, by, neutral):
+    """x moved on along an axis, by less than its size; what comes before it is neutral."""
+    rest = x[(slice(None),) * axis + (slice(None, x.shape[axis] - by),)]
+    return ops.pad(rest, [(by if a == axis else 0, 0) for a in range(x.ndim)], neutral)
