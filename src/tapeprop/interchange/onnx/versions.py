@@ -8,6 +8,7 @@ without is_test, which trained; Hardmax, which was over all axes from `axis` on.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ __all__ = ["OLDEST_CONVERTED", "converted"]
 
 #: ONNX' own old cases, which show that converting works, are of versions 6, 9, 10 and 12.
 OLDEST_CONVERTED = 6
+#: The most elements of an initialiser that the converter is given.
+LIGHT = 1024
 BROADCASTING = ("Add", "Sub", "Mul", "Div", "Pow")
 
 
@@ -37,10 +40,13 @@ def converted(proto: Any, version: int, wanted: int, where: str) -> Any:
         if reason:
             name = node.name or f"{node.op_type}_{place}"
             raise GraphError(f"{what}: ONNX node {name!r} ({node.op_type}): {reason}: {again}")
+    if proto.functions or proto.graph.sparse_initializer:
+        raise GraphError(f"{what}, with functions or sparse initialisers, which are not read: {again}")
+    heavy = [entry for entry in proto.graph.initializer if _is_heavy(entry)]
+    source = _without(proto, heavy)
     try:
-        onnx.checker.check_model(proto)  # what is malformed reaches no C++ code that takes it to be sound
-        source = _with_axes(proto) if version < 7 else proto
-        found = onnx.version_converter.convert_version(source, wanted)
+        onnx.checker.check_model(source)  # what is malformed reaches no C++ code that takes it to be sound
+        found = onnx.version_converter.convert_version(_with_axes(source) if version < 7 else source, wanted)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise GraphError(f"{what}, and a model that ONNX does not accept: {_first_line(error)}: {again}") from error
     except (onnx.version_converter.ConvertError, RuntimeError, ValueError, IndexError) as error:
@@ -48,6 +54,29 @@ def converted(proto: Any, version: int, wanted: int, where: str) -> Any:
     if version <= 10:
         growing = {node.output[0] for node in proto.graph.node if node.op_type == "Upsample" and node.output}
         _as_upsample(found, growing, what, again)
+    found.graph.initializer.extend(heavy)
+    return found
+
+
+def _is_heavy(tensor: Any) -> bool:
+    """Whether a tensor is left out of the conversion: a weight, not sizes or the like; or one that lies in another file."""
+    onnx = onnx_package("load")
+    return math.prod(tensor.dims) > LIGHT or tensor.data_location == onnx.TensorProto.EXTERNAL
+
+
+def _without(proto: Any, tensors: list[Any]) -> Any:
+    """A copy of the model in which these initialisers are inputs: the converter looks at their shapes alone, and copies are large."""
+    onnx = onnx_package("load")
+    left_out, inputs = {entry.name for entry in tensors}, {value.name for value in proto.graph.input}
+    found = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import)
+    graph, old = found.graph, proto.graph
+    graph.name = old.name
+    for field in ("node", "input", "output", "value_info"):
+        getattr(graph, field).extend(getattr(old, field))
+    graph.initializer.extend(entry for entry in old.initializer if entry.name not in left_out)
+    for entry in tensors:
+        if entry.name not in inputs:
+            graph.input.append(onnx.helper.make_tensor_value_info(entry.name, entry.data_type, entry.dims))
     return found
 
 
