@@ -30,6 +30,13 @@ def converted(proto: Any, version: int, wanted: int, where: str) -> Any:
 
     where: the file's name for errors. GraphError for a version older than 6, and where an operator cannot be converted.
     """
+    try:
+        return _converted(proto, version, wanted, where)
+    except UnicodeDecodeError as error:
+        raise GraphError(f"{where}: expected names in UTF-8, got {error.reason}: the file is corrupt") from error
+
+
+def _converted(proto: Any, version: int, wanted: int, where: str) -> Any:
     onnx = onnx_package("load")
     what = f"{where}: expected operators of version {wanted} or later, got opset {version}"
     again = f"export the model again with opset {wanted} or later"
