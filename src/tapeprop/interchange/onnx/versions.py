@@ -22,7 +22,26 @@ __all__ = ["OLDEST_CONVERTED", "converted"]
 OLDEST_CONVERTED = 6
 #: The most elements of an initialiser that the converter is given.
 LIGHT = 1024
+#: Operators that had the attributes broadcast and axis.
 BROADCASTING = ("Add", "Sub", "Mul", "Div", "Pow")
+#: The most sizes that a shape may have in a model to convert: onnx takes 4 s for a million.
+MOST_AXES = 2**16
+#: Operators that make no more elements than their first operand has, and those that broadcast.
+_KEEPING = (
+    "Cast",
+    "Identity",
+    "Unsqueeze",
+    "Squeeze",
+    "Slice",
+    "Neg",
+    "Abs",
+    "Floor",
+    "Ceil",
+    "Flatten",
+    "Reshape",
+    "Transpose",
+)
+_ELEMENTWISE = (*BROADCASTING, "Mod", "Equal", "Less", "Greater", "Where", "Min", "Max", "And", "Or", "Not")
 
 
 def converted(proto: Any, version: int, wanted: int, where: str) -> Any:
@@ -53,6 +72,7 @@ def _converted(proto: Any, version: int, wanted: int, where: str) -> Any:
     source = _without(proto, heavy)
     try:
         onnx.checker.check_model(source)  # what is malformed reaches no C++ code that takes it to be sound
+        _check_ranks(source.graph)
         found = onnx.version_converter.convert_version(_with_axes(source) if version < 7 else source, wanted)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise GraphError(f"{what}, and a model that ONNX does not accept: {_first_line(error)}: {again}") from error
@@ -85,6 +105,39 @@ def _without(proto: Any, tensors: list[Any]) -> Any:
         if entry.name not in inputs:
             graph.input.append(onnx.helper.make_tensor_value_info(entry.name, entry.data_type, entry.dims))
     return found
+
+
+def _check_ranks(graph: Any) -> None:
+    """ValueError where a shape may be of more than `MOST_AXES` sizes: shape inference would list them all, for hours."""
+    bounds = {entry.name: math.prod(entry.dims) for entry in graph.initializer}
+    for value in graph.input:
+        sizes = [dim.dim_value if dim.dim_value > 0 else MOST_AXES for dim in value.type.tensor_type.shape.dim]
+        bounds.setdefault(value.name, math.prod(sizes))
+    shapes = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Shape"}
+    values = {entry.name: entry for entry in graph.initializer}
+    for node in graph.node:
+        operands = [bounds.get(name, math.inf) for name in node.input if name]
+        place = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0}.get(node.op_type)
+        if place is not None and operands[place] > MOST_AXES:
+            raise ValueError(f"{node.op_type} {node.name!r} to a shape that may have more than {MOST_AXES:,} sizes")
+        found: float = math.inf
+        if node.op_type == "Shape":
+            found = MOST_AXES // 64
+        elif node.op_type == "Constant":
+            found = max([1, *(math.prod(attribute.t.dims) for attribute in node.attribute)])
+        elif node.op_type == "ConstantOfShape" and node.input[0] in shapes:
+            found = bounds.get(shapes[node.input[0]], math.inf)
+        elif node.op_type == "ConstantOfShape" and node.input[0] in values:
+            found = math.prod(map(int, onnx_package("load").numpy_helper.to_array(values[node.input[0]])))
+        elif node.op_type == "Concat":
+            found = sum(operands)
+        elif node.op_type == "Gather":
+            found = operands[1]
+        elif node.op_type in _KEEPING:
+            found = operands[0]
+        elif node.op_type in _ELEMENTWISE:
+            found = math.prod(operands)
+        bounds.update((name, found) for name in node.output if name)
 
 
 def _first_line(error: Exception) -> str:
