@@ -227,7 +227,9 @@ def check(case):
 def _array(value):
     import onnx
 
-    return onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
+    return (
+        onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
+    )  # arrays, and lists of such
 
 
 def _with_initialisers(case, inputs):

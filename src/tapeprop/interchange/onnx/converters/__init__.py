@@ -2,6 +2,7 @@
 
 from tapeprop.interchange.onnx.converters import (
     activations,
+    einsum,
     elementwise,
     indexing,
     known,
@@ -20,6 +21,7 @@ __all__ = [
     "KNOWN",
     "Converter",
     "activations",
+    "einsum",
     "elementwise",
     "indexing",
     "known",
