@@ -15,6 +15,7 @@ import numpy as np
 
 from tapeprop.errors import GraphError
 from tapeprop.interchange.onnx.package import onnx_package
+from tapeprop.interchange.onnx.versions import converted
 
 __all__ = ["Model", "Node", "Value", "read"]
 
@@ -85,6 +86,7 @@ def read(source: Source) -> Model:
         proto = onnx.load_model_from_string(source)
     else:
         proto = onnx.load(os.fspath(source))
+    proto = current_version(proto, "load")
     graph = proto.graph
     opsets = {entry.domain or "": entry.version for entry in proto.opset_import}
     initializers = {entry.name: onnx.numpy_helper.to_array(entry) for entry in graph.initializer}
@@ -96,6 +98,12 @@ def read(source: Source) -> Model:
         name=graph.name,
         opset=opsets.get("", 0),
     )
+
+
+def current_version(proto: Any, where: str) -> Any:
+    """The model in a version of the operators that is read. GraphError where there is no way to one."""
+    version = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), OLDEST_OPSET)
+    return proto if version >= OLDEST_OPSET else converted(proto, version, OLDEST_OPSET, where)
 
 
 def _value(entry: Any) -> Value:

@@ -2,6 +2,8 @@
 
 from tapeprop.interchange.onnx.converters import (
     activations,
+    convolution,
+    dropout,
     einsum,
     elementwise,
     indexing,
@@ -10,7 +12,10 @@ from tapeprop.interchange.onnx.converters import (
     linear,
     logic,
     losses,
+    norms,
+    pooling,
     reductions,
+    resize,
     shapes,
     types,
 )
@@ -21,6 +26,8 @@ __all__ = [
     "KNOWN",
     "Converter",
     "activations",
+    "convolution",
+    "dropout",
     "einsum",
     "elementwise",
     "indexing",
@@ -29,7 +36,10 @@ __all__ = [
     "linear",
     "logic",
     "losses",
+    "norms",
+    "pooling",
     "reductions",
+    "resize",
     "shapes",
     "types",
 ]

@@ -14,7 +14,7 @@ from tapeprop import ops
 from tapeprop.interchange.onnx.converters.indexing import bounds_of, concat_axis, split_sizes
 from tapeprop.interchange.onnx.converters.registry import converter, on_known
 from tapeprop.interchange.onnx.converters.shapes import expanded, reshaped, squeezed, unsqueezed
-from tapeprop.interchange.onnx.converters.support import axis_of, check_size, number, whole
+from tapeprop.interchange.onnx.converters.support import MOST, axis_of, check_size, number, whole
 from tapeprop.interchange.onnx.package import onnx_package
 from tapeprop.ir import Dim
 from tapeprop.ir.dims import product
@@ -96,7 +96,8 @@ def constant_of_shape(node, wanted):
         return ops.expand(value, found)
     if any(size < 0 for size in found):
         raise node.fail("sizes of at least 0", found)
-    check_size(node, found)
+    if math.prod(found) > MOST:  # too many to be known: made in the run, as weights are that an exporter left out
+        return ops.expand(value, found)
     return np.full(found, value[0])
 
 
