@@ -1,0 +1,38 @@
+"""ONNX models written as text, for tests: `model("y = Relu(x)", x="float[N,3]")`."""
+
+import numpy as np
+import onnx
+from onnx import numpy_helper, parser
+
+from tapeprop.interchange.onnx import load_function
+
+KINDS = {"float32": "float", "float64": "double", "int64": "int64", "int32": "int32", "bool": "bool", "uint8": "uint8"}
+
+
+def model(body, initialisers=None, outputs="y", opset=17, **inputs):
+    """A ModelProto. body: nodes; initialisers: {name: array}; inputs: {name: type and shape}."""
+    head = f'<ir_version: 10, opset_import: ["": {opset}]>'
+    given = ", ".join(f"{kind} {name}" for name, kind in inputs.items())
+    made = ", ".join(f"float {name}" for name in outputs.split())
+    found = parser.parse_model(f"{head} graph ({given}) => ({made}) {{ {body} }}")
+    for name, array in (initialisers or {}).items():
+        found.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+    return found
+
+
+def typed(array, *, is_open=False):
+    """The type of an input that an array fits, its first size open if wished."""
+    sizes = ["N", *array.shape[1:]] if is_open else array.shape
+    return f"{KINDS[str(array.dtype)]}[{','.join(map(str, sizes))}]"
+
+
+def run(body, initialisers=None, outputs="y", opset=17, **arrays):
+    """What a model of these nodes makes of these inputs."""
+    kinds = {name: typed(array) for name, array in arrays.items()}
+    return load_function(model(body, initialisers, outputs, opset, **kinds))(*arrays.values())
+
+
+def checked(proto):
+    """The model, if ONNX' own checker accepts it."""
+    onnx.checker.check_model(proto)
+    return proto
