@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tapeprop import ops
-from tapeprop.errors import GraphError
+from tapeprop.errors import DeviceError, GraphError
 from tapeprop.interchange.onnx.converters import CONVERTERS
 from tapeprop.interchange.onnx.model import Node
 from tapeprop.ir import Tensor
@@ -62,6 +62,10 @@ class Importer:
             if repr(node.name) in str(error):
                 raise
             raise type(error)(f"ONNX node {node.name!r} ({node.op}): {error}") from None
+        except (DeviceError, MemoryError):
+            raise
+        except Exception as error:  # whatever a converter says to numbers that it was not written for
+            raise node.fail("inputs that fit the operator", f"{type(error).__name__}: {error}") from error
         results = result if isinstance(result, tuple) else (result,)
         for name, value in zip(node.outputs, results):
             if name:
