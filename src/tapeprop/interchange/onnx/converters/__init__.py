@@ -1,6 +1,26 @@
 """How each operator of ONNX is read: see `registry`."""
 
-from tapeprop.interchange.onnx.converters import elementwise, known, shapes
+from tapeprop.interchange.onnx.converters import (
+    convolution,
+    dropout,
+    elementwise,
+    known,
+    norms,
+    pooling,
+    resize,
+    shapes,
+)
 from tapeprop.interchange.onnx.converters.registry import CONVERTERS, Converter
 
-__all__ = ["CONVERTERS", "Converter", "elementwise", "known", "shapes"]
+__all__ = [
+    "CONVERTERS",
+    "Converter",
+    "convolution",
+    "dropout",
+    "elementwise",
+    "known",
+    "norms",
+    "pooling",
+    "resize",
+    "shapes",
+]
