@@ -15,7 +15,8 @@ follows. Children are names and places in `layers`, a graph's nodes places in `n
 no gradient passes) count within that graph's nodes. `nodes` holds {"class", "name", "layer", "merge_mode",
 "checkpoint", "frozen"}.
 
-Only classes of `tapeprop.layers`, and those that the caller names, can stand in a file.
+Only classes of `tapeprop.layers`, those that packages of tapeprop make known (`know`), and those that the caller names, can stand
+in a file.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ DEEPEST = 64
 MOST = 500_000
 
 Classes = Mapping[str, type[Layer] | type[Optimizer]]
+#: {name: class} of layers that packages above this one own, which files may name as well: see `know`.
+_known: dict[str, type[Layer]] = {}
 _signatures: weakref.WeakKeyDictionary[type, Mapping[str, inspect.Parameter]] = weakref.WeakKeyDictionary()
 
 
@@ -62,9 +65,17 @@ def public_layers() -> dict[str, type[Layer]]:
     return found
 
 
+def know(classes: Mapping[str, type[Layer]]) -> None:
+    """Lets files name layers of a package above this one; to be called where they are defined."""
+    _known.update(classes)
+
+
 def known_classes(classes: Classes | None) -> dict[str, type[Layer]]:
-    """The public layers and the caller's own. GraphError where a class is of neither layer nor optimizer, or has a public name."""
-    public, own = public_layers(), {}
+    """The public layers, those of packages above, and the caller's own.
+
+    GraphError where a class is of neither layer nor optimizer, or has a public name.
+    """
+    public, own = {**public_layers(), **_known}, {}
     for name, cls in (classes or {}).items():
         if not isinstance(cls, type) or not issubclass(cls, Layer | Optimizer) or issubclass(cls, GraphStructure):
             remedy = "give the classes of layers and optimizers; a graph is described by its nodes and needs none"

@@ -2,10 +2,13 @@
 
     f = tp.interchange.onnx.load_function("resnet50.onnx")
     y = f(x)
+    graph = tp.interchange.onnx.load("resnet50.onnx")
+    graph.fit(X, y, loss=tp.losses.CrossEntropy(), optimizer=tp.optimizers.SGD(1e-3))
 
 Needs the package onnx: pip install "tapeprop[onnx]".
 """
 
 from tapeprop.interchange.onnx.functions import load_function
+from tapeprop.interchange.onnx.graphs import load
 
-__all__ = ["load_function"]
+__all__ = ["load", "load_function"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,15 @@ class Importer:
     """Gives every value of a model by its name.
 
     values: {name: content} that are there at the beginning. weight: makes the tensor of an initialiser that a converter wants as one,
-    once for each name.
+    once for each name. sizes: those of the values that are sizes of tensors, or were calculated from such.
     """
 
-    def __init__(self, values: Mapping[str, Content], weight: Callable[[str, np.ndarray], Tensor]):
+    def __init__(
+        self,
+        values: Mapping[str, Content],
+        weight: Callable[[str, np.ndarray], Tensor],
+        sizes: Collection[str] = (),
+    ):
         self.values: dict[str, Content] = dict(values)
         self._initial = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
         self._weight = weight

@@ -20,7 +20,7 @@ from tapeprop.interchange.onnx.files import DTYPES, Files, dtype_name, read_prot
 from tapeprop.interchange.onnx.package import onnx_package
 from tapeprop.interchange.safetensors import shown
 
-__all__ = ["Model", "Node", "Source", "Value", "read"]
+__all__ = ["Model", "Node", "Source", "Value", "check_schema", "read"]
 
 #: A path, the bytes of a file, or an onnx.ModelProto.
 Source = Any
@@ -227,7 +227,7 @@ def _node(entry: Any, place: int, opsets: Mapping[str, int], files: Files) -> No
             raise node.fail("attributes with names that differ", f"{shown(key)} twice", "the file is corrupt")
         attributes[key] = _attribute(attribute, node, files)
     node = replace(node, attributes=attributes)
-    _check_schema(node)
+    check_schema(node)
     return node
 
 
@@ -261,6 +261,8 @@ def _attribute(attribute: Any, node: Node, files: Files) -> Any:
             )
         if attribute.type in (kind.FLOAT, kind.FLOATS) and any(map(math.isnan, found)):
             raise node.fail(f"numbers in attribute {name}", "NaN", "the file is corrupt")
+    if attribute.type in (kind.FLOAT, kind.FLOATS):
+        found = [float(str(np.float32(number))) for number in found]  # 0.1 is meant, not float32's nearest number
     return found[0] if attribute.type == kind.FLOAT else list(found)
 
 
@@ -275,7 +277,7 @@ _PYTHON = {
 }
 
 
-def _check_schema(node: Node) -> None:
+def check_schema(node: Node) -> None:
     """GraphError where inputs, outputs or attributes are not those that ONNX gives the operator; other domains are not looked at.
 
     What reads a node may then rely on their number and kinds.
