@@ -48,7 +48,8 @@ class Node:
     """One application of an operator.
 
     name: as in the file, or made of the operator and the node's place. inputs, outputs: names of values, "" for an omitted one.
-    attributes: {name: int, float, str, array or list of such}. opset: the version of the operator's domain.
+    attributes: {name: int, float, str, array or list of such}. opset: the version of the operator's domain. asked: the attributes
+    that were asked for: one that was not is refused, as nobody honoured it.
     """
 
     op: str
@@ -58,9 +59,11 @@ class Node:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     opset: int = OLDEST_OPSET
     domain: str = ""
+    asked: set[str] = field(default_factory=set, compare=False, repr=False)
 
     def get(self, attribute: str, default: Any = None) -> Any:
         """An attribute, or the default where the file does not give it."""
+        self.asked.add(attribute)
         return self.attributes.get(attribute, default)
 
     def fail(self, expected: str, received: Any, remedy: str = "") -> GraphError:
