@@ -41,6 +41,7 @@ from tapeprop.layers import (
     DepthConv2D,
     DepthConv3D,
     Dropout,
+    Embedding,
     Flatten,
     GlobalAvgPool1D,
     GlobalAvgPool2D,
@@ -62,7 +63,7 @@ from tapeprop.layers import (
     Transpose,
 )
 
-__all__ = ["MERGES", "dense", "equivalent_of", "merge_of"]
+__all__ = ["MERGES", "dense", "embedding", "equivalent_of", "merge_of"]
 
 Found = tuple[Layer, Mapping[str, np.ndarray]] | None
 
@@ -202,6 +203,11 @@ def dense(x: Tensor, w: np.ndarray, b: np.ndarray | None) -> Found:
     return layer, _known(weight=w, bias=b)
 
 
+def embedding(weight: np.ndarray) -> Found:
+    """The layer that takes rows of a matrix."""
+    return Embedding(*weight.shape), _known(weight=weight)
+
+
 # ---- norms
 
 
@@ -273,6 +279,8 @@ def _global_pool(node: Node, x: Tensor, y: Tensor) -> Found:
 
 # ---- activations
 
+SELU = (1.6732632423543772, 1.0507009873554805)  # alpha and scale, Klambauer et al. 2017
+
 _PLAIN: dict[str, type[Layer]] = {
     "HardSwish": Activation.HardSwish,
     "Identity": Identity,
@@ -297,6 +305,12 @@ def _leaky_relu(node: Node, x: Tensor, y: Tensor) -> Found:
 @equivalent("Elu")
 def _elu(node: Node, x: Tensor, y: Tensor) -> Found:
     return Activation.ELU(node.get("alpha", 1.0)), {}
+
+
+@equivalent("Selu")
+def _selu(node: Node, x: Tensor, y: Tensor) -> Found:
+    constants = node.get("alpha", SELU[0]), node.get("gamma", SELU[1])
+    return (Activation.SELU(), {}) if np.allclose(constants, SELU, rtol=1e-6, atol=0) else None
 
 
 @equivalent("Swish")

@@ -15,7 +15,7 @@ import numpy as np
 
 from tapeprop.errors import GraphError
 from tapeprop.graph import LayerNode, MergeMode
-from tapeprop.interchange.onnx.equivalents import dense, equivalent_of, merge_of
+from tapeprop.interchange.onnx.equivalents import dense, embedding, equivalent_of, merge_of
 from tapeprop.interchange.onnx.functions import float_dtype
 from tapeprop.interchange.onnx.importing import Importer
 from tapeprop.interchange.onnx.model import Model, Node, Source, read
@@ -30,6 +30,8 @@ __all__ = ["load"]
 Shape = tuple[int | None, ...]
 #: Numbers worked out of sizes, with at most so many entries, are told as sizes of axes; larger ones are worked out anew.
 MOST_SIZES = 64
+#: What inputs that are no floats are while the nodes are run once: a graph is fed numbers of its own dtype.
+_DTYPES = {"i": "int64", "u": "int64", "b": "uint8"}
 
 
 def load(
@@ -95,12 +97,13 @@ def _run_on(model: Model, shapes: Mapping[str, Shape], dtype: str) -> tuple[Impo
             asked.add(name)
             return trace.parameter(Parameter(array.shape, array, name=name))
 
-        inputs = {name: trace.input(i, open_shape(shape, i)) for i, (name, shape) in enumerate(shapes.items())}
+        kinds = {value.name: _DTYPES.get(np.dtype(value.dtype).kind) for value in model.inputs}
+        inputs = {
+            name: trace.input(i, open_shape(shape, i), kinds[name]) for i, (name, shape) in enumerate(shapes.items())
+        }
         importer = Importer({**inputs, **model.initializers}, weight)
         try:
             importer.run(model.nodes)
-            for value in model.outputs:
-                importer.tensor(value.name)
         except UndecidedError as question:
             raise GraphError(
                 f"expected sizes that decide whether {question}, got an open one: give shapes={{input: shape}}"
@@ -193,7 +196,7 @@ class _Plan:
             exact = self._exact(node, data[0], output)
             if exact is not None:
                 return exact
-        return self._biased(node, data) or self._operators(node, output)
+        return self._biased(node, data) or self._rows(node, data) or self._operators(node, output)
 
     def _exact(self, node: Node, data: str, output: str) -> _Step | None:
         others = node.inputs[1:]
@@ -231,6 +234,19 @@ class _Plan:
         if found is None:
             return None
         return _Step([product, node], [product.inputs[0]], *found, initializers=[weight, bias])
+
+    def _rows(self, node: Node, data: list[str]) -> _Step | None:
+        """Rows of a matrix, which tokens choose."""
+        weight = self.model.initializers.get(node.inputs[0]) if node.op == "Gather" else None
+        if (
+            weight is None
+            or weight.dtype.kind != "f"
+            or weight.ndim != 2
+            or data != [node.inputs[1]]
+            or node.get("axis", 0)
+        ):
+            return None
+        return _Step([node], data, *embedding(weight), initializers=[node.inputs[0]])  # type: ignore[misc]
 
     # ---- nodes that stay operators
 
