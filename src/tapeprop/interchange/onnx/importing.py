@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 import numpy as np
 
 from tapeprop import ops
-from tapeprop.errors import DeviceError, GraphError
+from tapeprop.errors import GraphError
 from tapeprop.interchange.onnx.converters import CONVERTERS, KNOWN, Converter
 from tapeprop.interchange.onnx.model import Node
 from tapeprop.ir import Tensor, UndecidedError, current
@@ -86,6 +86,8 @@ class Importer:
                 raise node.fail(f"at most {len(results)} outputs", f"output {name!r}")
         from_sizes = node.op in ("Shape", "Size") or any(name in self._sizes for name in node.inputs)
         for name, value in zip(node.outputs, results):
+            if name in self.values:
+                raise node.fail("outputs with names of their own", repr(name))
             if name:
                 self.values[name] = value
                 if from_sizes and not isinstance(value, Tensor):
@@ -106,10 +108,8 @@ class Importer:
             if repr(node.name) in str(error):
                 raise
             raise type(error)(f"ONNX node {node.name!r} ({node.op}): {error}") from None
-        except (DeviceError, MemoryError):
-            raise
-        except Exception as error:  # whatever a converter says to numbers that it was not written for
-            raise node.fail("inputs that fit the operator", f"{type(error).__name__}: {error}") from error
+        except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as error:
+            raise node.fail("inputs and attributes that fit together", f"{type(error).__name__}: {error}") from error
         results = result if isinstance(result, tuple) else (result,)
         self._made += sum(math.prod(value.shape) for value in results if isinstance(value, np.ndarray))
         if self._made > MOST_IN_ALL:

@@ -18,6 +18,7 @@ from tapeprop.errors import CycleError, GraphError, WeightFileError
 from tapeprop.graph.structure import find_cycle
 from tapeprop.interchange.onnx.files import DTYPES, Files, dtype_name, read_proto, text
 from tapeprop.interchange.onnx.package import onnx_package
+from tapeprop.interchange.onnx.versions import converted
 from tapeprop.interchange.safetensors import shown
 
 __all__ = ["Model", "Node", "Source", "Value", "check_schema", "read"]
@@ -103,23 +104,26 @@ def read(source: Source) -> Model:
 
 
 def current_version(proto: Any, files: Files) -> Any:
-    """The model in a version of the operators that is read: itself. GraphError for any other version."""
+    """The model in a version of the operators that is read. GraphError where there is no way to one."""
     newest = onnx_package("load").defs.onnx_opset_version()
     version = _opsets(proto, files).get("")
     if version is None and all(not _domain(node.domain) for node in proto.graph.node):
         raise WeightFileError(
             f"{files.name}: expected a model that names the version of its operators, got none: the file is no ONNX model, or corrupt"
         )
-    if version is not None and not OLDEST_OPSET <= version <= newest:
-        remedy = (
-            f"convert it with onnx.version_converter.convert_version(model, {OLDEST_OPSET})"
-            if version < OLDEST_OPSET
-            else "install a newer onnx"
-        )
+    if version is None or OLDEST_OPSET <= version <= newest:
+        return proto
+    if version > newest:
         raise GraphError(
-            f"{files.name}: expected operators of version {OLDEST_OPSET} to {newest}, got opset {version}: {remedy}"
+            f"{files.name}: expected operators of version {OLDEST_OPSET} to {newest}, got opset {version}: install a newer onnx"
         )
-    return proto
+    external = onnx_package("load").TensorProto.EXTERNAL
+    if any(tensor.data_location == external for tensor in proto.graph.initializer):
+        raise GraphError(
+            f"{files.name}: expected operators of version {OLDEST_OPSET} or later beside external data, got opset {version}: load "
+            "it with onnx, convert it with onnx.version_converter and save it again"
+        )
+    return converted(proto, version, OLDEST_OPSET, files.name)
 
 
 def _opsets(proto: Any, files: Files) -> dict[str, int]:

@@ -69,6 +69,26 @@ def conv_transpose(node, x, w, b=None):
     return y if b is None else y + ops.reshape(b, (-1, *[1] * rank))
 
 
+@converter("CausalConvWithState")
+def causal_conv_with_state(node, x, w, b=None, past=None):
+    """(the convolution of each channel with what came before, (N, C, L); its last k - 1 inputs, for the next call)."""
+    if x.ndim != 3 or w.ndim != 3:
+        raise node.fail("tensors (N, C, L) and (C, 1, k)", f"{text(x.shape)} and {text(w.shape)}")
+    activation = node.get("activation", "none")
+    if activation not in ("none", "silu", "swish"):
+        raise node.fail("activation to be none, silu or swish", repr(activation))
+    channels, before = known_size(node, w, 0), known_size(node, w, 2) - 1
+    if before == 0 and any(node.outputs[1:]):
+        raise node.fail("a kernel of at least 2 elements", "1", "its state would hold nothing")
+    if past is not None:
+        x = ops.concat([past, x], 2)
+    elif before:
+        x = ops.pad(x, [(0, 0), (0, 0), (before, 0)])
+    y = ops.conv1d(x, w, b, groups=channels)
+    y = y if activation == "none" else ops.swish(y)
+    return (y, x[:, :, -before:]) if any(node.outputs[1:]) else y
+
+
 def _kernel(node, w):
     """The sizes of the filters w. GraphError where the node says others, or they are open."""
     sizes = [known_size(node, w, axis) for axis in range(2, w.ndim)]

@@ -6,7 +6,7 @@ import numpy as np
 
 from tapeprop import ops
 from tapeprop.interchange.onnx.converters.registry import converter
-from tapeprop.interchange.onnx.converters.support import FLOATS, axes_of, axis_of, number, whole
+from tapeprop.interchange.onnx.converters.support import FLOATS, axes_of, axis_of, check_size, number, whole
 from tapeprop.ir import Dim, Tensor
 from tapeprop.ops import scalar
 
@@ -39,7 +39,9 @@ def split_sizes(node, length, sizes):
     wanted = node.get("num_outputs")
     if sizes is not None:
         return whole(node, sizes)
-    count = wanted or len(node.outputs)
+    count = len(node.outputs)
+    if wanted not in (None, count):
+        raise node.fail(f"{wanted} outputs", count)
     if not isinstance(length, int):
         return [length // count] * count
     size = -(-length // count)
@@ -81,15 +83,14 @@ def gather(node, x, indices):
     axis = axis_of(node, node.get("axis", 0), x.ndim)
     if not isinstance(indices, Tensor):
         length = x.shape[axis]
-        picked = whole(node, indices)
         if indices.ndim == 0:
-            return x[(slice(None),) * axis + (picked[0],)]
-        if any(isinstance(place, Dim) for place in picked) or not isinstance(length, int):
-            raise node.fail("known sizes and indices", f"{length} and {picked}", "give shapes={...}")
-        if any(not -length <= place < length for place in picked):
-            raise node.fail(f"indices from {-length} to {length - 1}", picked)
-        indices = ops.as_tensor(np.array(picked, np.int64).reshape(indices.shape) % length)
-    if indices.dtype != "int64":
+            return x[(slice(None),) * axis + (whole(node, indices)[0],)]
+        if not isinstance(length, int):
+            raise node.fail("an axis of known size", length, "give shapes={...}")
+        if indices.dtype.kind not in "iu" or not (-length <= indices.min() <= indices.max() < length):
+            raise node.fail(f"whole numbers from {-length} to {length - 1}", indices.dtype)
+        indices = ops.as_tensor(indices.astype(np.int64) % length)
+    elif indices.dtype != "int64":
         raise node.fail("whole numbers as indices", indices.dtype)
     front = [axis, *(a for a in range(x.ndim) if a != axis)]
     rows = ops.take(x if axis == 0 else ops.transpose(x, front), indices)
@@ -125,6 +126,7 @@ def triangle(node, x, k=None):
     rows, columns = x.shape[-2:] if x.ndim > 1 else (None, None)
     if not (isinstance(rows, int) and isinstance(columns, int) and isinstance(shift, int)):
         raise node.fail("matrices of known size", f"shape {x.shape}", "give shapes={...}")
+    check_size(node, [rows, columns])
     distance = np.arange(columns) - np.arange(rows)[:, None]
     return ops.select(ops.as_tensor((distance >= shift if upper else distance <= shift).astype(x.dtype)), x, 0.0)
 
@@ -139,6 +141,7 @@ def one_hot(node, indices, depth, values):
     if isinstance(count, Dim) or count < 1 or int(count) != count:
         raise node.fail("a known depth of at least 1", count)
     count = int(count)
+    check_size(node, [count])
     off, on = (float(value) for value in np.ravel(values))
 
     def formula(index, place):

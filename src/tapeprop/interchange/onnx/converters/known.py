@@ -14,15 +14,12 @@ from tapeprop import ops
 from tapeprop.interchange.onnx.converters.indexing import bounds_of, concat_axis, split_sizes
 from tapeprop.interchange.onnx.converters.registry import converter, on_known
 from tapeprop.interchange.onnx.converters.shapes import expanded, reshaped, squeezed, unsqueezed
-from tapeprop.interchange.onnx.converters.support import axis_of, number, whole
+from tapeprop.interchange.onnx.converters.support import MOST, axis_of, check_size, number, whole
 from tapeprop.interchange.onnx.package import onnx_package
 from tapeprop.ir import Dim
 from tapeprop.ir.dims import product
 
-__all__ = ["MOST", "as_array", "dtype_of", "sizes"]
-
-#: Elements of an array of known numbers: more are data, which a file a few bytes long must not ask for.
-MOST = 2**24
+__all__ = ["as_array", "dtype_of", "sizes"]
 
 
 def as_array(found):
@@ -42,12 +39,6 @@ def sizes(found):
     array = np.empty(len(found), object)
     array[:] = list(found)
     return as_array(array) if len(found) else np.zeros(0, np.int64)
-
-
-def check_size(node, shape):
-    """GraphError where an array would be larger than known numbers are."""
-    if math.prod(shape) > MOST:
-        raise node.fail(f"at most {MOST} known numbers", f"shape {tuple(shape)}", "make it data")
 
 
 def dtype_of(node, code):
@@ -105,7 +96,8 @@ def constant_of_shape(node, wanted):
         return ops.expand(value, found)
     if any(size < 0 for size in found):
         raise node.fail("sizes of at least 0", found)
-    check_size(node, found)
+    if math.prod(found) > MOST:  # too many to be known: made in the run, as weights are that an exporter left out
+        return ops.expand(value, found)
     return np.full(found, value[0])
 
 
@@ -116,7 +108,8 @@ def eye_like(node, x):
     if len(x.shape) != 2 or any(isinstance(size, Dim) for size in x.shape):
         raise node.fail("a matrix of known size", x.shape, "give shapes={...}")
     check_size(node, x.shape)
-    return np.eye(*x.shape, shift, dtype=x.dtype if code is None else dtype_of(node, code))
+    rows, columns = x.shape
+    return np.eye(rows, columns, shift, dtype=np.dtype(x.dtype) if code is None else dtype_of(node, code))
 
 
 @converter("Range", known="all")
@@ -196,12 +189,11 @@ def tile(node, x, repeats):
 @on_known("Gather")
 def gather(node, x, indices):
     axis = axis_of(node, node.get("axis", 0), x.ndim)
-    places = np.array(whole(node, indices), object)
     length = x.shape[axis]
-    if not all(isinstance(place, int) and -length <= place < length for place in places):
-        raise node.fail(f"indices from {-length} to {length - 1}", list(places))
+    if indices.dtype.kind not in "iu" or (indices.size and not (-length <= indices.min() <= indices.max() < length)):
+        raise node.fail(f"whole numbers from {-length} to {length - 1}", indices.dtype)
     check_size(node, [indices.size, x.size // max(length, 1)])
-    return as_array(np.take(x, places.astype(np.int64).reshape(indices.shape), axis))
+    return as_array(np.take(x, indices, axis))
 
 
 @on_known("Slice")

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from tapeprop.interchange.onnx.converters.known import as_array, check_size, dtype_of
+from tapeprop.interchange.onnx.converters.known import as_array, dtype_of
 from tapeprop.interchange.onnx.converters.reductions import reduction_axes
 from tapeprop.interchange.onnx.converters.registry import on_known
+from tapeprop.interchange.onnx.converters.support import check_size
 from tapeprop.ir import Dim, UndecidedError
 from tapeprop.ir.dims import at_least
 
@@ -76,12 +77,20 @@ def _quotient(a, b):
     return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
 
 
+def _quotient_of_sizes(a, b):
+    """Python rounds down: the same, as long as nothing is negative."""
+    for size in (a, b):
+        if not at_least(size, 0):
+            raise UndecidedError(f"{size} >= 0")
+    return a // b
+
+
 #: {operator: (of NumPy arrays, of numbers in an array of objects, of open sizes and whole numbers)}
 _BINARY: dict[str, tuple[Any, Any, Any]] = {
     "Add": (np.add, lambda a, b: a + b, lambda a, b: a + b),
     "Sub": (np.subtract, lambda a, b: a - b, lambda a, b: a - b),
     "Mul": (np.multiply, lambda a, b: a * b, lambda a, b: a * b),
-    "Div": (_truncated, _quotient, lambda a, b: a // b),
+    "Div": (_truncated, _quotient, _quotient_of_sizes),
     "Mod": (np.mod, lambda a, b: a % b, _remainder),
     "Max": (np.maximum, max, lambda a, b: a if _sign(a - b) >= 0 else b),
     "Min": (np.minimum, min, lambda a, b: a if _sign(a - b) <= 0 else b),
@@ -144,7 +153,7 @@ def _binary(name):
 
 
 for _name in _BINARY:
-    if _name not in ("Max", "Min"):
+    if _name not in ("Max", "Min", "Mod"):
         _binary(_name)
 
 
@@ -153,6 +162,13 @@ def extreme(node, first, *others):
     for other in others:
         first = _worked_out(node, node.op, first, other)
     return first
+
+
+@on_known("Mod")
+def modulo(node, a, b):
+    if node.get("fmod", 0):
+        raise node.fail("fmod = 0 for known numbers", 1)
+    return _worked_out(node, "Mod", a, b)
 
 
 @on_known("Pow")

@@ -107,7 +107,11 @@ def _changes(node: Node, x: Tensor, roi: Any, scales: Any, sizes: Any, chosen: d
             None if part == (0, 1) and _stays(x.shape[axis], value, name) else find(node, x, axis, value)
             for axis, value, part in zip(axes, values, parts)
         ]
-    return [_Change(axis, *found, roi=part) for axis, found, part in zip(axes, resized, parts) if found is not None]
+    return [
+        _Change(axis, found[0], found[1], found[2], part)
+        for axis, found, part in zip(axes, resized, parts)
+        if found is not None
+    ]
 
 
 def _stays(size: Size, value: Any, name: str) -> bool:

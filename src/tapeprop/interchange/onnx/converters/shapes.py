@@ -5,6 +5,7 @@ from __future__ import annotations
 from tapeprop import ops
 from tapeprop.interchange.onnx.converters.registry import converter
 from tapeprop.interchange.onnx.converters.support import axes_of, whole
+from tapeprop.ir import Dim
 from tapeprop.ir.dims import broadcast, product
 
 __all__ = ["expanded", "reshaped", "squeezed", "unsqueezed"]
@@ -51,6 +52,8 @@ def squeeze(node, x, axes=None):
 def squeezed(node, shape, axes):
     """A shape without axes of size 1: those given, or all."""
     if axes is None:
+        if any(isinstance(size, Dim) for size in shape):
+            raise node.fail("axes, as a size that is open may be 1", shape, "give them, or shapes={...}")
         return tuple(size for size in shape if size != 1)
     gone = axes_of(node, axes, len(shape))
     if any(shape[axis] != 1 for axis in gone):

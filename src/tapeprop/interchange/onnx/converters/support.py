@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,13 @@ from tapeprop import ops
 from tapeprop.interchange.onnx.model import Node
 from tapeprop.ir import Dim, Tensor
 
-__all__ = ["FLOATS", "as_mask", "axes_of", "axis_of", "number", "whole"]
+__all__ = ["FLOATS", "MOST", "as_mask", "axes_of", "axis_of", "check_size", "number", "whole"]
 
 FLOATS = ("float32", "float64")
+#: Elements of an array of known numbers: more are data, which a file a few bytes long must not ask for.
+MOST = 2**24
+#: Sizes, axes or bounds of one node: a shape has not as many axes, but positions may be listed.
+_MOST_WHOLE = 2**16
 
 
 def axis_of(node: Node, axis: Any, rank: int) -> int:
@@ -33,7 +39,9 @@ def axes_of(node: Node, axes: Any, rank: int) -> list[int]:
 
 
 def whole(node: Node, array: np.ndarray) -> list[Any]:
-    """Known numbers as ints, open sizes among them. GraphError for fractions."""
+    """Known numbers as ints, open sizes among them. GraphError for fractions, and for more than a list should hold."""
+    if array.size > _MOST_WHOLE:
+        raise node.fail(f"at most {_MOST_WHOLE} numbers", array.size)
     found: list[Any] = []
     for value in np.ravel(array):
         if not isinstance(value, Dim):
@@ -42,6 +50,12 @@ def whole(node: Node, array: np.ndarray) -> list[Any]:
             value = int(value)
         found.append(value)
     return found
+
+
+def check_size(node: Node, shape: Sequence[int]) -> None:
+    """GraphError where an array would be larger than known numbers are."""
+    if math.prod(shape) > MOST:
+        raise node.fail(f"at most {MOST} known numbers", f"shape {tuple(shape)}", "make it data")
 
 
 def number(node: Node, what: str, array: np.ndarray) -> Any:
