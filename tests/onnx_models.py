@@ -78,6 +78,63 @@ def convolutional():
     return model(nodes, {"x": ("N", 3, 8, 8)}, ["y"], weights)
 
 
+def squeeze_and_excite():
+    """x scaled channel by channel by numbers made of its means."""
+    nodes = [
+        node("Conv", "x w", "c", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        node("GlobalAveragePool", "c", "g"),
+        node("Conv", "g w1 b1", "a", kernel_shape=[1, 1]),
+        node("Relu", "a", "r"),
+        node("Conv", "r w2 b2", "s", kernel_shape=[1, 1]),
+        node("HardSigmoid", "s", "h", alpha=1 / 6),
+        node("Mul", "c h", "y"),
+    ]
+    weights = {"w": drawn(4, 2, 3, 3), "w1": drawn(2, 4, 1, 1), "b1": drawn(2), "w2": drawn(4, 2, 1, 1), "b2": drawn(4)}
+    return model(nodes, {"x": ("N", 2, 6, 6)}, ["y"], weights)
+
+
+def transformer():
+    """One block of attention and one of a GELU, as PyTorch exports them: sizes by Shape, heads by Reshape and Transpose."""
+    length, features, heads = 4, 6, 2
+    nodes = [
+        node("LayerNormalization", "x g1 b1", "n", axis=-1, epsilon=1e-5),
+        node("Shape", "n", "shape"),
+        node("Gather", "shape zero", "batch"),
+        node("Unsqueeze", "batch zero1", "batch1"),
+        node("Concat", "batch1 heads", "split", axis=0),
+        node("Concat", "batch1 whole", "join", axis=0),
+    ]
+    for part in "qkv":
+        nodes += [
+            node("MatMul", f"n w{part}", f"{part}0", f"/block/{part}/MatMul"),
+            node("Add", f"b{part} {part}0", f"{part}1", f"/block/{part}/Add"),
+            node("Reshape", f"{part}1 split", f"{part}2"),
+            node("Transpose", f"{part}2", part, perm=[0, 2, 3, 1] if part == "k" else [0, 2, 1, 3]),
+        ]
+    nodes += [
+        node("MatMul", "q k", "scores"),
+        node("Mul", "scores scale", "scaled"),
+        node("Softmax", "scaled", "p", axis=-1),
+        node("MatMul", "p v", "mixed"),
+        node("Transpose", "mixed", "back", perm=[0, 2, 1, 3]),
+        node("Reshape", "back join", "joined"),
+        node("Add", "joined x", "sum"),
+        node("Div", "sum root", "e0"),
+        node("Erf", "e0", "e1"),
+        node("Add", "e1 one", "e2"),
+        node("Mul", "sum e2", "e3"),
+        node("Mul", "e3 half", "y"),
+    ]
+    weights = {
+        "g1": 1 + drawn(features), "b1": drawn(features), "zero": np.array(0), "zero1": np.array([0]),
+        "heads": np.array([length, heads, features // heads]), "whole": np.array([length, features]),
+        "scale": np.float32(0.577), "root": np.float32(2**0.5), "one": np.float32(1), "half": np.float32(0.5),
+        **{f"w{part}": drawn(features, features, seed=i) for i, part in enumerate("qkv")},
+        **{f"b{part}": drawn(features, seed=9 + i) for i, part in enumerate("qkv")},
+    }  # fmt: skip
+    return model(nodes, {"x": ("N", length, features)}, ["y"], weights)
+
+
 def with_external_data(folder, proto=None):
     """The path of a model in a folder whose weights lie in a file of their own."""
     path = folder / "model.onnx"

@@ -47,6 +47,8 @@ MOST = 500_000
 Classes = Mapping[str, type[Layer] | type[Optimizer]]
 #: {name: class} of layers that packages above this one own, which files may name as well: see `know`.
 _known: dict[str, type[Layer]] = {}
+#: {first part of such names: what imports that package}, for files that are read before it was.
+_later: dict[str, Callable[[], object]] = {}
 _signatures: weakref.WeakKeyDictionary[type, Mapping[str, inspect.Parameter]] = weakref.WeakKeyDictionary()
 
 
@@ -68,6 +70,19 @@ def public_layers() -> dict[str, type[Layer]]:
 def know(classes: Mapping[str, type[Layer]]) -> None:
     """Lets files name layers of a package above this one; to be called where they are defined."""
     _known.update(classes)
+
+
+def know_later(first: str, load: Callable[[], object]) -> None:
+    """Tells what to call when a file names a layer whose name begins with `first` and a dot; it calls `know`."""
+    _later[first] = load
+
+
+def class_named(name: str, classes: Mapping[str, type[Layer]]) -> type[Layer] | None:
+    """The class that a file names, out of `known_classes` or of a package that is not there yet; None for an unknown name."""
+    first, dot, _ = name.partition(".")
+    if name not in classes and name not in _known and dot and first in _later:
+        _later[first]()
+    return classes.get(name) or _known.get(name)
 
 
 def known_classes(classes: Classes | None) -> dict[str, type[Layer]]:

@@ -1,11 +1,14 @@
 """Models as graphs of layers: they calculate what the function of the same model does, train, and are saved."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import TensorProto
-from onnx_models import convolutional, drawn, mlp, model, node
+from onnx_models import convolutional, drawn, mlp, model, node, squeeze_and_excite, transformer
 
 import tapeprop as tp
 from tapeprop.errors import GraphError
@@ -26,6 +29,7 @@ from tapeprop.layers import (
     Reshape,
 )
 
+SOURCE = Path(__file__).parents[3] / "src"
 # One operation may be done in another order: by a layer's own op, where the function has the formula.
 CLOSE = {"rtol": 1e-5, "atol": 2e-6}
 
@@ -59,63 +63,6 @@ def check(proto, **options):
 
 def layers_of(graph):
     return {graph.label_of(n): n.layer for n in graph.nodes}
-
-
-def squeeze_and_excite():
-    """x scaled channel by channel by numbers made of its means."""
-    nodes = [
-        node("Conv", "x w", "c", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
-        node("GlobalAveragePool", "c", "g"),
-        node("Conv", "g w1 b1", "a", kernel_shape=[1, 1]),
-        node("Relu", "a", "r"),
-        node("Conv", "r w2 b2", "s", kernel_shape=[1, 1]),
-        node("HardSigmoid", "s", "h", alpha=1 / 6),
-        node("Mul", "c h", "y"),
-    ]
-    weights = {"w": drawn(4, 2, 3, 3), "w1": drawn(2, 4, 1, 1), "b1": drawn(2), "w2": drawn(4, 2, 1, 1), "b2": drawn(4)}
-    return model(nodes, {"x": ("N", 2, 6, 6)}, ["y"], weights)
-
-
-def transformer():
-    """One block of attention and one of a GELU, as PyTorch exports them: sizes by Shape, heads by Reshape and Transpose."""
-    length, features, heads = 4, 6, 2
-    nodes = [
-        node("LayerNormalization", "x g1 b1", "n", axis=-1, epsilon=1e-5),
-        node("Shape", "n", "shape"),
-        node("Gather", "shape zero", "batch"),
-        node("Unsqueeze", "batch zero1", "batch1"),
-        node("Concat", "batch1 heads", "split", axis=0),
-        node("Concat", "batch1 whole", "join", axis=0),
-    ]
-    for part in "qkv":
-        nodes += [
-            node("MatMul", f"n w{part}", f"{part}0", f"/block/{part}/MatMul"),
-            node("Add", f"b{part} {part}0", f"{part}1", f"/block/{part}/Add"),
-            node("Reshape", f"{part}1 split", f"{part}2"),
-            node("Transpose", f"{part}2", part, perm=[0, 2, 3, 1] if part == "k" else [0, 2, 1, 3]),
-        ]
-    nodes += [
-        node("MatMul", "q k", "scores"),
-        node("Mul", "scores scale", "scaled"),
-        node("Softmax", "scaled", "p", axis=-1),
-        node("MatMul", "p v", "mixed"),
-        node("Transpose", "mixed", "back", perm=[0, 2, 1, 3]),
-        node("Reshape", "back join", "joined"),
-        node("Add", "joined x", "sum"),
-        node("Div", "sum root", "e0"),
-        node("Erf", "e0", "e1"),
-        node("Add", "e1 one", "e2"),
-        node("Mul", "sum e2", "e3"),
-        node("Mul", "e3 half", "y"),
-    ]
-    weights = {
-        "g1": 1 + drawn(features), "b1": drawn(features), "zero": np.array(0), "zero1": np.array([0]),
-        "heads": np.array([length, heads, features // heads]), "whole": np.array([length, features]),
-        "scale": np.float32(0.577), "root": np.float32(2**0.5), "one": np.float32(1), "half": np.float32(0.5),
-        **{f"w{part}": drawn(features, features, seed=i) for i, part in enumerate("qkv")},
-        **{f"b{part}": drawn(features, seed=9 + i) for i, part in enumerate("qkv")},
-    }  # fmt: skip
-    return model(nodes, {"x": ("N", length, features)}, ["y"], weights)
 
 
 # ---- what becomes what
@@ -353,6 +300,19 @@ def test_graphs_are_saved_and_loaded(make, tmp_path: Path) -> None:
     assert [(key, p.trainable) for key, p in again.named_parameters()] == [
         (key, p.trainable) for key, p in graph.named_parameters()
     ]
+
+
+def test_files_are_loaded_before_anything_of_onnx_is(tmp_path: Path) -> None:
+    load(transformer()).save(tmp_path / "g")
+    program = (
+        "import sys, tapeprop as tp; assert 'tapeprop.interchange.onnx' not in sys.modules; "
+        "tp.load(sys.argv[1], build=False); assert 'tapeprop.interchange.onnx' in sys.modules"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")])),
+    }
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "g")], check=True, env=environment)
 
 
 def test_two_inputs_are_saved_and_loaded(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """ONNX: models of other programs as functions and graphs, and graphs as models that other programs run.
 
-    f = tp.interchange.onnx.load_function("resnet50.onnx")
+    from tapeprop.interchange import onnx
+
+    f = onnx.load_function("resnet50.onnx")
     y = f(x)
-    graph = tp.interchange.onnx.load("resnet50.onnx")
+    graph = onnx.load("resnet50.onnx")
     graph.fit(X, y, loss=tp.losses.CrossEntropy(), optimizer=tp.optimizers.SGD(1e-3))
 
 Needs the package onnx: pip install "tapeprop[onnx]".
