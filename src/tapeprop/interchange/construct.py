@@ -1,7 +1,8 @@
 """A graph from its description, which may come from anyone; the form is that of `describe`.
 
 What a file names is looked up among the classes of tapeprop and those that the caller gives; nothing else is imported. An entry is
-checked before it is made, and refers to entries made before, so no cycle and no depth can come of it. Layers draw their weights when first asked for them: to make one of any size costs nothing.
+checked before it is made, and refers to entries made before, so no cycle and no depth can come of it. Layers draw their weights when
+first asked for them: to make one of any size costs nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which layer of `tapeprop.layers` does what an ONNX node does, exactly.
 
-    @equivalent("Elu")
+    @equivalent("Elu", becomes="`Activation.ELU`")
     def elu(node, x, y):
         return Activation.ELU(node.get("alpha", 1.0)), {}
 
@@ -63,7 +63,7 @@ from tapeprop.layers import (
     Transpose,
 )
 
-__all__ = ["MERGES", "dense", "embedding", "equivalent_of", "merge_of"]
+__all__ = ["BECOMES", "MERGES", "dense", "embedding", "equivalent_of", "merge_of"]
 
 Found = tuple[Layer, Mapping[str, np.ndarray]] | None
 
@@ -82,11 +82,16 @@ MERGES = {
 _EQUIVALENTS: dict[str, Callable[..., Found]] = {}
 
 
-def equivalent(*names: str) -> Callable[[Callable[..., Found]], Callable[..., Found]]:
-    """Decorator: the function finds a layer for these operators."""
+#: {operator: the layers that it can become, in Markdown}.
+BECOMES: dict[str, str] = {}
+
+
+def equivalent(*names: str, becomes: str | tuple[str, ...]) -> Callable[[Callable[..., Found]], Callable[..., Found]]:
+    """Decorator: the function finds a layer for these operators. becomes: which each, for docs/onnx.md."""
 
     def registered(function: Callable[..., Found]) -> Callable[..., Found]:
         _EQUIVALENTS.update(dict.fromkeys(names, function))
+        BECOMES.update(zip(names, (becomes,) if isinstance(becomes, str) else becomes))
         return function
 
     return registered
@@ -125,7 +130,7 @@ def _known(**arrays: np.ndarray | None) -> dict[str, np.ndarray]:
 # ---- products
 
 
-@equivalent("Conv")
+@equivalent("Conv", becomes="`Conv1D/2D/3D`, `DepthConv1D/2D/3D`")
 def _conv(node: Node, x: Tensor, y: Tensor, w: np.ndarray, b: np.ndarray | None = None) -> Found:
     at = _windows(node, x, w.shape[2:])
     if at is None:
@@ -147,7 +152,7 @@ def _conv(node: Node, x: Tensor, y: Tensor, w: np.ndarray, b: np.ndarray | None 
     return layer, _known(weight=w, bias=b)
 
 
-@equivalent("ConvTranspose")
+@equivalent("ConvTranspose", becomes="`ConvTranspose1D/2D/3D`")
 def _conv_transpose(node: Node, x: Tensor, y: Tensor, w: np.ndarray, b: np.ndarray | None = None) -> Found:
     if auto_pad(node) != "NOTSET" or "output_shape" in node.attributes:
         return None
@@ -183,14 +188,14 @@ def _short(given: Any) -> Any:
     return given
 
 
-@equivalent("Gemm")
+@equivalent("Gemm", becomes="`Dense`")
 def _gemm(node: Node, x: Tensor, y: Tensor, w: np.ndarray, b: np.ndarray | None = None) -> Found:
     if node.get("alpha", 1.0) != 1 or node.get("beta", 1.0) != 1 or node.get("transA", 0):
         return None
     return dense(x, w if node.get("transB", 0) else w.T, b)
 
 
-@equivalent("MatMul")
+@equivalent("MatMul", becomes="`Dense`, `DenseND`")
 def _matmul(node: Node, x: Tensor, y: Tensor, w: np.ndarray) -> Found:
     return dense(x, w.T, None) if w.ndim == 2 else None
 
@@ -211,7 +216,7 @@ def embedding(weight: np.ndarray) -> Found:
 # ---- norms
 
 
-@equivalent("BatchNormalization")
+@equivalent("BatchNormalization", becomes="`BatchNorm1D/2D/3D`")
 def _batch_norm(node: Node, x: Tensor, y: Tensor, *arrays: np.ndarray) -> Found:
     if node.get("training_mode", 0) or not 2 <= x.ndim <= 5:
         return None
@@ -220,7 +225,7 @@ def _batch_norm(node: Node, x: Tensor, y: Tensor, *arrays: np.ndarray) -> Found:
     return layer, dict(zip(("weight", "bias", "running_mean", "running_var"), arrays))
 
 
-@equivalent("LayerNormalization", "RMSNormalization")
+@equivalent("LayerNormalization", "RMSNormalization", becomes=("`LayerNorm`", "`RMSNorm`"))
 def _layer_norm(node: Node, x: Tensor, y: Tensor, w: np.ndarray, b: np.ndarray | None = None) -> Found:
     shape: Any = x.shape[node.get("axis", -1) :]
     epsilon = node.get("epsilon", 1e-5)
@@ -230,19 +235,19 @@ def _layer_norm(node: Node, x: Tensor, y: Tensor, w: np.ndarray, b: np.ndarray |
     return layer, _known(weight=w, bias=b)
 
 
-@equivalent("InstanceNormalization")
+@equivalent("InstanceNormalization", becomes="`InstanceNorm`")
 def _instance_norm(node: Node, x: Tensor, y: Tensor, w: np.ndarray, b: np.ndarray) -> Found:
     return InstanceNorm(len(w), node.get("epsilon", 1e-5), affine=True), _known(weight=w, bias=b)
 
 
-@equivalent("GroupNormalization")
+@equivalent("GroupNormalization", becomes="`GroupNorm`")
 def _group_norm(node: Node, x: Tensor, y: Tensor, w: np.ndarray, b: np.ndarray) -> Found:
     if node.opset < 21 or node.get("stash_type", 1) != 1:
         return None
     return GroupNorm(node.get("num_groups"), len(w), node.get("epsilon", 1e-5)), _known(weight=w, bias=b)
 
 
-@equivalent("LRN")
+@equivalent("LRN", becomes="`LocalResponseNorm`")
 def _lrn(node: Node, x: Tensor, y: Tensor) -> Found:
     size = node.get("size")
     if size % 2 == 0:  # an even window leans to the other side
@@ -253,7 +258,7 @@ def _lrn(node: Node, x: Tensor, y: Tensor) -> Found:
 # ---- pools
 
 
-@equivalent("MaxPool", "AveragePool")
+@equivalent("MaxPool", "AveragePool", becomes=("`MaxPool1D/2D/3D`", "`AvgPool1D/2D/3D`"))
 def _pool(node: Node, x: Tensor, y: Tensor) -> Found:
     at = _windows(node, x, node.get("kernel_shape"))
     if at is None:
@@ -268,7 +273,7 @@ def _pool(node: Node, x: Tensor, y: Tensor) -> Found:
     return (AvgPool1D, AvgPool2D, AvgPool3D)[at.rank - 1](*window, counted, at.ceil_mode), {}
 
 
-@equivalent("GlobalAveragePool", "GlobalMaxPool")
+@equivalent("GlobalAveragePool", "GlobalMaxPool", becomes=("`GlobalAvgPool1D/2D/3D`", "`GlobalMaxPool1D/2D/3D`"))
 def _global_pool(node: Node, x: Tensor, y: Tensor) -> Found:
     means, maxima = (
         (GlobalAvgPool1D, GlobalAvgPool2D, GlobalAvgPool3D),
@@ -292,43 +297,46 @@ _PLAIN: dict[str, type[Layer]] = {
 }
 
 
-@equivalent(*_PLAIN)
+@equivalent(*_PLAIN, becomes=tuple(f"`{layer.__qualname__}`" for layer in _PLAIN.values()))
 def _plain(node: Node, x: Tensor, y: Tensor) -> Found:
     return _PLAIN[node.op](), {}
 
 
-@equivalent("LeakyRelu")
+BECOMES["Gather"] = "`Embedding`"  # see `embedding`
+
+
+@equivalent("LeakyRelu", becomes="`Activation.LeakyReLU`")
 def _leaky_relu(node: Node, x: Tensor, y: Tensor) -> Found:
     return Activation.LeakyReLU(node.get("alpha", 0.01)), {}
 
 
-@equivalent("Elu")
+@equivalent("Elu", becomes="`Activation.ELU`")
 def _elu(node: Node, x: Tensor, y: Tensor) -> Found:
     return Activation.ELU(node.get("alpha", 1.0)), {}
 
 
-@equivalent("Selu")
+@equivalent("Selu", becomes="`Activation.SELU`")
 def _selu(node: Node, x: Tensor, y: Tensor) -> Found:
     constants = node.get("alpha", SELU[0]), node.get("gamma", SELU[1])
     return (Activation.SELU(), {}) if np.allclose(constants, SELU, rtol=1e-6, atol=0) else None
 
 
-@equivalent("Swish")
+@equivalent("Swish", becomes="`Activation.Swish`")
 def _swish(node: Node, x: Tensor, y: Tensor) -> Found:
     return (Activation.Swish(), {}) if node.get("alpha", 1.0) == 1 else None
 
 
-@equivalent("Gelu")
+@equivalent("Gelu", becomes="`Activation.GELU`")
 def _gelu(node: Node, x: Tensor, y: Tensor) -> Found:
     return Activation.GELU(node.get("approximate", "none") == "tanh"), {}
 
 
-@equivalent("Softmax")
+@equivalent("Softmax", becomes="`Activation.Softmax`")
 def _softmax(node: Node, x: Tensor, y: Tensor) -> Found:
     return Activation.Softmax(node.get("axis", -1)), {}
 
 
-@equivalent("Clip")
+@equivalent("Clip", becomes="`Activation.ReLU6`")
 def _clip(node: Node, x: Tensor, y: Tensor, least: np.ndarray | None = None, most: np.ndarray | None = None) -> Found:
     if least is None or most is None or (float(least), float(most)) != (0.0, 6.0):
         return None
@@ -338,18 +346,18 @@ def _clip(node: Node, x: Tensor, y: Tensor, least: np.ndarray | None = None, mos
 # ---- shapes
 
 
-@equivalent("Dropout")
+@equivalent("Dropout", becomes="`Dropout`")
 def _dropout(node: Node, x: Tensor, y: Tensor, ratio: Any = None, training_mode: Any = None) -> Found:
     """It drops in training, as it did in the model's own."""
     return Dropout(0.5 if ratio is None else float(ratio)), {}
 
 
-@equivalent("Transpose")
+@equivalent("Transpose", becomes="`Transpose`")
 def _transpose(node: Node, x: Tensor, y: Tensor) -> Found:
     return Transpose(tuple(node.get("perm", range(x.ndim - 1, -1, -1)))), {}
 
 
-@equivalent("Flatten", "Reshape")
+@equivalent("Flatten", "Reshape", becomes=("`Flatten`", "`Flatten`, `Reshape`"))
 def _reshape(node: Node, x: Tensor, y: Tensor, *shape: Any) -> Found:
     """Where each sample keeps its elements. An open batch tells: with a size that is known, another rule could give the same."""
     if not x.ndim or y.ndim < 2 or isinstance(x.shape[0], int) or x.shape[0] != y.shape[0]:
