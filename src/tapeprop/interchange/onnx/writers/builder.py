@@ -219,12 +219,16 @@ class Builder:
         return self.node("Expand", [name, self.sizes(wanted)])
 
     def vector(self, tensor: Tensor, shape: Shape) -> str:
-        """A tensor under another shape: what a reshape was made of, where that has it, constants without a node."""
+        """A tensor under another shape: what a reshape was made of, where that has it. Constants need no node, those of one number
+        repeated may be of another size.
+        """
         made = tensor.producer
         if made is not None and made.op.name == "reshape" and made.operands[0].shape == tuple(shape):
             tensor = made.operands[0]
         if isinstance(tensor.source, Constant):
-            return self.constant(tensor.source.array.reshape(tuple(shape)))  # type: ignore[arg-type]
+            array, wanted = tensor.source.array, tuple(int(n) for n in shape)  # type: ignore[arg-type]
+            alike = array.size > 0 and (array == array.flat[0]).all()
+            return self.constant(np.full(wanted, array.flat[0], array.dtype) if alike else array.reshape(wanted))
         return self.reshape(self.value(tensor), tensor.shape, shape)
 
     def cast(self, name: str, dtype: str) -> str:

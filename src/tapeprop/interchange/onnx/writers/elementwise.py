@@ -124,6 +124,11 @@ def _merged(two: str, many: str) -> Named:
     return lambda b, *operands: b.node(two if len(operands) == 2 else many, operands)
 
 
+def _mean_of(b: Builder, *operands: str) -> str | None:
+    """Not as Mean, which ONNX' own evaluator does not broadcast."""
+    return b.node("Div", [b.node("Sum", operands), b.number(float(len(operands)))])
+
+
 #: {formula of `ops.formulas`: how it is written}; every one of the table stands here.
 NAMED: dict[str, Named] = {
     "add": _plain("Add"),
@@ -148,7 +153,7 @@ NAMED: dict[str, Named] = {
     "maximum": _plain("Max"),
     "minimum": _plain("Min"),
     "sum_of": _merged("Add", "Sum"),
-    "mean_of": _plain("Mean"),
+    "mean_of": _mean_of,
     "product_of": _chain("Mul"),
     "difference": _chain("Sub"),
     "relu": _plain("Relu"),

@@ -82,9 +82,16 @@ def row_norm(call: Instruction, settings: Settings) -> Found:
     if not exact(epsilon, y.dtype):
         return None
     attributes: dict[str, Any] = {"epsilon": epsilon}
+    if period == segments == 1 and filled_with(gamma, 1.0) and filled_with(beta, 0.0):  # a row may be anything then
+        groups = _groups(x, samples) if center else None
+        if groups is not None:
+            kind = "instance_norm" if groups == x.shape[1] else "group_norm"
+            return kind, [x, gamma, beta], {**attributes, "groups": groups}
+        segments, inner = inner, 1
     if period == 1 and inner == 1:
         axis = _first_axis(x, samples, segments)
-        if axis is None or (not center and settings.opset < 23):
+        known = axis is not None and all(isinstance(size, int) for size in x.shape[axis:])
+        if not known or (not center and settings.opset < 23):
             return None
         return "layer_norm" if center else "rms_norm", [x, gamma, beta], {**attributes, "axis": axis}
     if not center or x.ndim < 3 or x.shape[:1] != (samples,) or x.shape[1] != period * segments:
@@ -92,6 +99,15 @@ def row_norm(call: Instruction, settings: Settings) -> Found:
     if segments == 1:
         return "instance_norm", [x, gamma, beta], attributes
     return "group_norm", [x, gamma, beta], {**attributes, "groups": period}
+
+
+def _groups(x: Tensor, samples: Any) -> int | None:
+    """The number of groups of channels, more than one, if x (N, C, ...) has so many rows; None where last axes are the rows."""
+    if x.ndim < 3 or not isinstance(x.shape[1], int):
+        return None
+    channels = x.shape[1]
+    most = channels if x.ndim > 3 else channels - 1  # of three axes, the last one is what others call a layer norm
+    return next((n for n in range(2, most + 1) if channels % n == 0 and x.shape[0] * n == samples), None)
 
 
 def _first_axis(x: Tensor, samples: Any, elements: Any) -> int | None:

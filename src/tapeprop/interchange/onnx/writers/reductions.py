@@ -116,9 +116,10 @@ def mean_loss(b: Builder, step: Step, rows: str) -> str:
 @writer("scaled_class_weights")
 def scaled_class_weights(b: Builder, step: Step, labels: str, weights: str) -> str:
     """weights N / (sum of the weights of the labels that count)."""
-    counted = b.node("Gather", [weights, labels], axis=0)
     ignore = step["ignore"]
-    if ignore is not None:
+    if ignore is None:
+        counted = b.node("Gather", [weights, labels], axis=0)
+    else:
         left_out = b.node("Equal", [labels, b.constant(ignore, "int64")])
         safe = b.node("Where", [left_out, b.constant(0, "int64"), labels])
         counted = b.node("Gather", [weights, safe], axis=0)

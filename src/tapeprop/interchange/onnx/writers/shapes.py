@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tapeprop.interchange.onnx.writers.builder import BEFORE_THE_START, END, Builder, unwritable
+from tapeprop.interchange.onnx.writers.builder import BEFORE_THE_START, END, Builder
 from tapeprop.interchange.onnx.writers.registry import writer
 from tapeprop.interchange.onnx.writers.steps import Step
 from tapeprop.ir import Constant, Size
@@ -93,34 +93,34 @@ def _bounds(start: Size, size: Size, stride: int, length: Size) -> tuple[Size, S
 
 @writer("place")
 def place(b: Builder, step: Step, x: str) -> str:
-    """Padding; what lies between elements (a step) is put there by a padded axis of 1 behind each."""
+    """Padding. What lies between elements (a step) is put there by a padded axis of 1 behind each; falling steps turn x first."""
     (given,), (made,) = step.operands, step.results
-    shape: list[Size] = list(given.shape)
+    shape, before = list(given.shape), list(step["starts"])
     value = b.number(step["value"], made.dtype)
     for axis, stride in enumerate(step["steps"]):
-        if stride == 1 or shape[axis] == 1:
-            continue
-        if stride < 1:
-            raise unwritable(
-                step, "elements placed in rising order", f"steps {step['steps']}", "reverse them by a slice"
-            )
-        apart = [*shape[: axis + 1], 1, *shape[axis + 1 :]]
-        x = b.reshape(x, tuple(shape), tuple(apart))
-        widths = [0] * (2 * len(apart))
-        widths[len(apart) + axis + 1] = stride - 1
-        x = b.node("Pad", [x, b.ints(widths), value], mode="constant")
-        apart[axis + 1] = stride
-        spread = [*shape[:axis], shape[axis] * stride, *shape[axis + 1 :]]
-        x = b.reshape(x, tuple(apart), tuple(spread))
-        x = b.node(
-            "Slice", [x, b.ints([0]), b.ints([1 - stride]), b.ints([axis])]
-        )  # behind the last element is nothing
-        shape[axis] = spread[axis] - (stride - 1)
-    before = list(step["starts"])
+        if stride < 0:
+            before[axis] = before[axis] + (shape[axis] - 1) * stride
+            x = b.node("Slice", [x, b.ints([-1]), b.ints([BEFORE_THE_START]), b.ints([axis]), b.ints([-1])])
+        if abs(stride) != 1 and shape[axis] != 1:
+            x, shape[axis] = _spread(b, x, shape, axis, abs(stride), value)
     after = [total - first - size for total, first, size in zip(made.shape, before, shape)]
     if not any(isinstance(n, Dim) or n for n in (*before, *after)):
         return x
     return b.node("Pad", [x, b.sizes([*before, *after]), value], mode="constant")
+
+
+def _spread(b: Builder, x: str, shape: list[Size], axis: int, stride: int, value: str) -> tuple[str, Size]:
+    """(x with `stride` - 1 elements of a value between neighbours along an axis, its size there)."""
+    apart = [*shape[: axis + 1], 1, *shape[axis + 1 :]]
+    x = b.reshape(x, tuple(shape), tuple(apart))
+    widths = [0] * (2 * len(apart))
+    widths[len(apart) + axis + 1] = stride - 1
+    x = b.node("Pad", [x, b.ints(widths), value], mode="constant")
+    apart[axis + 1] = stride
+    spread = [*shape[:axis], shape[axis] * stride, *shape[axis + 1 :]]
+    x = b.reshape(x, tuple(apart), tuple(spread))
+    x = b.node("Slice", [x, b.ints([0]), b.ints([1 - stride]), b.ints([axis])])  # behind the last element is nothing
+    return x, spread[axis] - (stride - 1)
 
 
 @writer("take")
