@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from tapeprop.layers import Activation, Layer
 
 Case = tuple[Callable[[], Layer], tuple[int | None, ...]]
 
-LINE, IMAGE, VOLUME = (None, 3, 11), (None, 3, 9, 8), (None, 3, 5, 6, 7)
+LINE, IMAGE, VOLUME = (None, 3, 11), (None, 3, 9, 8), (None, 3, 3, 4, 5)
 OPEN = (None, 3, None, None)
 
 
@@ -145,9 +145,9 @@ LAYERS["Pool2D"].append((layers.Pool2D, OPEN))
 REFUSED = {"Layer": "has no trace", "PythonLayer": "is Python"}
 
 
-def cases() -> Iterator[tuple[str, int]]:
+def cases() -> list[tuple[str, int]]:
     """(layer, number of its case)."""
-    return ((name, number) for name, found in LAYERS.items() for number in range(len(found)))
+    return [(name, number) for name, found in LAYERS.items() for number in range(len(found))]
 
 
 def graph_of(layer: Layer, name: str = "layer") -> tp.LayerGraph:
@@ -186,9 +186,7 @@ def oracle(graph: GraphStructure, arrays: Sequence[np.ndarray], dtype: str = "fl
     with recording(Trace(dtype, False, random)) as trace:
         leaves = [trace.input(i, array.shape, str(array.dtype)) for i, array in enumerate(arrays)]
         outputs, _ = graph.trace_all(leaves)
-    feeds = dict(zip(leaves, arrays))
-    feeds |= {t: s.value.astype(t.dtype) for s, t in trace.leaves.items() if isinstance(s, Parameter)}
-    return interpret(Program([Span("run", reachable(outputs))], [], list(outputs)), feeds)[0]
+    return _run(trace, dict(zip(leaves, arrays)), outputs)
 
 
 def referee(model: Any, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -216,3 +214,17 @@ def checked(model: Any) -> Any:
     onnx.checker.check_model(model, full_check=True)
     onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     return model
+
+
+def function_oracle(function: tp.Function, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The outputs of a function by the ops' references, as `oracle`'s."""
+    random = Parameter((2,), np.zeros(2), trainable=False, dtype="int64")
+    with recording(Trace(function._network.options.dtype, False, random)) as trace:
+        leaves = [trace.input(i, array.shape, str(array.dtype)) for i, array in enumerate(arrays)]
+        outputs, _ = function._trace(leaves)
+    return _run(trace, dict(zip(leaves, arrays)), outputs)
+
+
+def _run(trace: Trace, feeds: dict[Any, np.ndarray], outputs: Sequence[Any]) -> list[np.ndarray]:
+    feeds |= {t: s.value.astype(t.dtype) for s, t in trace.leaves.items() if isinstance(s, Parameter)}
+    return interpret(Program([Span("run", reachable(outputs))], [], list(outputs)), feeds)[0]

@@ -77,9 +77,10 @@ def _model(source: Any, input_shape: Any, opset: int | None) -> tuple[Any, dict[
     program = recorded(source, input_shape)
     names = _names(program)
     builder, outputs = _written(program, names, Settings(opset, program.dtype))
+    nodes = _read(builder.nodes, [name for name, _ in outputs])
     helper = onnx.helper
     graph = helper.make_graph(
-        [helper.make_node(n.op, n.inputs, n.outputs, n.name, **n.attributes) for n in builder.nodes],
+        [helper.make_node(n.op, n.inputs, n.outputs, n.name, **n.attributes) for n in nodes],
         program.name,
         [_value(onnx, name, tensor) for name, tensor in names.items()],
         [_value(onnx, name, tensor) for name, tensor in outputs],
@@ -87,7 +88,7 @@ def _model(source: Any, input_shape: Any, opset: int | None) -> tuple[Any, dict[
     opsets = [helper.make_opsetid("", opset)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
     model.producer_name, model.producer_version = "tapeprop", sys.modules["tapeprop"].__version__
-    read = {name for node in builder.nodes for name in node.inputs}
+    read = {name for node in nodes for name in node.inputs}
     return model, {name: array for name, array in builder.initializers.items() if name in read}
 
 
@@ -170,6 +171,16 @@ def _name_outputs(builder: Builder, program: Recorded) -> list[tuple[str, Tensor
         node.inputs = [renamed.get(name, name) for name in node.inputs]
         node.outputs = [renamed.get(name, name) for name in node.outputs]
     return found
+
+
+def _read(nodes: Sequence[NewNode], outputs: Sequence[str]) -> list[NewNode]:
+    """The nodes that the outputs depend on: a writer may have found a better operand than the one that was written for it."""
+    wanted, found = set(outputs), []
+    for node in reversed(nodes):
+        if not wanted.isdisjoint(node.outputs):
+            found.append(node)
+            wanted.update(node.inputs)
+    return found[::-1]
 
 
 # ---- from nodes to a protocol buffer
