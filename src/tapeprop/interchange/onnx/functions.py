@@ -16,7 +16,11 @@ __all__ = ["load_function"]
 
 _FLOATS = ("float32", "float64")
 #: The dtype of the placeholder for an input of another dtype.
-_NEAREST = {"bool": "uint8", "int8": "int32", "int16": "int32", "uint16": "int32", "float16": "float32"}
+_NEAREST = {
+    "bool": "uint8",
+    "float16": "float32",
+    **dict.fromkeys(["int8", "int16", "int32", "uint16", "uint32", "uint64"], "int64"),  # as indices and labels are
+}
 
 
 def load_function(

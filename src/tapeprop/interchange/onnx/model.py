@@ -15,6 +15,7 @@ import numpy as np
 
 from tapeprop.errors import GraphError
 from tapeprop.interchange.onnx.package import onnx_package
+from tapeprop.interchange.onnx.versions import converted
 
 __all__ = ["Model", "Node", "Value", "read"]
 
@@ -39,7 +40,8 @@ class Node:
     """One application of an operator.
 
     name: as in the file, or made of the operator and the node's place. inputs, outputs: names of values, "" for an omitted one.
-    attributes: {name: int, float, str, array or list of such}. opset: the version of the operator's domain.
+    attributes: {name: int, float, str, array or list of such}. opset: the version of the operator's domain. asked: the attributes
+    that were asked for: one that was not is refused, as nobody honoured it.
     """
 
     op: str
@@ -49,9 +51,11 @@ class Node:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     opset: int = OLDEST_OPSET
     domain: str = ""
+    asked: set[str] = field(default_factory=set, compare=False, repr=False)
 
     def get(self, attribute: str, default: Any = None) -> Any:
         """An attribute, or the default where the file does not give it."""
+        self.asked.add(attribute)
         return self.attributes.get(attribute, default)
 
     def fail(self, expected: str, received: Any, remedy: str = "") -> GraphError:
@@ -82,6 +86,7 @@ def read(source: Source) -> Model:
         proto = onnx.load_model_from_string(source)
     else:
         proto = onnx.load(os.fspath(source))
+    proto = current_version(proto, "load")
     graph = proto.graph
     opsets = {entry.domain or "": entry.version for entry in proto.opset_import}
     initializers = {entry.name: onnx.numpy_helper.to_array(entry) for entry in graph.initializer}
@@ -93,6 +98,12 @@ def read(source: Source) -> Model:
         name=graph.name,
         opset=opsets.get("", 0),
     )
+
+
+def current_version(proto: Any, where: str) -> Any:
+    """The model in a version of the operators that is read. GraphError where there is no way to one."""
+    version = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), OLDEST_OPSET)
+    return proto if version >= OLDEST_OPSET else converted(proto, version, OLDEST_OPSET, where)
 
 
 def _value(entry: Any) -> Value:
