@@ -104,7 +104,10 @@ KNOWN_BY = {
     ("InstanceNorm", 0): ["InstanceNormalization"],
     ("InstanceNorm", 1): ["InstanceNormalization"],
     ("GlobalAvgPool2D", 0): ["GlobalAveragePool"],
-    ("Upsample2D", 0): ["Resize", "Resize"],
+    **{("Upsample2D", case): ["Resize"] for case in range(6)},
+    **{(f"ConvTranspose{rank}D", 0): ["ConvTranspose"] for rank in (1, 2, 3)},
+    ("Pool2D", 0): ["AveragePool"],
+    ("DepthConv1D", 0): ["Conv"],
     ("Dropout", 0): ["Identity"],
     ("StochasticDepth", 0): ["Identity"],
 }
@@ -199,6 +202,11 @@ def test_an_output_that_is_asked_for_twice_or_is_an_input():
     x = np.ones((2, 2), "f")
     for found, wanted in zip(referee(model, [x]), [x, np.tanh(x), np.tanh(x)], strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_names_that_no_file_holds_are_refused():
+    with pytest.raises(GraphError, match=r"expected names in UTF-8, got '\\ud800"):
+        to_model(graph_of(Dense(2, 2), name="\ud800"), input_shape=(None, 2))
 
 
 def test_duplicate_names_are_refused():

@@ -12,7 +12,7 @@ import numpy as np
 
 from tapeprop.errors import GraphError
 from tapeprop.interchange.onnx.package import onnx_package
-from tapeprop.interchange.onnx.recording import Recorded, recorded
+from tapeprop.interchange.onnx.recording import Recorded, alone, recorded
 from tapeprop.interchange.onnx.writers import PATTERNS, WITHOUT, WRITERS, Builder, NewNode, Settings, Step, steps
 from tapeprop.interchange.onnx.writers.builder import ELEMENT_TYPES, where
 from tapeprop.ir import Parameter, Tensor
@@ -74,10 +74,12 @@ def _model(source: Any, input_shape: Any, opset: int | None) -> tuple[Any, dict[
     """(the model without initialisers, these)."""
     onnx = onnx_package("export")
     opset = _checked_opset(opset, onnx.defs.onnx_opset_version())
-    program = recorded(source, input_shape)
-    names = _names(program)
-    builder, outputs = _written(program, names, Settings(opset, program.dtype))
+    with alone(source):
+        program = recorded(source, input_shape)
+        names = _names(program)
+        builder, outputs = _written(program, names, Settings(opset, program.dtype))
     nodes = _read(builder.nodes, [name for name, _ in outputs])
+    _check_text([*names, *builder.initializers, *(node.name for node in nodes)])
     helper = onnx.helper
     graph = helper.make_graph(
         [helper.make_node(n.op, n.inputs, n.outputs, n.name, **n.attributes) for n in nodes],
@@ -98,6 +100,15 @@ def _checked_opset(opset: int | None, newest: int) -> int:
     if isinstance(opset, bool) or not isinstance(opset, int) or not OLDEST_OPSET <= opset <= newest:
         raise GraphError(f"export: expected opset to be an int from {OLDEST_OPSET} to {newest}, got {opset!r}")
     return opset
+
+
+def _check_text(names: Sequence[str]) -> None:
+    """GraphError for a name that a protocol buffer does not hold: half a surrogate pair."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise GraphError(f"export: expected names in UTF-8, got {name!r}; rename the node") from None
 
 
 def _names(program: Recorded) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from tapeprop.errors import GraphError, ShapeError
 from tapeprop.formula import Function
 from tapeprop.graph import GraphStructure
+from tapeprop.graph.graph import CompiledGraph
 from tapeprop.graph.names import check_names
 from tapeprop.ir import Constant, Parameter, Placeholder, Shape, Size, Tensor, Trace, UndecidedError, at_node, reachable
 from tapeprop.ir import recording as recording_in
@@ -23,7 +25,7 @@ from tapeprop.layers.layer import variables_dtype
 from tapeprop.layers.sizes import open_shape
 from tapeprop.ops.op import LATER, record
 
-__all__ = ["Recorded", "recorded"]
+__all__ = ["Recorded", "alone", "recorded"]
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,19 @@ def recorded(source: Any, input_shape: Any = None) -> Recorded:
         if isinstance(source, Function):
             return _of_function(source, input_shape)
         if isinstance(source, GraphStructure):
-            exclusive = getattr(source, "_exclusive", None)
-            with exclusive("export") if exclusive else contextlib.nullcontext():
-                return _of_graph(source, input_shape)
+            return _of_graph(source, input_shape)
     except UndecidedError as question:
         raise ShapeError(
             f"export: expected sizes that decide whether {question}, got open ones; give input_shape with these sizes"
         ) from None
     raise GraphError(f"export: expected a LayerGraph or a tapeprop.Function, got {type(source).__name__}")
+
+
+def alone(source: Any) -> AbstractContextManager[Any]:
+    """Keeps other threads from running a graph, or a function, so that all weights are those of one moment."""
+    if isinstance(source, Function):
+        return source._network.lock
+    return source._exclusive("export") if isinstance(source, CompiledGraph) else contextlib.nullcontext()
 
 
 def _random_state() -> Parameter:

@@ -139,6 +139,22 @@ def convolution_of_rows(call: Instruction, settings: Settings) -> Found:
     return None
 
 
+def transposed_with_bias(call: Instruction, settings: Settings) -> Found:
+    """("conv2d_input_grad" or "conv3d_input_grad", [x, w, b], attributes): a bias that was added, see `ops.conv_transpose`."""
+    (y,) = call.results
+    product, bias = _pair(formula_of(y, "add"))
+    if product is None or product.shape != y.shape or product.producer is None or y.ndim < 3:
+        return None
+    vector = _vector(bias, (y.shape[1], *[1] * (y.ndim - 2)))
+    if vector is None or vector.ndim != 1:
+        return None
+    made = product.producer
+    if made.op.name in ("conv2d_input_grad", "conv3d_input_grad"):
+        return made.op.name, [*made.operands, vector], made.attributes
+    found = convolution_of_rows(made, settings) if made.op.name == "reshape" else None
+    return None if found is None or found[0] != "conv2d_input_grad" else (found[0], [*found[1], vector], found[2])
+
+
 def pool_of_rows(call: Instruction, settings: Settings) -> Found:
     """("max_pool2d" or "avg_pool2d", [x], attributes) with one axis less."""
     (y,) = call.results
@@ -201,7 +217,7 @@ def filled_with(tensor: Tensor, number: float) -> bool:
 
 #: By the op of the last instruction.
 PATTERNS: dict[str, list[Pattern]] = {
-    "elementwise": [batch_norm],
+    "elementwise": [batch_norm, transposed_with_bias],
     "reshape": [row_norm, convolution_of_rows, pool_of_rows, pool_of_volumes],
     "row_norm": [row_norm],
 }

@@ -42,7 +42,7 @@ def conv(b: Builder, step: Step, x: str, w: str, bias: str = "") -> str:
 
 
 @writer("conv2d_input_grad", "conv3d_input_grad")
-def conv_transpose(b: Builder, step: Step, x: str, w: str) -> str:
+def conv_transpose(b: Builder, step: Step, x: str, w: str, bias: str = "") -> str:
     geometry = _geometry(step)
     missing: list[Any] = []
     sizes = zip(
@@ -59,7 +59,7 @@ def conv_transpose(b: Builder, step: Step, x: str, w: str) -> str:
         raise unwritable(
             step, "sizes that follow from those of the operand", tuple(step["size"]), "give input_shape these sizes"
         )
-    return b.node("ConvTranspose", [x, w], output_padding=missing, **geometry)
+    return b.node("ConvTranspose", [x, w, bias], output_padding=missing, **geometry)
 
 
 def _geometry(step: Step) -> dict[str, Any]:
