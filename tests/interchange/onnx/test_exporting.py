@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx_models import (
+from onnx_export import (
     LAYERS,
     OPEN,
     REFUSED,

@@ -4,7 +4,7 @@ import inspect
 
 import numpy as np
 import pytest
-from onnx_models import LAYERS, cases, checked, function_oracle, graph_of, input_for, oracle, runtime, with_weights
+from onnx_export import LAYERS, cases, checked, function_oracle, graph_of, input_for, oracle, runtime, with_weights
 from test_examples import load as example
 
 import tapeprop as tp

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import onnx
 import pytest
-from onnx_models import checked, referee, runtime
+from onnx_export import checked, referee, runtime
 
 import tapeprop as tp
 from tapeprop import ops

@@ -110,7 +110,7 @@ class Builder:
 
     def _parameter(self, parameter: Parameter, dtype: str) -> str:
         name = self.unique(self._keys.get(parameter, parameter.name))
-        self.initializers[name] = np.ascontiguousarray(parameter.value, dtype).reshape(parameter.shape)
+        self.initializers[name] = np.array(parameter.value, dtype).reshape(parameter.shape)
         return name
 
     def constant(self, value: Any, dtype: str | None = None) -> str:
