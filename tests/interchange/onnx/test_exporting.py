@@ -293,6 +293,14 @@ def test_a_function():
         to_model(f, input_shape=(5, 3))
 
 
+def test_outputs_that_nothing_computes():
+    x, w = tp.placeholder((None, 3), "x"), tp.variable(np.arange(3.0), "w")
+    model = checked(to_model(tp.function([w, tp.constant(2.5), x], [x])))
+    found = referee(model, [np.ones((2, 3), "f")])
+    assert [a.tolist() for a in found] == [[0, 1, 2], 2.5, [[1, 1, 1]] * 2]
+    assert [tensor.name for tensor in model.graph.initializer] == ["w", "constant"]
+
+
 def test_many_scalars_are_inputs_of_their_own():
     scalars = [tp.placeholder((), f"x{i}", "float64") for i in range(70)]
     f = tp.function(ops.sin(ops.sum_of(*scalars)), scalars)
@@ -345,6 +353,16 @@ def test_an_op_of_the_users_is_refused():
 
     with pytest.raises(GraphError, match=r"node 'layer' \(op Tripled\): .*: it is an op of your own"):
         to_model(graph_of(Lambda(Tripled)), input_shape=(None, 3))
+
+
+def test_a_class_of_the_users_is_refused_whatever_its_name():
+    class Mine(type(ops.registry["copy"])):
+        name = "layer_norm"  # as a pattern of ours is called
+
+    op = Mine()
+    graph = graph_of(Lambda(lambda x: ops.record(op, [x])[0]))
+    with pytest.raises(GraphError, match=r"node 'layer' \(op layer_norm\): .*: it is an op of your own"):
+        to_model(graph, input_shape=(None, 3))
 
 
 def test_what_is_no_graph():

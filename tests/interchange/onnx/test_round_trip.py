@@ -1,10 +1,12 @@
 """What is exported is read again and gives the same: every layer, every network of the examples and of the zoo."""
 
+import importlib.util
 import inspect
 
 import numpy as np
 import pytest
 from onnx_export import LAYERS, cases, checked, function_oracle, graph_of, input_for, oracle, runtime, with_weights
+from random_graphs import build, for_random_graphs
 from test_examples import load as example
 
 import tapeprop as tp
@@ -15,6 +17,7 @@ from tapeprop.layers import PythonLayer
 pytestmark = pytest.mark.conformance
 
 TOLERANCE = 1e-6
+RUNTIME = importlib.util.find_spec("onnxruntime") is not None
 
 
 def agree(found, wanted) -> None:
@@ -56,7 +59,8 @@ def test_zoo(name, tmp_path):
     x = np.random.default_rng(0).standard_normal((2, *shape[1:])).astype("f")
     wanted = oracle(graph, [x])
     agree(function_oracle(load_function(tmp_path / "net.onnx"), [x]), wanted)
-    pytest.importorskip("onnxruntime")
+    if not RUNTIME:
+        pytest.skip("onnxruntime is not installed")
     for found, expected in zip(runtime(to_model(graph, input_shape=shape), [x]), wanted, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * max(1.0, float(np.abs(expected).max())))
 
@@ -92,6 +96,26 @@ def test_example(name):
     model = checked(to_model(graph, input_shape=shape))
     x = np.random.default_rng(0).standard_normal((3, *shape[1:])).astype("f")
     agree(function_oracle(load_function(model), [x]), oracle(graph, [x]))
+
+
+@for_random_graphs(60)
+def test_random_graph(recipe):
+    """In float32 and with the batch open; read again, and in onnxruntime where that is installed."""
+    case = build(recipe, dtype="float32")
+    shapes = [(None, *x.shape[1:]) for x in case.inputs]
+    model = checked(to_model(case.graph, input_shape=shapes if isinstance(case.graph.root, list) else shapes[0]))
+    arrays = [x.astype("f") for x in case.inputs]
+    wanted = oracle(case.graph, arrays)
+    nudged = oracle(case.graph, [x * np.float32(1 + 1e-5) for x in arrays])
+    found = [("read again", function_oracle(load_function(model), arrays))]
+    if RUNTIME:
+        found.append(("onnxruntime", runtime(model, arrays)))
+    for who, values in found:
+        for a, b, c in zip(values, wanted, nudged, strict=True):
+            magnified = 10 * np.abs(b - c).max()  # by the network itself, of a nudge of 1e-5: a kink, or a large slope
+            np.testing.assert_allclose(
+                a, b, rtol=1e-5, atol=1e-5 * max(1.0, float(np.abs(b).max())) + magnified, err_msg=who
+            )
 
 
 def test_a_network_as_it_runs():
