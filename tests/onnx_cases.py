@@ -2,12 +2,14 @@
 
 Node cases: the package onnx generates them in process: a model, mostly of one node, with inputs and outputs. Twins called `_expanded`,
 in which an operator is written in others, are not counted, nor are cases without a float32 or float64 among inputs and outputs.
-Stored cases: small models that lie in the package, of old versions of the operators.
+Stored cases: small models that lie in the package, of old versions of the operators; and nine whole networks.
 """
 
 import functools
+import json
 import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +53,7 @@ OPERATORS: dict[str, str] = {
     **dict.fromkeys(("Attention", "FlexAttention", "LinearAttention"), "tapeprop has no attention layer yet"),
     "RotaryEmbedding": "belongs to attention, of which tapeprop has no layer yet",
     **dict.fromkeys(("GridSample", "AffineGrid", "DeformConv"), "sampling at computed places is no op of tapeprop"),
-    **dict.fromkeys(("RoiAlign", "MaxRoiPool"), "pooling of regions that data chooses is no op of tapeprop"),
+    "RoiAlign": "pooling of regions that data chooses is no op of tapeprop",
     "MaxUnpool": "needs the places of maxima, which tapeprop's pools do not give",
     "Col2Im": "adding up overlapping blocks is no op of tapeprop",
 }
@@ -153,6 +155,12 @@ AS_INITIALISERS = {"test_gather_negative_indices"}
 
 #: Folders of the package's stored cases.
 STORED = ("simple", "pytorch-converted", "pytorch-operator")
+#: Whole networks, of opset 9, whose weights are made by nodes; in the folder light.
+NETWORKS = (
+    *("bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50"),
+    *("shufflenet", "squeezenet", "vgg19", "zfnet512"),
+)
+LIGHT = Path(find_spec("onnx").submodule_search_locations[0]) / "backend" / "test" / "data" / "light"
 _FLOATS = {1, 11}  # TensorProto.FLOAT, DOUBLE
 
 
@@ -180,7 +188,7 @@ def cases():
         for case in found
         if case.model is not None and _counts(case)
     }
-    return {**made, **_stored()}
+    return {**made, **_stored(), **_networks()}
 
 
 def _counts(case):
@@ -206,6 +214,24 @@ def _stored():
             for data in sorted(folder.glob("test_data_set_*"))
         ]
         found[name] = Case(name, model, tuple(sets))
+    return found
+
+
+def _networks():
+    """As onnx.backend.test.runner feeds them: with a ramp from 0 to 1."""
+    import onnx
+
+    found = {}
+    for name in NETWORKS:
+        model = onnx.load(LIGHT / f"light_{name}.onnx")
+        held = {entry.name for entry in model.graph.initializer}
+        (value,) = [value for value in model.graph.input if value.name not in held]
+        shape = [size.dim_value for size in value.type.tensor_type.shape.dim]
+        ramp = (np.arange(np.prod(shape)).reshape(shape) / np.prod(shape)).astype(np.float32)
+        settings = json.loads((LIGHT.parent / "real" / f"test_{name}" / "data.json").read_text())
+        expected = _tensor((LIGHT / f"light_{name}_output_0.pb").read_bytes())
+        sets = (([ramp], [expected]),)
+        found[f"light/{name}"] = Case(f"light/{name}", model, sets, settings["rtol"], settings["atol"])
     return found
 
 

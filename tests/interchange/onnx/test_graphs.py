@@ -222,9 +222,8 @@ def test_it_trains() -> None:
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((32, 3, 8, 8)), rng.integers(0, 5, 32)
     before = graph.state_dict()
-    history = graph.fit(
-        X, y, loss=tp.losses.CrossEntropy(), optimizer=tp.optimizers.Adam(0.02), epochs=20, batch_size=16, verbose=0
-    )
+    training = {"epochs": 40, "batch_size": 16, "seed": 0, "verbose": 0}
+    history = graph.fit(X, y, loss=tp.losses.CrossEntropy(), optimizer=tp.optimizers.Adam(0.02), **training)
     assert history["loss"][-1] < 0.7 * history["loss"][0]
     after = graph.state_dict()
     assert all(np.any(before[key] != after[key]) for key in before)

@@ -8,6 +8,7 @@ without is_test, which trained; Hardmax, which was over all axes from `axis` on.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,28 @@ __all__ = ["OLDEST_CONVERTED", "converted"]
 
 #: ONNX' own old cases, which show that converting works, are of versions 6, 9, 10 and 12.
 OLDEST_CONVERTED = 6
+#: The most elements of an initialiser that the converter is given.
+LIGHT = 1024
+#: Operators that had the attributes broadcast and axis.
 BROADCASTING = ("Add", "Sub", "Mul", "Div", "Pow")
+#: The most sizes that a shape may have in a model to convert: onnx takes 4 s for a million.
+MOST_AXES = 2**16
+#: Operators that make no more elements than their first operand has, and those that broadcast.
+_KEEPING = (
+    "Cast",
+    "Identity",
+    "Unsqueeze",
+    "Squeeze",
+    "Slice",
+    "Neg",
+    "Abs",
+    "Floor",
+    "Ceil",
+    "Flatten",
+    "Reshape",
+    "Transpose",
+)
+_ELEMENTWISE = (*BROADCASTING, "Mod", "Equal", "Less", "Greater", "Where", "Min", "Max", "And", "Or", "Not")
 
 
 def converted(proto: Any, version: int, wanted: int, where: str) -> Any:
@@ -27,6 +49,13 @@ def converted(proto: Any, version: int, wanted: int, where: str) -> Any:
 
     where: the file's name for errors. GraphError for a version older than 6, and where an operator cannot be converted.
     """
+    try:
+        return _converted(proto, version, wanted, where)
+    except UnicodeDecodeError as error:
+        raise GraphError(f"{where}: expected names in UTF-8, got {error.reason}: the file is corrupt") from error
+
+
+def _converted(proto: Any, version: int, wanted: int, where: str) -> Any:
     onnx = onnx_package("load")
     what = f"{where}: expected operators of version {wanted} or later, got opset {version}"
     again = f"export the model again with opset {wanted} or later"
@@ -37,10 +66,14 @@ def converted(proto: Any, version: int, wanted: int, where: str) -> Any:
         if reason:
             name = node.name or f"{node.op_type}_{place}"
             raise GraphError(f"{what}: ONNX node {name!r} ({node.op_type}): {reason}: {again}")
+    if proto.functions or proto.graph.sparse_initializer:
+        raise GraphError(f"{what}, with functions or sparse initialisers, which are not read: {again}")
+    heavy = [entry for entry in proto.graph.initializer if _is_heavy(entry)]
+    source = _without(proto, heavy)
     try:
-        onnx.checker.check_model(proto)  # what is malformed reaches no C++ code that takes it to be sound
-        source = _with_axes(proto) if version < 7 else proto
-        found = onnx.version_converter.convert_version(source, wanted)
+        onnx.checker.check_model(source)  # what is malformed reaches no C++ code that takes it to be sound
+        _check_ranks(source.graph)
+        found = onnx.version_converter.convert_version(_with_axes(source) if version < 7 else source, wanted)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise GraphError(f"{what}, and a model that ONNX does not accept: {_first_line(error)}: {again}") from error
     except (onnx.version_converter.ConvertError, RuntimeError, ValueError, IndexError) as error:
@@ -48,7 +81,63 @@ def converted(proto: Any, version: int, wanted: int, where: str) -> Any:
     if version <= 10:
         growing = {node.output[0] for node in proto.graph.node if node.op_type == "Upsample" and node.output}
         _as_upsample(found, growing, what, again)
+    found.graph.initializer.extend(heavy)
     return found
+
+
+def _is_heavy(tensor: Any) -> bool:
+    """Whether a tensor is left out of the conversion: a weight, not sizes or the like; or one that lies in another file."""
+    onnx = onnx_package("load")
+    return math.prod(tensor.dims) > LIGHT or tensor.data_location == onnx.TensorProto.EXTERNAL
+
+
+def _without(proto: Any, tensors: list[Any]) -> Any:
+    """A copy of the model in which these initialisers are inputs: the converter looks at their shapes alone, and copies are large."""
+    onnx = onnx_package("load")
+    left_out, inputs = {entry.name for entry in tensors}, {value.name for value in proto.graph.input}
+    found = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import)
+    graph, old = found.graph, proto.graph
+    graph.name = old.name
+    for field in ("node", "input", "output", "value_info"):
+        getattr(graph, field).extend(getattr(old, field))
+    graph.initializer.extend(entry for entry in old.initializer if entry.name not in left_out)
+    for entry in tensors:
+        if entry.name not in inputs:
+            graph.input.append(onnx.helper.make_tensor_value_info(entry.name, entry.data_type, entry.dims))
+    return found
+
+
+def _check_ranks(graph: Any) -> None:
+    """ValueError where a shape may be of more than `MOST_AXES` sizes: shape inference would list them all, for hours."""
+    bounds = {entry.name: math.prod(entry.dims) for entry in graph.initializer}
+    for value in graph.input:
+        sizes = [dim.dim_value if dim.dim_value > 0 else MOST_AXES for dim in value.type.tensor_type.shape.dim]
+        bounds.setdefault(value.name, math.prod(sizes))
+    shapes = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Shape"}
+    values = {entry.name: entry for entry in graph.initializer}
+    for node in graph.node:
+        operands = [bounds.get(name, math.inf) for name in node.input if name]
+        place = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0}.get(node.op_type)
+        if place is not None and operands[place] > MOST_AXES:
+            raise ValueError(f"{node.op_type} {node.name!r} to a shape that may have more than {MOST_AXES:,} sizes")
+        found: float = math.inf
+        if node.op_type == "Shape":
+            found = MOST_AXES // 64
+        elif node.op_type == "Constant":
+            found = max([1, *(math.prod(attribute.t.dims) for attribute in node.attribute)])
+        elif node.op_type == "ConstantOfShape" and node.input[0] in shapes:
+            found = bounds.get(shapes[node.input[0]], math.inf)
+        elif node.op_type == "ConstantOfShape" and node.input[0] in values:
+            found = math.prod(map(int, onnx_package("load").numpy_helper.to_array(values[node.input[0]])))
+        elif node.op_type == "Concat":
+            found = sum(operands)
+        elif node.op_type == "Gather":
+            found = operands[1]
+        elif node.op_type in _KEEPING:
+            found = operands[0]
+        elif node.op_type in _ELEMENTWISE:
+            found = math.prod(operands)
+        bounds.update((name, found) for name in node.output if name)
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ _SAME = {
     "Softplus": ops.softplus,
 }
 for _name, _op in _SAME.items():
-    converter(_name)(lambda node, x, op=_op: op(x))
+    converter(_name)(lambda node, x, *, op=_op: op(x))
 
 _SELU = (1.67326319217681884765625, 1.05070102214813232421875)  # alpha, gamma: the defaults, in float32
 

@@ -28,9 +28,9 @@ _SAME = {
     2: {"Add": ops.add, "Div": ops.divide, "Mul": ops.multiply, "Sub": ops.subtract},
 }
 for _name, _op in _SAME[1].items():
-    converter(_name)(lambda node, x, op=_op: op(x))
+    converter(_name)(lambda node, x, *, op=_op: op(x))
 for _name, _op in _SAME[2].items():
-    converter(_name)(lambda node, x, y, op=_op: op(x, y))
+    converter(_name)(lambda node, x, y, *, op=_op: op(x, y))
 
 _MERGES = {"Max": ops.maximum, "Mean": ops.mean_of, "Min": ops.minimum, "Sum": ops.sum_of}
 for _name, _op in _MERGES.items():

@@ -18,7 +18,7 @@ _COMPARISONS = {
     "LessOrEqual": ops.less_equal,
 }
 for _name, _op in _COMPARISONS.items():
-    converter(_name)(lambda node, x, y, op=_op: op(x, y))
+    converter(_name)(lambda node, x, y, *, op=_op: op(x, y))
 
 
 def _decided(if_false, if_true):
