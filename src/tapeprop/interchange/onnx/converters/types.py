@@ -7,6 +7,7 @@ from tapeprop.interchange.onnx.converters.known import dtype_of
 from tapeprop.interchange.onnx.converters.registry import converter
 from tapeprop.interchange.onnx.converters.support import FLOATS, as_mask
 from tapeprop.ir import Tensor
+from tapeprop.ops.expression import floor, where
 
 
 def _cast(node, x, dtype):
@@ -19,7 +20,10 @@ def _cast(node, x, dtype):
     if dtype == "bool":
         x = as_mask(x, "float32" if x.dtype == "uint8" else "float64")
         return ops.select(x, 1.0, 0.0)
-    raise node.fail("float32, float64 or bool to cast data to", f"{x.dtype} to {dtype}", "leave the cast out")
+    if dtype == "int64" and x.dtype in FLOATS:  # towards zero; what int64 does not hold stops the run
+        (whole,) = ops.compute(lambda a: where(a < 0, -floor(-a), floor(a)), x, label="truncate")
+        return ops.record("whole_numbers", [whole])[0]
+    raise node.fail("float32, float64, int64 or bool to cast data to", f"{x.dtype} to {dtype}", "leave the cast out")
 
 
 @converter("Cast")
