@@ -182,10 +182,13 @@ def _windows(node: Node, x: Tensor, kernel: Any) -> Any:
 
 
 def _short(given: Any) -> Any:
-    """One number for all axes, where they have the same."""
-    while isinstance(given, tuple) and len(set(given)) == 1:
-        given = given[0]
-    return given
+    """One number for all axes, where they have the same; of pads also on both sides, as (0, 1) would be one for each of two axes."""
+    if len(set(given)) > 1:
+        return given
+    first = given[0]
+    if isinstance(first, tuple):
+        return first[0] if first[0] == first[1] else given
+    return first
 
 
 @equivalent("Gemm", becomes="`Dense`")
