@@ -317,6 +317,7 @@ def test_a_model_in_float64():
         ("y = Cast<to = 10>(x)", {}, "to cast data to, got float32 to float16: leave the cast out"),
         ("y = Cast<to = 99>(x)", {}, "a type of numbers, got 99"),
         ('y = Pad<mode = "other">(x, k)', {"k": [0] * 4}, "mode to be one of constant, edge, reflect, wrap"),
+        ('y = Pad<mode = "edge">(x, k)', {"k": [2**30, 0, 0, 0]}, "axes of at most 4194304 elements here, got 1073741824"),
         ("y = Pad(x, k)", {"k": [0] * 3}, "4 widths, two for each axis, got 3"),
         ("y = Squeeze(x, k)", {"k": [0]}, r"axes of size 1, got axes \[0\] of \(3, 4\)"),
         ("y = Gather(x, k)", {"k": [3]}, "whole numbers from -3 to 2"),

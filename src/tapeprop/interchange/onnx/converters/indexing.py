@@ -6,7 +6,15 @@ import numpy as np
 
 from tapeprop import ops
 from tapeprop.interchange.onnx.converters.registry import converter
-from tapeprop.interchange.onnx.converters.support import FLOATS, axes_of, axis_of, check_size, number, whole
+from tapeprop.interchange.onnx.converters.support import (
+    FLOATS,
+    axes_of,
+    axis_of,
+    check_size,
+    check_table,
+    number,
+    whole,
+)
 from tapeprop.ir import Dim, Tensor
 from tapeprop.ops import scalar
 
@@ -119,9 +127,7 @@ def pad(node, x, pads, value=None, axes=None):
         key[axis] = slice(max(-before, 0), min(after, 0) or None)
         pairs[axis] = (max(before, 0), max(after, 0))
     if mode != "constant":
-        check_size(
-            node, [max([0, *(size for pair in pairs for size in pair)])]
-        )  # a table as long as the border is made
+        check_table(node, max([0, *(size for pair in pairs for size in pair)]))
     fill = 0.0 if value is None or value.size == 0 else float(number(node, "the value", value))
     return ops.pad(x[tuple(key)], pairs, fill, _BORDERS[mode])
 
