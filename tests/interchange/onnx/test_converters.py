@@ -320,7 +320,7 @@ def test_a_model_in_float64():
         ("y = Cast<to = 99>(x)", {}, "a type of numbers, got 99"),
         ('y = Pad<mode = "other">(x, k)', {"k": [0] * 4}, "mode to be one of constant, edge, reflect, wrap"),
         ("y = Pad(x, k)", {"k": [0] * 3}, "4 widths, two for each axis, got 3"),
-        ("y = Concat(x, x)", {}, "an axis, got none"),
+        ("y = Concat(x, x)", {}, "attribute 'axis', got none"),
         ("y = Squeeze(x, k)", {"k": [0]}, r"axes of size 1, got axes \[0\] of \(3, 4\)"),
         ("y = Gather(x, k)", {"k": [3]}, "whole numbers from -3 to 2"),
         ("y = Reshape(x, k)", {"k": [5, -1]}, "'Reshape_0'.*the sizes beside -1 must divide it"),

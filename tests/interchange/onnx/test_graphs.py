@@ -177,7 +177,7 @@ def test_what_leads_nowhere_is_left_out() -> None:
 
 
 def test_an_input_can_be_an_output() -> None:
-    check(model([node("Relu", "x", "y")], {"x": ("N", 3)}, ["x", "y"]))
+    check(model([node("Relu", "x", "y")], {"x": ("N", 3)}, ["x", "y", "y"]))
 
 
 def test_names_are_made_fit() -> None:

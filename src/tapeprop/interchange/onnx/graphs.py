@@ -371,7 +371,10 @@ class _Build:
             node = self.nodes[output] = self._node(layer, label, merge)
             for operand in operands:
                 self.edges[operand].append(node)
-        terms = [self.nodes[value.name] for value in plan.model.outputs]
+        terms: list[LayerNode] = []
+        for value in plan.model.outputs:
+            node = self.nodes[value.name]
+            terms.append(self._again(node) if node in terms else node)
         if not self.trainable:
             for weight in self.weights.values():
                 weight.trainable = False
@@ -416,12 +419,16 @@ class _Build:
         last = -1
         for i, node in enumerate(found):
             if places.get(node, len(places)) < last:
-                again = self._node(Identity(), f"{node.name}_again")
-                self.edges[node].append(again)
-                places[again] = len(places)
-                found[i] = node = again
+                found[i] = node = self._again(node)
+                places[node] = len(places)
             last = places[node]
         return found
+
+    def _again(self, node: LayerNode) -> LayerNode:
+        """A new node that gives the same."""
+        again = self._node(Identity(), f"{node.name}_again")
+        self.edges[node].append(again)
+        return again
 
     def _operators(self, step: _Step, output: str) -> Operators:
         initializers, values = self.plan.model.initializers, {}
