@@ -112,6 +112,23 @@ def test_tokens() -> None:
     assert isinstance(layers_of(check(proto))["gather_e"], Embedding)
 
 
+def test_whole_numbers_that_something_else_reads(tmp_path: Path) -> None:
+    nodes = [
+        node("Gather", "line ids", "a"),
+        node("Gather", "table ids", "e"),
+        node("ReduceSum", "e axes", "s", keepdims=0),
+    ]
+    nodes += [node("Add", "a s", "y")]
+    proto = model(
+        nodes, {"ids": (("N", 4), TensorProto.INT32)}, ["y"], {"line": drawn(5), "table": drawn(5, 3), "axes": [-1]}
+    )
+    graph = check(proto)
+    assert list(graph.state_dict()) == ["gather_a.line", "gather_e.weight"]
+    graph.save(tmp_path / "g")
+    (ids,) = inputs_of(proto)
+    np.testing.assert_array_equal(tp.load(tmp_path / "g")(ids), graph(ids))
+
+
 def test_several_inputs_and_outputs() -> None:
     nodes = [
         node("MatMul", "b wb", "hb"),

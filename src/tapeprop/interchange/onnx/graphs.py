@@ -21,7 +21,7 @@ from tapeprop.interchange.onnx.importing import Importer
 from tapeprop.interchange.onnx.model import Model, Node, Source, read
 from tapeprop.interchange.onnx.operators import Operators, Weight, plain, plain_node
 from tapeprop.ir import Dim, Parameter, Tensor, Trace, UndecidedError, recording
-from tapeprop.layers import Identity, Layer
+from tapeprop.layers import Embedding, Identity, Layer
 from tapeprop.layers.sizes import open_shape
 from tapeprop.model import LayerGraph
 
@@ -32,6 +32,8 @@ Shape = tuple[int | None, ...]
 MOST_SIZES = 64
 #: What inputs that are no floats are while the nodes are run once: a graph is fed numbers of its own dtype.
 _DTYPES = {"i": "int64", "u": "int64", "b": "uint8"}
+_WHOLE = {"int8", "int16", "int32", "int64", "uint16", "uint32", "uint64"}
+INT64 = 7  # TensorProto.INT64
 
 
 def load(
@@ -357,7 +359,7 @@ class _Build:
     def graph(self) -> LayerGraph:
         plan = self.plan
         for name in plan.inputs:
-            self.nodes[name] = self._node(Identity(), name, exactly=True)
+            self.nodes[name] = self._node(self._root(name), name)
         roots = list(self.nodes.values())
         for output, step in plan.steps.items():
             layer = step.layer if step.layer is not None else self._operators(step, output)
@@ -388,11 +390,20 @@ class _Build:
                 parameter.trainable = False
         return graph
 
+    def _root(self, name: str) -> Layer:
+        """What stands at an input. A graph is fed floats; where something other than an embedding reads tokens they become whole again."""
+        (value,) = [value for value in self.plan.model.inputs if value.name == name]
+        readers = [step.layer for step in self.plan.steps.values() if name in step.data]
+        if value.dtype not in _WHOLE or all(isinstance(layer, Embedding) for layer in readers):
+            return Identity()
+        cast = Node("Cast", f"{name}/Cast", (name,), ("whole",), {"to": INT64}, self.plan.model.opset)
+        return Operators([plain_node(cast)], name, "whole")
+
     def _label(self, step: _Step) -> str:
         """A dense layer bears its product's name, operators that of the last."""
         return step.nodes[0 if step.layer is not None else -1].name
 
-    def _node(self, layer: Layer, name: str, merge: MergeMode = MergeMode.SUM, exactly: bool = False) -> LayerNode:
+    def _node(self, layer: Layer, name: str, merge: MergeMode = MergeMode.SUM) -> LayerNode:
         fit = "".join("_" if letter == "." or not letter.isprintable() else letter for letter in name) or "node"
         label, count = fit, 1
         while label in self.names:
