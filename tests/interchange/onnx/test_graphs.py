@@ -198,8 +198,8 @@ def test_an_input_can_be_an_output() -> None:
 
 
 def test_names_are_made_fit() -> None:
-    nodes = [node("Relu", "x", "a", "net.0"), node("Tanh", "a", "b", "net.0"), node("Exp", "b", "y", "x")]
-    assert list(layers_of(check(model(nodes, {"x": ("N", 3)}, ["y"])))) == ["x", "net_0", "net_0_2", "x_2"]
+    nodes = [node("Relu", "x.0", "a", "net.0"), node("Tanh", "a", "b", "net.0"), node("Exp", "b", "y", "x_0")]
+    assert list(layers_of(check(model(nodes, {"x.0": ("N", 3)}, ["y"])))) == ["x_0", "net_0", "net_0_2", "x_0_2"]
 
 
 def test_a_batch_that_the_model_fixes_is_kept() -> None:

@@ -59,9 +59,10 @@ def load(
     model = read(source)
     dtype = options.pop("dtype", None) or float_dtype(model)
     importer, asked, found_shapes = _run(model, dict(shapes or {}), dtype)
-    graph = _Build(_Plan(model, importer, asked), trainable).graph()
+    plan = _Plan(model, importer, asked)
+    graph = _Build(plan, trainable).graph()
     if build:
-        kept = [found_shapes[graph.label_of(root)] for root in graph.roots] if graph.roots else []
+        kept = [found_shapes[name] for name in plan.inputs]
         graph.build(kept if isinstance(graph.root, list) else kept[0], dtype=dtype, **options)
     return graph
 
