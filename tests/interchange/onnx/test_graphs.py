@@ -88,6 +88,15 @@ def test_a_residual_network_of_layers() -> None:
     assert isinstance(found["flatten_f"], Flatten)
 
 
+@pytest.mark.parametrize("pads", [[0, 0, 1, 1], [1, 0, 0, 1], [1, 0, 1, 0], [1, 1, 1, 1]])
+@pytest.mark.parametrize("op", ["Conv", "MaxPool", "AveragePool", "ConvTranspose"])
+def test_pads_are_of_sides(op: str, pads: list[int]) -> None:
+    weight = "w" if op.startswith("Conv") else ""
+    nodes = [node(op, f"x {weight}", "y", "it", kernel_shape=[3, 2], pads=pads, strides=[2, 1])]
+    graph = check(model(nodes, {"x": ("N", 4, 7, 8)}, ["y"], {"w": drawn(4, 4, 3, 2)}))
+    assert not isinstance(layers_of(graph)["it"], Operators)
+
+
 def test_squeeze_and_excite() -> None:
     graph = check(squeeze_and_excite())
     assert [graph.label_of(n) for n in graph.nodes if n.merge_mode is tp.MergeMode.HADAMARD] == ["mul_y"]
@@ -237,9 +246,7 @@ def test_long_models_are_loaded_or_refused_in_time() -> None:
     assert len(load(model(chain, {"x0": ("N", 2)}, ["x1500"]), build=False).nodes) == 1501
     sums = [node("Add", f"x{i} x{i // 2}", f"x{i + 1}") for i in range(1500)]
     assert len(load(model(sums, {"x0": ("N", 2)}, ["x1500"]), build=False).nodes) == 1501
-    twins = [
-        node(op, f"{name}{i}", f"{name}{i + 1}") for i in range(500) for op, name in (("Tanh", "a"), ("Sin", "b"))
-    ]
+    twins = [node(op, f"{name}{i}", f"{name}{i + 1}") for i in range(500) for op, name in (("Tanh", "a"), ("Sin", "b"))]
     twins += [node("Div", f"a{i} b{i}", f"y{i}") for i in range(1, 500)]
     twins += [node("Identity", "x", name) for name in ("a0", "b0")]
     with pytest.raises(GraphError, match="use load_function"):
