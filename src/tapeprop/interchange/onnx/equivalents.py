@@ -100,7 +100,7 @@ def equivalent(*names: str, becomes: str | tuple[str, ...]) -> Callable[[Callabl
 def equivalent_of(node: Node, x: Tensor, y: Tensor, arrays: list[np.ndarray | None]) -> Found:
     """The layer that does what a node does, and what its parameters are; None where there is none."""
     find = _EQUIVALENTS.get(node.op)
-    if find is None or any(node.outputs[1:]):
+    if find is None:
         return None
     try:
         found = find(node, x, y, *arrays)
@@ -182,13 +182,11 @@ def _windows(node: Node, x: Tensor, kernel: Any) -> Any:
 
 
 def _short(given: Any) -> Any:
-    """One number for all axes, where they have the same; of pads also on both sides, as (0, 1) would be one for each of two axes."""
-    if len(set(given)) > 1:
-        return given
-    first = given[0]
-    if isinstance(first, tuple):
-        return first[0] if first[0] == first[1] else given
-    return first
+    """One number for all axes and sides, where they have the same."""
+    found = given
+    while isinstance(found, tuple) and len(set(found)) == 1:
+        found = found[0]
+    return given if isinstance(found, tuple) else found  # (0, 1) for each axis is not 0 and 1 for two
 
 
 @equivalent("Gemm", becomes="`Dense`")

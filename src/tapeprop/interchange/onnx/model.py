@@ -197,12 +197,11 @@ _READ = {np.dtype(stored).newbyteorder("=").name for stored, _ in DTYPES.values(
 
 
 def _check_ends(inputs: Sequence[Value], outputs: Sequence[Value], files: Files) -> None:
-    for what, values in (("inputs", inputs), ("outputs", outputs)):
-        seen = {""}
-        for value in values:
-            if value.name in seen:
-                raise GraphError(f"{files.name}: expected {what} with names that differ, got {shown(value.name)}")
-            seen.add(value.name)
+    seen = {""}
+    for value in inputs:
+        if value.name in seen:
+            raise GraphError(f"{files.name}: expected inputs with names that differ, got {shown(value.name)}")
+        seen.add(value.name)
     if not outputs:
         raise GraphError(
             f"{files.name}: expected a model with an output, got none: the file is no ONNX model, or corrupt"
@@ -217,10 +216,8 @@ def _node(entry: Any, place: int, opsets: Mapping[str, int], files: Files) -> No
     op, inputs, outputs = text(entry.op_type), tuple(map(text, entry.input)), tuple(map(text, entry.output))
     name = (text(entry.name) or f"{op}_{place}")[:LONGEST_NAME]
     node = Node(op[:LONGEST_NAME], name, inputs, outputs, {}, opsets.get(domain, 0), domain)
-    if domain not in opsets:
-        raise node.fail(
-            f"a version of the operators of {domain or 'ai.onnx'!r} in the file", "none", "the file is corrupt"
-        )
+    if not domain and domain not in opsets:
+        raise node.fail("a version of the operators of ONNX in the file", "none", "the file is corrupt")
     attributes: dict[str, Any] = {}
     for attribute in entry.attribute:
         key = text(attribute.name)
@@ -297,10 +294,10 @@ def check_schema(node: Node) -> None:
         ("outputs", node.outputs, schema.min_output, schema.max_output),
     ):
         if not least <= len(names) <= most:
-            raise node.fail(f"{least} to {most} {what}", f"{len(names)}", "the file is corrupt")
+            raise node.fail(f"the {what} that the operator has", f"{len(names)} {what}")
     for name, value in node.attributes.items():
         if name not in schema.attributes:
-            raise node.fail(f"attributes out of {', '.join(sorted(schema.attributes)) or 'none'}", shown(name))
+            raise node.fail(f"attributes that {node.op} has here", name[:LONGEST_NAME], "leave them out")
         kind = schema.attributes[name].type.name
         if not isinstance(value, _PYTHON.get(kind, object)) or _entries(value, kind):
             raise node.fail(f"attribute {name!r} of type {kind}", shown(value))
@@ -327,20 +324,22 @@ def _in_order(nodes: Sequence[Node], given: Sequence[str], outputs: Sequence[Val
         for name in filter(None, node.outputs):
             if name in maker:
                 other = "an input or initialiser" if maker[name] < 0 else f"an output of {nodes[maker[name]].name!r}"
-                raise node.fail("outputs that nothing else makes", f"{shown(name)}, which is {other} as well")
+                raise node.fail("outputs with names of their own", f"{shown(name)}, which is {other} as well")
             maker[name] = place
     following: dict[int, list[int]] = {place: [] for place in range(len(nodes))}
     waiting = [0] * len(nodes)
     for place, node in enumerate(nodes):
         for name in filter(None, node.inputs):
             if name not in maker:
-                raise node.fail("inputs that are there", f"{shown(name)}, which nothing makes", "the file is corrupt")
+                raise node.fail(
+                    "inputs that come before it", f"{shown(name)}, which nothing makes", "the file is corrupt"
+                )
             if maker[name] >= 0:
                 following[maker[name]].append(place)
                 waiting[place] += 1
     for value in outputs:
         if value.name not in maker:
-            raise GraphError(f"{files.name}: output {shown(value.name)}: expected a node that makes it, got none")
+            raise GraphError(f"{files.name}: output {shown(value.name)}: expected a node that gives it, got none")
     ready = [place for place, count in enumerate(waiting) if not count]
     order = []
     while ready:
