@@ -47,7 +47,9 @@ def built_on_the_device(request):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """On a GPU the outcome is written to bench/results/, with what it was found on."""
+    """How many of ONNX' cases pass; on a GPU the outcome is written to bench/results/, with what it was found on."""
+    if not hasattr(config, "workerinput"):
+        _count_onnx_cases(terminalreporter)
     if config.getoption("--device") != "cuda" or SIMULATED or hasattr(config, "workerinput"):
         return
     import json
@@ -62,3 +64,21 @@ def pytest_terminal_summary(terminalreporter, config):
     path = Path(__file__).parent.parent / "bench" / "results" / f"gpu-test-{found['date']}.json"
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     terminalreporter.write_line(f"written to {path.name}")
+
+
+def _count_onnx_cases(terminalreporter):
+    """tests/interchange/onnx/test_conformance.py: N of M pass, K excluded."""
+    counts = dict.fromkeys(["test_case", "passed", "test_excluded_case"], 0)
+    for kind in ("passed", "failed", "error"):
+        for report in terminalreporter.stats.get(kind, ()):
+            file, _, test = report.nodeid.partition("::")
+            name = test.partition("[")[0]
+            if file.endswith("onnx/test_conformance.py") and name in counts:
+                counts[name] += 1
+                counts["passed"] += name == "test_case" and kind == "passed"
+    total = counts["test_case"] + counts["test_excluded_case"]
+    if total:
+        excluded = counts["test_excluded_case"]
+        terminalreporter.write_line(
+            f"ONNX cases: {counts['passed']} of {total} pass, {excluded} excluded (tests/onnx_cases.py says why)"
+        )

@@ -1,6 +1,45 @@
-"""How each operator of ONNX is read: see `registry`."""
+"""How each operator of ONNX is read: see `registry`. The modules register their operators when they are imported."""
 
-from tapeprop.interchange.onnx.converters import elementwise, known, shapes
-from tapeprop.interchange.onnx.converters.registry import CONVERTERS, Converter
+from tapeprop.interchange.onnx.converters import (
+    activations,
+    convolution,
+    dropout,
+    einsum,
+    elementwise,
+    indexing,
+    known,
+    known_arithmetic,
+    linear,
+    logic,
+    losses,
+    norms,
+    pooling,
+    reductions,
+    resize,
+    shapes,
+    types,
+)
+from tapeprop.interchange.onnx.converters.registry import CONVERTERS, KNOWN, Converter
 
-__all__ = ["CONVERTERS", "Converter", "elementwise", "known", "shapes"]
+__all__ = [
+    "CONVERTERS",
+    "KNOWN",
+    "Converter",
+    "activations",
+    "convolution",
+    "dropout",
+    "einsum",
+    "elementwise",
+    "indexing",
+    "known",
+    "known_arithmetic",
+    "linear",
+    "logic",
+    "losses",
+    "norms",
+    "pooling",
+    "reductions",
+    "resize",
+    "shapes",
+    "types",
+]
