@@ -316,7 +316,7 @@ def test_a_model_in_float64():
         ('y = Gelu<approximate = "erf">(x)', {}, 'approximate to be "none" or "tanh", got \'erf\''),
         ("y = Relu<alpha = 1.0>(x)", {}, "attributes that Relu has here, got alpha: leave them out"),
         ("y = Relu(x, x)", {}, "the inputs that the operator has, got 2 inputs"),
-        ("y = Cast<to = 7>(x)", {}, "float32, float64 or bool to cast data to, got float32 to int64"),
+        ("y = Cast<to = 6>(x)", {}, "float32, float64, int64 or bool to cast data to, got float32 to int32"),
         ("y = Cast<to = 99>(x)", {}, "a type of numbers, got 99"),
         ('y = Pad<mode = "other">(x, k)', {"k": [0] * 4}, "mode to be one of constant, edge, reflect, wrap"),
         ("y = Pad(x, k)", {"k": [0] * 3}, "4 widths, two for each axis, got 3"),

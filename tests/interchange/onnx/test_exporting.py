@@ -14,6 +14,7 @@ from onnx_export import (
     REFUSED,
     cases,
     checked,
+    function_oracle,
     graph_of,
     input_for,
     oracle,
@@ -483,6 +484,17 @@ def test_a_model_is_read_back_as_a_function():
     model = to_model(graph, input_shape=(None, 3, 2))
     x = input_for("", (None, 3, 2), 2)
     np.testing.assert_allclose(load_function(model)(x), oracle(graph, [x])[0], rtol=1e-6)
+
+
+def test_a_cast_to_whole_numbers_is_read_back():
+    """Towards zero, as ONNX has it: what `whole_numbers` was written as."""
+    import onnx.parser
+
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N] x) => (int64[N] y) { y = Cast<to = 7>(x) }'
+    )
+    x = np.array([-2.7, -0.5, 0.0, 0.9, 3.0, 1e9], "f")
+    assert function_oracle(load_function(model), [x])[0].tolist() == [-2, 0, 0, 0, 3, 10**9]
 
 
 def test_a_layer_of_the_users_in_ops():
