@@ -107,6 +107,7 @@ KNOWN_BY = {
     ("GlobalAvgPool2D", 0): ["GlobalAveragePool"],
     **{("Upsample2D", case): ["Resize"] for case in range(6)},
     **{(f"ConvTranspose{rank}D", 0): ["ConvTranspose"] for rank in (1, 2, 3)},
+    **{("Pad", case): ["Pad"] for case in range(4)},
     ("Pool2D", 0): ["AveragePool"],
     ("DepthConv1D", 0): ["Conv"],
     ("Dropout", 0): ["Identity"],
