@@ -3,6 +3,7 @@
 import inspect
 import os
 import stat
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -365,6 +366,12 @@ def test_a_class_of_the_users_is_refused_whatever_its_name():
     graph = graph_of(Lambda(lambda x: ops.record(op, [x])[0]))
     with pytest.raises(GraphError, match=r"node 'layer' \(op layer_norm\): .*: it is an op of your own"):
         to_model(graph, input_shape=(None, 3))
+
+
+def test_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(GraphError, match=r'export: needs the package onnx, .* pip install "tapeprop\[onnx\]"'):
+        to_model(graph_of(Dense(3, 2)), input_shape=(None, 3))
 
 
 def test_what_is_no_graph():
