@@ -304,6 +304,22 @@ def test_outputs_that_nothing_computes():
     assert [tensor.name for tensor in model.graph.initializer] == ["w", "constant"]
 
 
+def test_the_same_function_gives_the_same_bytes():
+    def model():
+        x, y = tp.placeholder(OPEN, "x"), tp.placeholder((None, 1, None, None), "y")
+        return to_model(tp.function(ops.sum(x, (2, 3)) * ops.sum(y, (2, 3)), [x, y]))
+
+    assert model().SerializeToString(deterministic=True) == model().SerializeToString(deterministic=True)
+    assert [shape_of(value) for value in model().graph.input] == [["N", 3, "H", "W"], ["N", 1, "H1", "W1"]]
+
+
+def test_variables_keep_their_names():
+    x = tp.placeholder((2,), "x")
+    a, b, c, d = (tp.variable(np.ones(2), name) for name in ("Mul", "w", "w", "x"))
+    model = checked(to_model(tp.function(x * a * b * c * d, [x])))
+    assert [tensor.name for tensor in model.graph.initializer] == ["Mul", "w", "w_1", "x_1"]
+
+
 def test_many_scalars_are_inputs_of_their_own():
     scalars = [tp.placeholder((), f"x{i}", "float64") for i in range(70)]
     f = tp.function(ops.sin(ops.sum_of(*scalars)), scalars)
