@@ -13,7 +13,7 @@ import tapeprop as tp
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TESTED = {
     "linear", "shortcut", "concat", "digits", "resnet20", "recurrent", "two_heads", "edit_while_training", "gan",
-    "formula", "why_is_it_slow", "digits_cuda",
+    "formula", "why_is_it_slow", "digits_cuda", "onnx_round_trip",
 }  # fmt: skip
 
 
@@ -124,6 +124,13 @@ def test_formula(capsys: pytest.CaptureFixture[str]) -> None:
     assert value == pytest.approx(7.449141132070976, rel=1e-12)
     assert spring == pytest.approx({"a": 1.5, "w": 2.0, "d": 0.3}, abs=0.02)  # the noise of 200 measurements
     assert "second derivatives by x1: -11.319959" in capsys.readouterr().out
+
+
+def test_onnx_round_trip(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    before, after, parity = load("onnx_round_trip").main(str(tmp_path / "digits.onnx"), epochs=4)
+    assert before == after > 0.9
+    assert parity > 0.85  # 0.5 would be chance
+    assert "at even or odd" in capsys.readouterr().out
 
 
 def test_why_is_it_slow(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -192,8 +192,11 @@ class GraphStructure(EditableGraph):
 
     def open_shapes(self, in_shape: Any) -> list[Shape]:
         """The symbolic shape of each input, from one shape, a list of shapes, or {root's name: shape}. ShapeError."""
-        if isinstance(self._root, list) and isinstance(in_shape, tuple):  # one shape; a list holds one for each root
-            in_shape = [in_shape]
+        if isinstance(self._root, list) and isinstance(
+            in_shape, tuple
+        ):  # one shape, or, as files give lists back, several
+            several = bool(in_shape) and all(isinstance(shape, tuple | list) for shape in in_shape)
+            in_shape = list(in_shape) if several else [in_shape]
         return [open_shape(shape, i) for i, shape in enumerate(self.arrange_inputs(in_shape, "input shape"))]
 
     def expected_inputs(self) -> list[tuple[int | None, ...]] | None:

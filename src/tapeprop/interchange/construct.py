@@ -1,8 +1,8 @@
 """A graph from its description, which may come from anyone; the form is that of `describe`.
 
-What a file names is looked up among the classes of `tapeprop.layers` and those that the caller gives; nothing is
-imported. An entry is checked before it is made, and refers to entries made before, so no cycle and no depth can come of
-it. Layers draw their weights when first asked for them: to make one of any size costs nothing.
+What a file names is looked up among the classes of tapeprop and those that the caller gives; nothing else is imported. An entry is
+checked before it is made, and refers to entries made before, so no cycle and no depth can come of it. Layers draw their weights when
+first asked for them: to make one of any size costs nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tapeprop.interchange.describe import (
     SEQUENTIAL,
     VERSION,
     Classes,
+    class_named,
     known_classes,
     signature_of,
 )
@@ -122,7 +123,7 @@ class _Reader:
     def _layer(self, entry: Any, where: str) -> Layer:
         given = self._object(entry, ("class", "arguments"), where)
         name, arguments = given["class"], given["arguments"]
-        cls = self.classes.get(name) if isinstance(name, str) else None
+        cls = class_named(name, self.classes) if isinstance(name, str) else None
         if cls is None:
             remedy = 'for a class of your own give load(path, classes={"Name": Name})'
             self._fail(where, "a class of tapeprop.layers", shown(name), remedy)

@@ -15,7 +15,8 @@ follows. Children are names and places in `layers`, a graph's nodes places in `n
 no gradient passes) count within that graph's nodes. `nodes` holds {"class", "name", "layer", "merge_mode",
 "checkpoint", "frozen"}.
 
-Only classes of `tapeprop.layers`, and those that the caller names, can stand in a file.
+Only classes of `tapeprop.layers`, those that packages of tapeprop make known (`know`), and those that the caller names, can stand
+in a file.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ DEEPEST = 64
 MOST = 500_000
 
 Classes = Mapping[str, type[Layer] | type[Optimizer]]
+#: {name: class} of layers that packages above this one own, which files may name as well: see `know`.
+_known: dict[str, type[Layer]] = {}
+#: {first part of such names: what imports that package}, for files that are read before it was.
+_later: dict[str, Callable[[], object]] = {}
 _signatures: weakref.WeakKeyDictionary[type, Mapping[str, inspect.Parameter]] = weakref.WeakKeyDictionary()
 
 
@@ -62,9 +67,30 @@ def public_layers() -> dict[str, type[Layer]]:
     return found
 
 
+def know(classes: Mapping[str, type[Layer]]) -> None:
+    """Lets files name layers of a package above this one; to be called where they are defined."""
+    _known.update(classes)
+
+
+def know_later(first: str, load: Callable[[], object]) -> None:
+    """Tells what to call when a file names a layer whose name begins with `first` and a dot; it calls `know`."""
+    _later[first] = load
+
+
+def class_named(name: str, classes: Mapping[str, type[Layer]]) -> type[Layer] | None:
+    """The class that a file names, out of `known_classes` or of a package that is not there yet; None for an unknown name."""
+    first, dot, _ = name.partition(".")
+    if name not in classes and name not in _known and dot and first in _later:
+        _later[first]()
+    return classes.get(name) or _known.get(name)
+
+
 def known_classes(classes: Classes | None) -> dict[str, type[Layer]]:
-    """The public layers and the caller's own. GraphError where a class is of neither layer nor optimizer, or has a public name."""
-    public, own = public_layers(), {}
+    """The public layers, those of packages above, and the caller's own.
+
+    GraphError where a class is of neither layer nor optimizer, or has a public name.
+    """
+    public, own = {**public_layers(), **_known}, {}
     for name, cls in (classes or {}).items():
         if not isinstance(cls, type) or not issubclass(cls, Layer | Optimizer) or issubclass(cls, GraphStructure):
             remedy = "give the classes of layers and optimizers; a graph is described by its nodes and needs none"

@@ -12,7 +12,7 @@ from tapeprop.formula import Function, function, placeholder, variable
 from tapeprop.interchange.onnx.importing import Importer
 from tapeprop.interchange.onnx.model import Model, Source, Value, read
 
-__all__ = ["load_function"]
+__all__ = ["float_dtype", "load_function"]
 
 _FLOATS = ("float32", "float64")
 #: The dtype of the placeholder for an input of another dtype.
@@ -37,7 +37,7 @@ def load_function(
     read (docs/onnx.md lists those that are); WeightFileError for a file that is no model.
     """
     model = read(source)
-    dtype = _float_dtype(model)
+    dtype = float_dtype(model)
     inputs = {value.name: _placeholder(value, (shapes or {}).get(value.name)) for value in model.inputs}
 
     def weight(name: str, array: np.ndarray) -> Any:
@@ -50,7 +50,8 @@ def load_function(
     return function(one, list(inputs.values()), workers=workers)
 
 
-def _float_dtype(model: Model) -> str:
+def float_dtype(model: Model) -> str:
+    """The floating dtype of a model: that of its inputs, else of its weights, else float32."""
     found = [value.dtype for value in model.inputs if value.dtype in _FLOATS]
     found += [str(array.dtype) for array in model.initializers.values() if str(array.dtype) in _FLOATS]
     return found[0] if found else "float32"

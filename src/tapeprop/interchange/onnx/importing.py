@@ -8,7 +8,7 @@ initialisers are weights, which are tensors, save where they meet sizes (the fac
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from tapeprop import ops
 from tapeprop.errors import GraphError
 from tapeprop.interchange.onnx.converters import CONVERTERS, KNOWN, Converter
 from tapeprop.interchange.onnx.model import Node
-from tapeprop.ir import Tensor, UndecidedError
+from tapeprop.ir import Tensor, UndecidedError, current
 
 __all__ = ["Importer"]
 
@@ -31,15 +31,20 @@ class Importer:
     """Gives every value of a model by its name.
 
     values: {name: content} that are there at the beginning. weight: makes the tensor of an initialiser that a converter wants as one,
-    once for each name.
+    once for each name. sizes: those of the values that are sizes of tensors, or were calculated from such.
     """
 
-    def __init__(self, values: Mapping[str, Content], weight: Callable[[str, np.ndarray], Tensor]):
+    def __init__(
+        self,
+        values: Mapping[str, Content],
+        weight: Callable[[str, np.ndarray], Tensor],
+        sizes: Collection[str] = (),
+    ):
         self.values: dict[str, Content] = dict(values)
         self._weights = {
             name for name, value in values.items() if isinstance(value, np.ndarray) and value.dtype.kind == "f"
         }
-        self._sizes: set[str] = set()  # known numbers that are sizes, or were calculated from such
+        self._sizes = set(sizes)  # known numbers that are sizes, or were calculated from such
         self._weight = weight
         self._tensors: dict[str, Tensor] = {}
         self._made = 0
@@ -96,6 +101,8 @@ class Importer:
         try:
             result = found.function(node, *arguments)
         except UndecidedError as question:
+            if current() is not None:  # the program is recorded again, with the sizes of the call
+                raise
             raise node.fail(f"sizes that decide whether {question}", "an open one", "give shapes={...}") from None
         except GraphError as error:
             if repr(node.name) in str(error):

@@ -1,8 +1,8 @@
 """Resize: a sparse linear map along one axis after the other, whose weights follow from the attributes.
 
 As in onnx.reference.ops.op_resize, the axes are independent of each other: an element of the result is a sum over the elements
-around the place in x on which it lies. Where onnxruntime differs (align_corners with scales that leave a fraction, antialias at
-the ends), this follows ONNX' own cases.
+around the place in x on which it lies. Where onnxruntime differs, in align_corners with scales that leave a fraction of an element,
+this follows ONNX' own cases.
 """
 
 from __future__ import annotations
