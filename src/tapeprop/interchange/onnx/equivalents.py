@@ -182,10 +182,11 @@ def _windows(node: Node, x: Tensor, kernel: Any) -> Any:
 
 
 def _short(given: Any) -> Any:
-    """One number for all axes, where they have the same."""
-    while isinstance(given, tuple) and len(set(given)) == 1:
-        given = given[0]
-    return given
+    """One number for all axes and sides, where they have the same; a pair for all axes would be read as one number for each of two."""
+    found = given
+    while isinstance(found, tuple) and len(set(found)) == 1:
+        found = found[0]
+    return given if isinstance(found, tuple) else found
 
 
 @equivalent("Gemm", becomes="`Dense`")
