@@ -46,10 +46,13 @@ def agree(found, wanted) -> None:
 def test_layer(name, case, opset):
     make, shape = LAYERS[name][case]
     graph = graph_of(make())
-    again = load_function(to_model(graph, input_shape=shape, opset=opset))
+    model = to_model(graph, input_shape=shape, opset=opset)
+    function, layers = load_function(model), load(model, build=False)
     for batch in (1, 3):
         x = input_for(name, shape, batch)
-        agree(function_oracle(again, [x]), oracle(graph, [x]))
+        wanted = oracle(graph, [x])
+        agree(function_oracle(function, [x]), wanted)
+        agree(oracle(layers, [x]), wanted)
 
 
 @pytest.mark.parametrize("opset", range(OLDEST_OPSET, onnx.defs.onnx_opset_version() + 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,7 @@ def resample(b: Builder, step: Step, x: str, *_: str) -> str:
     """One operator for what was done to other axes before as well, if that was of the same kind."""
     resized = _as_resize(step)
     if resized is not None:
-        source, calls = _run(step, lambda call: _as_resize(call) == resized)
-        scales = [1.0] * source.ndim
-        for call in calls:
-            scales[call.attributes["axis"]] = call.attributes["outputs"] / call.attributes["length"]
-        return b.node("Resize", [b.value(source), "", b.constant(scales, "float32")], **resized)
+        return _resize(b, *_run(step, lambda call: _as_resize(call) == resized), resized)
     mode = _as_border(step, b.opset)[0]
     if mode:
         source, calls = _run(step, lambda call: _as_border(call, b.opset)[0] == mode)
@@ -51,6 +47,21 @@ def _run(step: Step, alike: Callable[[Resampled], bool]) -> tuple[Tensor, list[R
         found.append(before)
         source = before.operands[0]
     return source, found
+
+
+def _resize(b: Builder, source: Tensor, calls: Sequence[Resampled], settings: dict[str, Any]) -> str:
+    """By scales where float32, which they are, holds them; else by sizes, from which others may take the scale as exactly as they like."""
+    ratios = {call.attributes["axis"]: call.attributes["outputs"] / call.attributes["length"] for call in calls}
+    sizes = {call.attributes["axis"]: call.attributes["outputs"] for call in calls}
+    if all(float(np.float32(ratio)) == ratio for ratio in ratios.values()):
+        scales = [ratios.get(axis, 1.0) for axis in range(source.ndim)]
+        return b.node("Resize", [b.value(source), "", b.constant(scales, "float32")], **settings)
+    if b.opset >= 18:
+        axes = sorted(sizes)
+        wanted = b.ints([sizes[axis] for axis in axes])
+        return b.node("Resize", [b.value(source), "", "", wanted], **settings, axes=axes)
+    wanted = b.sizes([sizes.get(axis, size) for axis, size in enumerate(source.shape)])
+    return b.node("Resize", [b.value(source), "", "", wanted], **settings)
 
 
 def _by_table(b: Builder, step: Step, x: str) -> str:
