@@ -164,7 +164,10 @@ def test_random_graph(recipe):
     arrays = [x.astype("f") for x in case.inputs]
     wanted = oracle(case.graph, arrays)
     nudged = oracle(case.graph, [x * np.float32(1 + 1e-5) for x in arrays])
-    found = [("read again", function_oracle(load_function(model), arrays))]
+    found = [
+        ("a function", function_oracle(load_function(model), arrays)),
+        ("a graph", oracle(load(model, build=False), arrays)),
+    ]
     if RUNTIME:
         found.append(("onnxruntime", runtime(model, arrays)))
     for who, values in found:
