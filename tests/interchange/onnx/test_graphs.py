@@ -88,6 +88,15 @@ def test_a_residual_network_of_layers() -> None:
     assert isinstance(found["flatten_f"], Flatten)
 
 
+@pytest.mark.parametrize("pads", [[0, 0, 1, 1], [1, 0, 0, 1], [1, 0, 1, 0], [1, 1, 1, 1]])
+@pytest.mark.parametrize("op", ["Conv", "MaxPool", "AveragePool", "ConvTranspose"])
+def test_pads_are_of_sides(op: str, pads: list[int]) -> None:
+    weight = "w" if op.startswith("Conv") else ""
+    nodes = [node(op, f"x {weight}", "y", "it", kernel_shape=[3, 2], pads=pads, strides=[2, 1])]
+    graph = check(model(nodes, {"x": ("N", 4, 7, 8)}, ["y"], {"w": drawn(4, 4, 3, 2)}))
+    assert not isinstance(layers_of(graph)["it"], Operators)
+
+
 def test_squeeze_and_excite() -> None:
     graph = check(squeeze_and_excite())
     assert [graph.label_of(n) for n in graph.nodes if n.merge_mode is tp.MergeMode.HADAMARD] == ["mul_y"]
@@ -231,6 +240,19 @@ def test_models_that_are_no_graph_of_layers(nodes, outputs, text) -> None:
         load(model(nodes, {"a": ("N", 3), "b": ("N", 3)}, outputs, {"w": drawn(3)}))
 
 
+def test_long_models_are_loaded_or_refused_in_time() -> None:
+    """A long chain and a long sum of branches; two chains that meet in a quotient again and again are refused."""
+    chain = [node("Relu", f"x{i}", f"x{i + 1}") for i in range(1500)]
+    assert len(load(model(chain, {"x0": ("N", 2)}, ["x1500"]), build=False).nodes) == 1501
+    sums = [node("Add", f"x{i} x{i // 2}", f"x{i + 1}") for i in range(1500)]
+    assert len(load(model(sums, {"x0": ("N", 2)}, ["x1500"]), build=False).nodes) == 1501
+    twins = [node(op, f"{name}{i}", f"{name}{i + 1}") for i in range(500) for op, name in (("Tanh", "a"), ("Sin", "b"))]
+    twins += [node("Div", f"a{i} b{i}", f"y{i}") for i in range(1, 500)]
+    twins += [node("Identity", "x", name) for name in ("a0", "b0")]
+    with pytest.raises(GraphError, match="use load_function"):
+        load(model(twins, {"x": ("N", 2)}, [f"y{i}" for i in range(1, 500)]), build=False)
+
+
 # ---- training
 
 
@@ -259,7 +281,7 @@ def test_running_statistics_advance_as_onnx_says() -> None:
 
 
 def test_dropout_drops_in_training_alone() -> None:
-    proto = model([node("Dropout", "x ratio", "y", "it")], {"x": ("N", 100)}, ["y"], {"ratio": np.float32(0.25)})
+    proto = model([node("Dropout", "x ratio", "y mask", "it")], {"x": ("N", 100)}, ["y"], {"ratio": np.float32(0.25)})
     graph = check(proto)
     assert isinstance(layers_of(graph)["it"], Dropout)
     found = graph.forward(np.ones((4, 100)), is_train=True)

@@ -100,7 +100,7 @@ def equivalent(*names: str, becomes: str | tuple[str, ...]) -> Callable[[Callabl
 def equivalent_of(node: Node, x: Tensor, y: Tensor, arrays: list[np.ndarray | None]) -> Found:
     """The layer that does what a node does, and what its parameters are; None where there is none."""
     find = _EQUIVALENTS.get(node.op)
-    if find is None or any(node.outputs[1:]):
+    if find is None:
         return None
     try:
         found = find(node, x, y, *arrays)
@@ -182,11 +182,11 @@ def _windows(node: Node, x: Tensor, kernel: Any) -> Any:
 
 
 def _short(given: Any) -> Any:
-    """One number for all axes and sides, where they have the same; a pair for all axes would be read as one number for each of two."""
+    """One number for all axes and sides, where they have the same."""
     found = given
     while isinstance(found, tuple) and len(set(found)) == 1:
         found = found[0]
-    return given if isinstance(found, tuple) else found
+    return given if isinstance(found, tuple) else found  # (0, 1) for each axis is not 0 and 1 for two
 
 
 @equivalent("Gemm", becomes="`Dense`")

@@ -30,6 +30,8 @@ __all__ = ["load"]
 Shape = tuple[int | None, ...]
 #: Numbers worked out of sizes, with at most so many entries, are told as sizes of axes; larger ones are worked out anew.
 MOST_SIZES = 64
+#: Nodes that one layer runs, and how often all nodes of a model may stand in layers, on average.
+MOST_NODES, MOST_COPIES = 1000, 20
 #: What inputs that are no floats are while the nodes are run once: a graph is fed numbers of its own dtype.
 _DTYPES = {"i": "int64", "u": "int64", "b": "uint8"}
 _WHOLE = {"int8", "int16", "int32", "int64", "uint16", "uint32", "uint64"}
@@ -149,6 +151,7 @@ class _Plan:
         self.from_data = self._from_data()
         self.readers = self._count_readers()
         self.steps: dict[str, _Step] = {}
+        self.copied = 0
         self._find_steps()
         self._share()
 
@@ -184,18 +187,19 @@ class _Plan:
         self.steps = dict(reversed(self.steps.items()))
         self.inputs = [value.name for value in self.model.inputs if value.name in wanted]
 
-    def _data(self, node: Node) -> list[str]:
+    def data_of(self, node: Node) -> list[str]:
         """The inputs that are tensors made from data, as often as they are read."""
         return [name for name in node.inputs if name in self.from_data and isinstance(self.values[name], Tensor)]
 
     def _step(self, node: Node, output: str) -> _Step:
-        data, given = self._data(node), [name for name in node.inputs if name]
+        data, given = self.data_of(node), [name for name in node.inputs if name]
         tensors = [self.values[name] for name in data]
         if len(data) > 1 and len(data) == len(given) and output == node.outputs[0]:
             merge = merge_of(node, tensors)  # type: ignore[arg-type]
             if merge is not None:
                 return _Step([node], data, Identity(), merge=merge)
-        if len(data) == 1 and node.inputs[0] == data[0]:
+        alone = output == node.outputs[0] and not any(self.readers.get(name) for name in node.outputs[1:])
+        if alone and len(data) == 1 and node.inputs[0] == data[0]:
             exact = self._exact(node, data[0], output)
             if exact is not None:
                 return exact
@@ -229,7 +233,7 @@ class _Plan:
             or b is None
             or w.ndim != 2
             or b.shape != w.shape[1:]
-            or self._data(product) != [product.inputs[0]]
+            or self.data_of(product) != [product.inputs[0]]
         ):
             return None
         x = self.values[product.inputs[0]]
@@ -258,51 +262,26 @@ class _Plan:
 
         Of several such values the latest is replaced by the node that makes it, until one is left.
         """
-        taken, data, leaves = {self.maker[output]}, dict.fromkeys(self._data(node)), dict.fromkeys(node.inputs)
-        while True:
-            inner = self._expand(taken, data, leaves)
-            if inner is not None:
-                return self._step_of(taken, next(iter(data)), inner)
-            latest = max(data, key=lambda name: self.maker.get(name, -1)) if data else ""
+        found = _Set(self)
+        found.take(self.maker[output])
+        while (sizes := found.closed()) is None:
+            latest = max(found.data, key=lambda name: self.maker.get(name, -1)) if found.data else ""
             if latest not in self.maker:
-                names = ", ".join(map(repr, data)) or "none"
+                names = ", ".join(map(repr, found.data)) or "none"
                 raise node.fail("an operator that reads one input of the model", names, "use load_function")
-            del data[latest]
-            self._take(latest, taken, data, leaves)
+            found.take(self.maker[latest])
+            if len(found.places) > MOST_NODES:
+                raise node.fail(f"an operator that at most {MOST_NODES} others lead to", "more", "use load_function")
+        self.copied += len(found.places)
+        if self.copied > MOST_COPIES * (len(self.model.nodes) + 100):
+            raise node.fail(
+                "a model that is no more than merges and chains", "too many of its nodes twice", "use load_function"
+            )
+        nodes = [self.model.nodes[place] for place in sorted(found.places)]
+        read = dict.fromkeys(name for node in nodes for name in node.inputs)
+        return _Step(nodes, list(found.data), initializers=self._weights(list(read)), sizes=sizes)
 
-    def _take(self, name: str, taken: set[int], data: dict[str, None], leaves: dict[str, None]) -> None:
-        place = self.maker[name]
-        if place not in taken:
-            taken.add(place)
-            data.update(dict.fromkeys(self._data(self.model.nodes[place])))
-            leaves.update(dict.fromkeys(self.model.nodes[place].inputs))
-
-    def _expand(self, taken: set[int], data: dict[str, None], leaves: dict[str, None]) -> dict[str, Any] | None:
-        """Takes the nodes that make constants, and those of sizes that the one input does not tell. The sizes; None to go on."""
-        while True:
-            made = {name for place in taken for name in self.model.nodes[place].outputs}
-            open_ends = [name for name in data if name not in made]
-            for name in [name for name in data if name in made]:
-                del data[name]
-            if len(open_ends) > 1:
-                return None
-            shape = self.values[open_ends[0]].shape if open_ends else ()
-            sizes: dict[str, Any] = {}
-            more = []
-            for name in list(leaves):
-                if name in made or name in data or name not in self.maker:
-                    continue
-                told = self._told(name, shape) if name in self.from_data else None
-                if told is None:
-                    more.append(name)
-                else:
-                    sizes[name] = told
-            if not more:
-                return sizes if open_ends else None
-            for name in more:
-                self._take(name, taken, data, leaves)
-
-    def _told(self, name: str, shape: Sequence[Any]) -> Any:
+    def told(self, name: str, shape: Sequence[Any]) -> Any:
         """Numbers that were worked out of sizes, by the sizes of an input of that shape; None where those do not tell."""
         array = self.values[name]
         if isinstance(array, Tensor) or array.size > MOST_SIZES or array.dtype.kind not in "iuO":
@@ -322,11 +301,6 @@ class _Plan:
             "values": values,
         }
 
-    def _step_of(self, taken: set[int], data: str, sizes: dict[str, Any]) -> _Step:
-        nodes = [self.model.nodes[place] for place in sorted(taken)]
-        read = dict.fromkeys(name for node in nodes for name in node.inputs)
-        return _Step(nodes, [data], initializers=self._weights(list(read)), sizes=sizes)
-
     # ---- shared weights
 
     def _share(self) -> None:
@@ -338,6 +312,51 @@ class _Plan:
         for output, step in self.steps.items():
             if step.layer is not None and any(len(users[name]) > 1 for name in step.initializers):
                 self.steps[output] = self._operators(self.model.nodes[self.maker[output]], output)
+
+
+class _Set:
+    """Nodes that one layer runs. data: the values that they read and that are made from data; places: theirs in the model."""
+
+    def __init__(self, plan: _Plan):
+        self.plan = plan
+        self.places: set[int] = set()
+        self.data: dict[str, None] = {}
+        self._made: set[str] = set()
+        self._leaves: dict[str, None] = {}  # what they read beside, and other nodes make: constants and sizes
+
+    def take(self, place: int) -> None:
+        """Adds a node."""
+        if place in self.places:
+            return
+        self.places.add(place)
+        node = self.plan.model.nodes[place]
+        for name in node.outputs:
+            self._made.add(name)
+            self.data.pop(name, None)
+            self._leaves.pop(name, None)
+        data = self.plan.data_of(node)
+        self.data.update((name, None) for name in data if name not in self._made)
+        self._leaves.update(
+            (name, None)
+            for name in node.inputs
+            if name in self.plan.maker and name not in data and name not in self._made
+        )
+
+    def closed(self) -> dict[str, Any] | None:
+        """Takes the nodes that make constants, and those of sizes that the one value of data does not tell.
+
+        Gives the sizes; None while more than one value of data is left, or none.
+        """
+        plan = self.plan
+        while len(self.data) <= 1:
+            shape = plan.values[next(iter(self.data))].shape if self.data else ()
+            sizes = {name: plan.told(name, shape) if name in plan.from_data else None for name in self._leaves}
+            more = [name for name, told in sizes.items() if told is None]
+            if not more:
+                return sizes if self.data else None
+            for name in more:
+                self.take(plan.maker[name])
+        return None
 
 
 # ---- the graph
@@ -353,6 +372,7 @@ class _Build:
         self.weights: dict[str, Weight] = {}
         self.names: set[str] = set()
         self.edges: dict[LayerNode, list[LayerNode]] = {}
+        self.places: dict[LayerNode, int] = {}
         self.nodes: dict[str, LayerNode] = {}
         state = [node.inputs[3:5] for node in plan.model.nodes if node.op == "BatchNormalization"]
         self.state = {name for names in state for name in names}
@@ -374,17 +394,17 @@ class _Build:
             node = self.nodes[output] = self._node(layer, label, merge)
             for operand in operands:
                 self.edges[operand].append(node)
-        terms: list[LayerNode] = []
+        terms: dict[LayerNode, None] = {}
         for value in plan.model.outputs:
             node = self.nodes[value.name]
-            terms.append(self._again(node) if node in terms else node)
+            terms[self._again(node) if node in terms else node] = None
         if not self.trainable:
             for weight in self.weights.values():
                 weight.trainable = False
         graph = LayerGraph(
             self.edges,
             root=roots[0] if len(plan.model.inputs) == 1 else roots,
-            term=terms[0] if len(terms) == 1 else terms,
+            term=next(iter(terms)) if len(terms) == 1 else list(terms),
         )
         if not self.trainable:
             for _, parameter in graph.named_parameters():
@@ -412,6 +432,7 @@ class _Build:
             label = f"{fit}_{count}"
         self.names.add(label)
         node = LayerNode(layer, merge, label)
+        self.places[node] = len(self.edges)
         self.edges[node] = []
         return node
 
@@ -427,13 +448,11 @@ class _Build:
         )
         if len(found) < 2 or commutes:
             return found
-        places = {node: place for place, node in enumerate(self.edges)}
         last = -1
         for i, node in enumerate(found):
-            if places.get(node, len(places)) < last:
+            if self.places[node] < last:
                 found[i] = node = self._again(node)
-                places[node] = len(places)
-            last = places[node]
+            last = self.places[node]
         return found
 
     def _again(self, node: LayerNode) -> LayerNode:
