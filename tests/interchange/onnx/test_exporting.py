@@ -3,6 +3,7 @@
 import inspect
 import os
 import stat
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from onnx_export import (
     REFUSED,
     cases,
     checked,
+    function_oracle,
     graph_of,
     input_for,
     oracle,
@@ -106,6 +108,7 @@ KNOWN_BY = {
     ("GlobalAvgPool2D", 0): ["GlobalAveragePool"],
     **{("Upsample2D", case): ["Resize"] for case in range(6)},
     **{(f"ConvTranspose{rank}D", 0): ["ConvTranspose"] for rank in (1, 2, 3)},
+    **{("Pad", case): ["Pad"] for case in range(4)},
     ("Pool2D", 0): ["AveragePool"],
     ("DepthConv1D", 0): ["Conv"],
     ("Dropout", 0): ["Identity"],
@@ -301,6 +304,22 @@ def test_outputs_that_nothing_computes():
     assert [tensor.name for tensor in model.graph.initializer] == ["w", "constant"]
 
 
+def test_the_same_function_gives_the_same_bytes():
+    def model():
+        x, y = tp.placeholder(OPEN, "x"), tp.placeholder((None, 1, None, None), "y")
+        return to_model(tp.function(ops.sum(x, (2, 3)) * ops.sum(y, (2, 3)), [x, y]))
+
+    assert model().SerializeToString(deterministic=True) == model().SerializeToString(deterministic=True)
+    assert [shape_of(value) for value in model().graph.input] == [["N", 3, "H", "W"], ["N", 1, "H1", "W1"]]
+
+
+def test_variables_keep_their_names():
+    x = tp.placeholder((2,), "x")
+    a, b, c, d = (tp.variable(np.ones(2), name) for name in ("Mul", "w", "w", "x"))
+    model = checked(to_model(tp.function(x * a * b * c * d, [x])))
+    assert [tensor.name for tensor in model.graph.initializer] == ["Mul", "w", "w_1", "x_1"]
+
+
 def test_many_scalars_are_inputs_of_their_own():
     scalars = [tp.placeholder((), f"x{i}", "float64") for i in range(70)]
     f = tp.function(ops.sin(ops.sum_of(*scalars)), scalars)
@@ -363,6 +382,12 @@ def test_a_class_of_the_users_is_refused_whatever_its_name():
     graph = graph_of(Lambda(lambda x: ops.record(op, [x])[0]))
     with pytest.raises(GraphError, match=r"node 'layer' \(op layer_norm\): .*: it is an op of your own"):
         to_model(graph, input_shape=(None, 3))
+
+
+def test_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(GraphError, match=r'export: needs the package onnx, .* pip install "tapeprop\[onnx\]"'):
+        to_model(graph_of(Dense(3, 2)), input_shape=(None, 3))
 
 
 def test_what_is_no_graph():
@@ -483,6 +508,17 @@ def test_a_model_is_read_back_as_a_function():
     model = to_model(graph, input_shape=(None, 3, 2))
     x = input_for("", (None, 3, 2), 2)
     np.testing.assert_allclose(load_function(model)(x), oracle(graph, [x])[0], rtol=1e-6)
+
+
+def test_a_cast_to_whole_numbers_is_read_back():
+    """Towards zero, as ONNX has it: what `whole_numbers` was written as."""
+    import onnx.parser
+
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N] x) => (int64[N] y) { y = Cast<to = 7>(x) }'
+    )
+    x = np.array([-2.7, -0.5, 0.0, 0.9, 3.0, 1e9], "f")
+    assert function_oracle(load_function(model), [x])[0].tolist() == [-2, 0, 0, 0, 3, 10**9]
 
 
 def test_a_layer_of_the_users_in_ops():

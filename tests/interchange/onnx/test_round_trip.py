@@ -4,15 +4,29 @@ import importlib.util
 import inspect
 
 import numpy as np
+import onnx
 import pytest
-from onnx_export import LAYERS, cases, checked, function_oracle, graph_of, input_for, oracle, runtime, with_weights
+from onnx_export import (
+    LAYERS,
+    cases,
+    checked,
+    function_oracle,
+    graph_of,
+    input_for,
+    oracle,
+    referee,
+    runtime,
+    with_weights,
+)
 from random_graphs import build, for_random_graphs
+from test_examples import TESTED as EXAMPLES
 from test_examples import load as example
 
 import tapeprop as tp
 from tapeprop import zoo
-from tapeprop.interchange.onnx import load_function, save, to_model
-from tapeprop.layers import PythonLayer
+from tapeprop.interchange.onnx import load, load_function, save, to_model
+from tapeprop.interchange.onnx.exporting import OLDEST_OPSET
+from tapeprop.layers import AvgPool2D, Conv2D, MaxPool2D, PythonLayer
 
 pytestmark = pytest.mark.conformance
 
@@ -32,10 +46,29 @@ def agree(found, wanted) -> None:
 def test_layer(name, case, opset):
     make, shape = LAYERS[name][case]
     graph = graph_of(make())
-    again = load_function(to_model(graph, input_shape=shape, opset=opset))
+    model = to_model(graph, input_shape=shape, opset=opset)
+    function, layers = load_function(model), load(model, build=False)
     for batch in (1, 3):
         x = input_for(name, shape, batch)
-        agree(function_oracle(again, [x]), oracle(graph, [x]))
+        wanted = oracle(graph, [x])
+        agree(function_oracle(function, [x]), wanted)
+        agree(oracle(layers, [x]), wanted)
+
+
+@pytest.mark.parametrize("opset", range(OLDEST_OPSET, onnx.defs.onnx_opset_version() + 1))
+def test_every_opset(opset):
+    """That ONNX' checker takes every layer in it, and onnxruntime runs it."""
+    if not RUNTIME:
+        pytest.skip("onnxruntime is not installed")
+    for name, case in cases():
+        make, shape = LAYERS[name][case]
+        graph = graph_of(make())
+        model = checked(to_model(graph, input_shape=shape, opset=opset))
+        assert model.opset_import[0].version == opset
+        x = input_for(name, shape, 2)
+        np.testing.assert_allclose(
+            runtime(model, [x])[0], oracle(graph, [x])[0], rtol=1e-5, atol=1e-5, err_msg=f"{name} {case}"
+        )
 
 
 # ---- networks
@@ -59,6 +92,7 @@ def test_zoo(name, tmp_path):
     x = np.random.default_rng(0).standard_normal((2, *shape[1:])).astype("f")
     wanted = oracle(graph, [x])
     agree(function_oracle(load_function(tmp_path / "net.onnx"), [x]), wanted)
+    agree(oracle(load(tmp_path / "net.onnx", build=False), [x]), wanted)
     if not RUNTIME:
         pytest.skip("onnxruntime is not installed")
     for found, expected in zip(runtime(to_model(graph, input_shape=shape), [x]), wanted, strict=True):
@@ -80,6 +114,7 @@ def example_networks() -> dict[str, tuple[tp.LayerGraph, tuple[int | None, ...]]
         "digits_cuda": (example("digits_cuda").network(), image),
         "recurrent": (example("recurrent").network(), image),
         "two_heads": (example("two_heads").network(), image),
+        "onnx_round_trip": (example("onnx_round_trip").network(), image),
         "resnet20": (example("resnet20").resnet20(), (None, 3, 32, 32)),
         "gan": (generator, noise),
         "gan, discriminator": (discriminator, image),
@@ -89,13 +124,35 @@ def example_networks() -> dict[str, tuple[tp.LayerGraph, tuple[int | None, ...]]
     return {name: (with_weights(graph), shape) for name, (graph, shape) in found.items()}
 
 
+def test_every_example_is_here():
+    """But for formulas, whose gradients ONNX has not, and a network that grows step by step."""
+    assert {name.split(",")[0] for name in example_networks()} == EXAMPLES - {"formula", "edit_while_training"}
+
+
 @pytest.mark.parametrize("name", example_networks())
 def test_example(name):
     graph, shape = example_networks()[name]
     assert not any(isinstance(layer, PythonLayer) for _, layer in graph.walk())
     model = checked(to_model(graph, input_shape=shape))
     x = np.random.default_rng(0).standard_normal((3, *shape[1:])).astype("f")
-    agree(function_oracle(load_function(model), [x]), oracle(graph, [x]))
+    wanted = oracle(graph, [x])
+    agree(function_oracle(load_function(model), [x]), wanted)
+    agree(oracle(load(model, build=False), [x]), wanted)
+
+
+@pytest.mark.parametrize("padding", [((0, 1), (0, 1)), ((1, 0), (1, 0)), ((1, 2), (0, 1)), ((1, 1), (1, 1))])
+@pytest.mark.parametrize("layer", ["Conv2D", "MaxPool2D", "AvgPool2D"])
+def test_padding_that_differs_from_side_to_side(layer, padding):
+    """As a graph of layers, in which one pair would be one number for each axis."""
+    make = {
+        "Conv2D": lambda: Conv2D(3, 2, 4, 2, padding),
+        "MaxPool2D": lambda: MaxPool2D(4, 2, padding),
+        "AvgPool2D": lambda: AvgPool2D(4, 2, padding),
+    }
+    graph = graph_of(make[layer]())
+    x = input_for("", (None, 3, 9, 8), 2)
+    again = load(to_model(graph, input_shape=(None, 3, 9, 8)), build=False)
+    agree(oracle(again, [x]), oracle(graph, [x]))
 
 
 @for_random_graphs(60)
@@ -107,7 +164,10 @@ def test_random_graph(recipe):
     arrays = [x.astype("f") for x in case.inputs]
     wanted = oracle(case.graph, arrays)
     nudged = oracle(case.graph, [x * np.float32(1 + 1e-5) for x in arrays])
-    found = [("read again", function_oracle(load_function(model), arrays))]
+    found = [
+        ("a function", function_oracle(load_function(model), arrays)),
+        ("a graph", oracle(load(model, build=False), arrays)),
+    ]
     if RUNTIME:
         found.append(("onnxruntime", runtime(model, arrays)))
     for who, values in found:
@@ -118,12 +178,25 @@ def test_random_graph(recipe):
             )
 
 
+def test_real_images_in_other_programs():
+    """A trained network: ONNX' evaluator and onnxruntime agree with predict() to 1e-5."""
+    X, y = tp.datasets.digits()
+    graph = example("digits").network().build((None, 1, 8, 8))
+    graph.fit(X, y, loss=tp.losses.CrossEntropy(), optimizer=tp.optimizers.Adam(), epochs=1, verbose=0)
+    model = checked(to_model(graph))
+    images = np.asarray(X[:64], "f")
+    wanted = graph.predict(images)
+    np.testing.assert_allclose(referee(model, [images])[0], wanted, rtol=1e-5, atol=1e-5)
+    if RUNTIME:
+        np.testing.assert_allclose(runtime(model, [images])[0], wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_a_network_as_it_runs():
     """With compiled kernels on both sides, the batch open."""
     graph, shape = example_networks()["digits"]
     graph.build(shape)
     again = load_function(to_model(graph))
-    for batch in (1, 16):
+    for batch in (1, 3):
         x = np.random.default_rng(batch).standard_normal((batch, *shape[1:])).astype("f")
         agree([again(x)], [graph(x)])
 

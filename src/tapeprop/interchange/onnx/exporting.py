@@ -15,7 +15,7 @@ from tapeprop.interchange.onnx.package import onnx_package
 from tapeprop.interchange.onnx.recording import Recorded, alone, recorded
 from tapeprop.interchange.onnx.writers import PATTERNS, WITHOUT, WRITERS, Builder, NewNode, Settings, Step, steps
 from tapeprop.interchange.onnx.writers.builder import ELEMENT_TYPES, where
-from tapeprop.ir import Parameter, Tensor
+from tapeprop.ir import Tensor
 from tapeprop.ir.dims import Dim
 from tapeprop.ops import registry
 from tapeprop.runtime.writing import whole_file
@@ -129,17 +129,11 @@ def _written(
     """(the nodes, the outputs by name)."""
     ends = [tensor for _, tensor in program.outputs]
     todo = steps(ends, PATTERNS, settings)
-    builder = Builder(settings, inputs, _keys(program, todo), [name for name, _ in program.outputs])
+    builder = Builder(settings, inputs, program.keys, [name for name, _ in program.outputs])
     for step in todo:
         builder.begin(step)
         _write(builder, step)
     return builder, _name_outputs(builder, program)
-
-
-def _keys(program: Recorded, todo: Sequence[Step]) -> dict[Parameter, str]:
-    """The names of initialisers, those of parameters that no table knows (variables in a layer) included."""
-    read = [t.source for step in todo for t in step.operands if isinstance(t.source, Parameter)]
-    return {parameter: program.keys.get(parameter, parameter.name) for parameter in read}
 
 
 def _write(builder: Builder, step: Step) -> None:

@@ -6,7 +6,7 @@ Batch norm has its running statistics here, dropout is gone, and every op is the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +20,9 @@ from tapeprop.graph.graph import CompiledGraph
 from tapeprop.graph.names import check_names
 from tapeprop.ir import Constant, Parameter, Placeholder, Shape, Size, Tensor, Trace, UndecidedError, at_node, reachable
 from tapeprop.ir import recording as recording_in
-from tapeprop.ir.dims import Dim, evaluate, same, text
+from tapeprop.ir.dims import Dim, evaluate, text
 from tapeprop.layers.layer import variables_dtype
-from tapeprop.layers.sizes import open_shape
+from tapeprop.layers.sizes import open_shape, plain_shape
 from tapeprop.ops.op import LATER, record
 
 __all__ = ["Recorded", "alone", "recorded"]
@@ -134,42 +134,30 @@ def _again(trace: Trace, values: Mapping[Tensor, Tensor], old: Tensor) -> Tensor
 
 
 def _function_shapes(function: Function, given: Any) -> tuple[list[Shape], dict[str, Size]]:
-    """(the shape of each input, {symbol of an open size: its size now})."""
-    declared = [tensor.shape for tensor in function.inputs]
-    if given is None:
-        return declared, {}
-    listed = list(given) if isinstance(given, list) else [given]
+    """(the shape of each input, {symbol of an open size in the formula: its size now}).
+
+    Open sizes are named by their place, as those of a graph: the formula's own names count up in a process.
+    """
+    declared = [plain_shape(tensor.shape) for tensor in function.inputs]
+    listed = declared if given is None else list(given) if isinstance(given, list) else [given]
     if len(listed) != len(declared):
         raise ShapeError(f"export: expected an input_shape for each of {len(declared)} inputs, got {given}")
-    found: list[Shape] = []
     sizes: dict[str, Size] = {}
     for i, (tensor, shape) in enumerate(zip(function.inputs, listed)):
         wanted = open_shape(shape, i)
         fits = len(wanted) == tensor.ndim
-        for axis, size in enumerate(tensor.shape) if fits else ():
-            if isinstance(size, Dim):
-                now = size if isinstance(wanted[axis], Dim) else wanted[axis]
-                fits = fits and sizes.setdefault(str(size), now) == now
-            else:
-                fits = fits and not isinstance(wanted[axis], Dim) and same(size, wanted[axis])
+        for size, now in zip(tensor.shape, wanted) if fits else ():
+            known = sizes.setdefault(str(size), now) if isinstance(size, Dim) else size
+            fits = fits and (known == now or (isinstance(known, Dim) and isinstance(now, Dim)))
         if not fits:
             raise ShapeError(
                 f"export: placeholder {tensor.name!r}: expected a shape that fits {text(tensor.shape)}, got {shape}"
             )
-        found.append(tuple(evaluate(size, {str(size): size, **sizes}) for size in tensor.shape))
-    return found, {name: size for name, size in sizes.items() if not isinstance(size, Dim)}
+    return [tuple(evaluate(size, sizes) for size in tensor.shape) for tensor in function.inputs], sizes
 
 
 def _sized(value: Any, sizes: Mapping[str, Size]) -> Any:
-    """An attribute under these sizes; symbols that are not among them stay."""
+    """An attribute under these sizes."""
     if isinstance(value, Dim):
-        symbols = {atom: Dim.symbol(atom) for atom in _symbols(value)}
-        return evaluate(value, {**symbols, **sizes})
+        return evaluate(value, sizes)
     return tuple([_sized(item, sizes) for item in value]) if type(value) is tuple else value
-
-
-def _symbols(size: Size) -> Sequence[str]:
-    if not isinstance(size, Dim):
-        return []
-    atoms = [atom for monomial, _ in size.terms for atom in monomial]
-    return [name for a in atoms for name in ([a[1]] if a[0] == "symbol" else _symbols(a[1]))]

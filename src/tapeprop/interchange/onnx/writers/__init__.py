@@ -1,6 +1,6 @@
 """How each op is written in the operators of ONNX: see `registry`."""
 
-from tapeprop.interchange.onnx.writers import elementwise, norms, products, reductions, shapes
+from tapeprop.interchange.onnx.writers import elementwise, norms, products, reductions, shapes, tables
 from tapeprop.interchange.onnx.writers.builder import Builder, NewNode
 from tapeprop.interchange.onnx.writers.patterns import PATTERNS
 from tapeprop.interchange.onnx.writers.registry import WITHOUT, WRITERS
@@ -20,4 +20,5 @@ __all__ = [
     "reductions",
     "shapes",
     "steps",
+    "tables",
 ]

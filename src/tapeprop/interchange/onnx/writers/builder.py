@@ -50,9 +50,9 @@ class Builder:
         self.nodes: list[NewNode] = []
         self.initializers: dict[str, np.ndarray] = {}
         self.values: dict[Tensor, str] = {}
-        self._names = set(taken) | set(inputs)
-        self._node_names: set[str] = set()
-        self._keys = keys
+        ends = {*inputs, *taken}
+        self._keys = {parameter: key for parameter, key in keys.items() if key not in ends}
+        self._names = {*ends, *self._keys.values()}
         self._constants: dict[tuple[Any, ...], str] = {}
         self._sizes: dict[Dim, str] = {}
         self._symbols: dict[str, tuple[str, int]] = {}
@@ -109,7 +109,9 @@ class Builder:
         )
 
     def _parameter(self, parameter: Parameter, dtype: str) -> str:
-        name = self.unique(self._keys.get(parameter, parameter.name))
+        name = self._keys.get(parameter)
+        if name is None or name in self.initializers:  # that of an input, or of another variable
+            name = self.unique(name or parameter.name)
         self.initializers[name] = np.array(parameter.value, dtype).reshape(parameter.shape)
         return name
 

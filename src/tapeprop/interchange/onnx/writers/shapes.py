@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
-
 from tapeprop.interchange.onnx.writers.builder import BEFORE_THE_START, END, Builder
 from tapeprop.interchange.onnx.writers.registry import writer
-from tapeprop.interchange.onnx.writers.steps import Step, exact, producer
-from tapeprop.ir import Constant, Size, Tensor
+from tapeprop.interchange.onnx.writers.steps import Step
+from tapeprop.ir import Size
 from tapeprop.ir.dims import Dim
-from tapeprop.ops.resample import tables
 
 
 @writer("reshape")
@@ -127,80 +121,3 @@ def _spread(b: Builder, x: str, shape: list[Size], axis: int, stride: int, value
 @writer("take")
 def take(b: Builder, step: Step, table: str, indices: str) -> str:
     return b.node("Gather", [table, indices], axis=0)
-
-
-# ---- a table of weights along an axis
-
-
-@writer("resample")
-def resample(b: Builder, step: Step, x: str, *_: str) -> str:
-    """Resize where the table is that of one, with those along other axes before; else elements are gathered, or a matrix is multiplied."""
-    axis, rank, dtype = step["axis"], step.operands[0].ndim, step.results[0].dtype
-    resized = _as_resize(step.operands, step.attributes, dtype)
-    if resized is not None:
-        return _resize(b, step, resized)
-    offsets, sources, weights = _table(step.operands, step.attributes)
-    if len(sources) == step["outputs"] and (weights == 1).all():
-        return b.node("Gather", [x, b.ints(sources.tolist())], axis=axis)
-    matrix = np.zeros((step["outputs"], step["length"]), dtype)
-    np.add.at(matrix, (np.repeat(np.arange(step["outputs"]), np.diff(offsets)), sources), weights)
-    if axis == rank - 1:
-        return b.node("MatMul", [x, b.constant(matrix.T)])
-    if axis == rank - 2:
-        return b.node("MatMul", [b.constant(matrix), x])
-    order = [*(i for i in range(rank) if i != axis), axis]
-    turned = b.node("MatMul", [b.node("Transpose", [x], perm=order), b.constant(matrix.T)])
-    return b.node("Transpose", [turned], perm=[order.index(i) for i in range(rank)])
-
-
-def _resize(b: Builder, step: Step, resized: Mapping[str, Any]) -> str:
-    """One Resize of all axes that are resized this way one after another."""
-    x, at = step.operands[0], step.attributes
-    scales = [1.0] * x.ndim
-    scales[at["axis"]] = at["outputs"] / at["length"]
-    while (before := producer(x, "resample")) is not None:
-        at = before.attributes
-        if scales[at["axis"]] != 1.0 or _as_resize(before.operands, at, x.dtype) != resized:
-            break
-        scales[at["axis"]] = at["outputs"] / at["length"]
-        x = before.operands[0]
-    return b.node("Resize", [b.value(x), "", b.constant(scales, "float32")], **resized)
-
-
-def _table(operands: Sequence[Tensor], attributes: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(offsets, sources, weights) of the map."""
-    places, weights = (t.source for t in operands[1:3])
-    assert isinstance(places, Constant)
-    assert isinstance(weights, Constant)
-    count = attributes["outputs"] + 1
-    return places.array[:count], places.array[count:], weights.array
-
-
-def _as_resize(operands: Sequence[Tensor], attributes: Mapping[str, Any], dtype: str) -> dict[str, Any] | None:
-    """The attributes of the Resize that has this table; None where there is none, or where its scale, a float32, would change it."""
-    length, outputs = attributes["length"], attributes["outputs"]
-    scale = np.float32(outputs / length)
-    if not exact(outputs / length, dtype) or np.floor(scale * np.float32(length)) != outputs:
-        return None
-    table = _table(operands, attributes)
-    for way in ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"):
-        places = tables.coordinates(length, outputs, None, way)
-        for mode, made in (
-            ("linear", tables.linear(length, places)),
-            ("cubic", tables.cubic(length, places, tables.CUBIC_COEFF_A)),
-        ):
-            if _equal(made, *table):
-                return {"mode": mode, "coordinate_transformation_mode": way}
-        for rounding in tables.NEAREST_MODES if way in ("half_pixel", "asymmetric") else ():
-            rounded = tables.nearest(length, tables.coordinates(length, outputs, float(scale), way), rounding)
-            if _equal(tables.nearest(length, places, rounding), *table) and _equal(rounded, *table):
-                return {"mode": "nearest", "coordinate_transformation_mode": way, "nearest_mode": rounding}
-    return None
-
-
-def _equal(made: tables.Table, offsets: np.ndarray, sources: np.ndarray, weights: np.ndarray) -> bool:
-    return (
-        np.array_equal(made.offsets, offsets)
-        and np.array_equal(made.sources, sources)
-        and np.array_equal(made.weights.astype(weights.dtype), weights)
-    )
