@@ -18,7 +18,7 @@ def worked_out(body, known):
     """The known numbers that nodes make of others: arrays, or lists in which sizes may be open."""
     importer = Importer({}, None)
     importer.values.update({name: as_known(value) for name, value in known.items()})
-    importer.run(read(model(body, **dict.fromkeys(known, "int64[N]"))).nodes)
+    importer.run(read(model(body, **dict.fromkeys(known, "int64[M]"))).nodes)
     return importer.values["y"]
 
 
@@ -131,7 +131,7 @@ def test_refusals(body, known, message):
 
 def test_all_known_numbers_together_are_limited():
     """Each is small enough, all of them are not."""
-    body = " ".join(f"{name} = Expand(a, b)" for name in ("p", "q", "r", "s", "y"))
+    body = " ".join(f"{name} = Expand(a, b)" for name in "vwxyz")
     with pytest.raises(GraphError, match=r"'Expand_4'.*at most 67108864 known numbers in all"):
         worked_out(body, {"a": np.array([0]), "b": np.array([2**24])})
 

@@ -8,7 +8,7 @@ import pytest
 from onnx_text import model, run, typed
 
 from tapeprop.errors import GraphError
-from tapeprop.interchange.onnx import load_function
+from tapeprop.interchange.onnx import load, load_function
 
 RANDOM = np.random.default_rng(11)
 
@@ -85,6 +85,15 @@ def test_convolution(rank, attributes):
 def test_transposed_convolution(rank, attributes):
     initialisers = {"w": TRANSPOSED[rank], "b": drawn(3)}
     against_the_reference(f"y = ConvTranspose<{attributes}>(x, w, b)", initialisers, x=BY_RANK[rank])
+
+
+@pytest.mark.parametrize(
+    "op", ["MaxPool<kernel_shape = [3, 3], ", "AveragePool<kernel_shape = [3, 3], ", "Conv<group = 2, "]
+)
+def test_padding_behind_every_axis_is_that_of_the_layer_too(op):
+    inputs = "x, w" if op.startswith("Conv") else "x"
+    made = model(f"y = {op}strides = [2, 2], pads = [0, 0, 1, 1]>({inputs})", {"w": WEIGHTS[2]}, x="float[N,4,7,6]")
+    np.testing.assert_allclose(load(made)(IMAGES), load_function(made)(IMAGES), rtol=1e-6, atol=1e-6)
 
 
 def test_a_transposed_convolution_to_more_than_its_filters_reach_ends_in_the_bias():

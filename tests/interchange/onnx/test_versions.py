@@ -1,6 +1,7 @@
 """Models of operators older than version 13: what onnx.version_converter does, and what it would get wrong."""
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -73,6 +74,15 @@ def test_weights_are_kept_through_the_conversion_under_their_names():
     np.testing.assert_array_equal(parameter.value, weights)
     assert f(X).shape == (2, 40, 4, 5)
     assert made.SerializeToString() == before
+
+
+def test_weights_in_a_file_of_their_own(tmp_path):
+    weights = np.random.default_rng(6).standard_normal((4, 3, 2, 2)).astype(np.float32)
+    made = old("Conv", 9, {"x": X}, {"kernel": weights})
+    expected = load_function(made)(X)
+    onnx.save_model(made, tmp_path / "old.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert (tmp_path / "weights.bin").stat().st_size == weights.nbytes
+    np.testing.assert_array_equal(load_function(tmp_path / "old.onnx")(X), expected)
 
 
 ONES = {name: np.ones(3, np.float32) for name in "sbmv"}

@@ -25,6 +25,8 @@ Content = Tensor | np.ndarray
 
 #: Elements of all known numbers that the nodes of a model make: what is larger are data.
 MOST_IN_ALL = 2**26
+#: Sizes that data may have: tables as long as an axis are made for windows and borders before any data is there.
+LONGEST_AXIS = 2**26
 
 
 class Importer:
@@ -86,6 +88,8 @@ class Importer:
                 raise node.fail(f"at most {len(results)} outputs", f"output {name!r}")
         from_sizes = node.op in ("Shape", "Size") or any(name in self._sizes for name in node.inputs)
         for name, value in zip(node.outputs, results):
+            if name and value is None:
+                raise node.fail("outputs that tapeprop gives", repr(name))
             if name in self.values:
                 raise node.fail("outputs with names of their own", repr(name))
             if name:
@@ -126,6 +130,8 @@ class Importer:
     def _argument(self, node: Node, found: Converter, place: int) -> Content | None:
         name = node.inputs[place]
         if not name:
+            if found.wants(place):
+                raise node.fail(f"input {place}", "none")
             return None
         if name not in self.values:
             raise node.fail("inputs that come before it", repr(name))
@@ -138,4 +144,9 @@ class Importer:
                     "give it as an initialiser",
                 )
             return value
-        return value if place in found.either else self.tensor(name)
+        if place in found.either:
+            return value
+        tensor = self.tensor(name)
+        if name not in self._weights and any(isinstance(size, int) and size > LONGEST_AXIS for size in tensor.shape):
+            raise node.fail(f"axes of at most {LONGEST_AXIS} elements", f"{name!r} of shape {tensor.shape}")
+        return tensor

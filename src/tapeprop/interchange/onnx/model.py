@@ -117,12 +117,6 @@ def current_version(proto: Any, files: Files) -> Any:
         raise GraphError(
             f"{files.name}: expected operators of version {OLDEST_OPSET} to {newest}, got opset {version}: install a newer onnx"
         )
-    external = onnx_package("load").TensorProto.EXTERNAL
-    if any(tensor.data_location == external for tensor in proto.graph.initializer):
-        raise GraphError(
-            f"{files.name}: expected operators of version {OLDEST_OPSET} or later beside external data, got opset {version}: load "
-            "it with onnx, convert it with onnx.version_converter and save it again"
-        )
     return converted(proto, version, OLDEST_OPSET, files.name)
 
 

@@ -6,7 +6,15 @@ import numpy as np
 
 from tapeprop import ops
 from tapeprop.interchange.onnx.converters.registry import converter
-from tapeprop.interchange.onnx.converters.support import FLOATS, axes_of, axis_of, check_size, number, whole
+from tapeprop.interchange.onnx.converters.support import (
+    FLOATS,
+    axes_of,
+    axis_of,
+    check_size,
+    check_table,
+    number,
+    whole,
+)
 from tapeprop.ir import Dim, Tensor
 from tapeprop.ops import scalar
 
@@ -87,6 +95,8 @@ def gather(node, x, indices):
             return x[(slice(None),) * axis + (whole(node, indices)[0],)]
         if not isinstance(length, int):
             raise node.fail("an axis of known size", length, "give shapes={...}")
+        if not indices.size:
+            raise node.fail("at least one index", "none")
         if indices.dtype.kind not in "iu" or not (-length <= indices.min() <= indices.max() < length):
             raise node.fail(f"whole numbers from {-length} to {length - 1}", indices.dtype)
         indices = ops.as_tensor(indices.astype(np.int64) % length)
@@ -116,6 +126,8 @@ def pad(node, x, pads, value=None, axes=None):
     for axis, before, after in zip(places, widths[: len(places)], widths[len(places) :], strict=True):
         key[axis] = slice(max(-before, 0), min(after, 0) or None)
         pairs[axis] = (max(before, 0), max(after, 0))
+    if mode != "constant":
+        check_table(node, max([0, *(size for pair in pairs for size in pair)]))
     fill = 0.0 if value is None or value.size == 0 else float(number(node, "the value", value))
     return ops.pad(x[tuple(key)], pairs, fill, _BORDERS[mode])
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from tapeprop import ops
 from tapeprop.interchange.onnx.converters.registry import converter
+from tapeprop.interchange.onnx.converters.support import check_table
 from tapeprop.interchange.onnx.converters.windows import Windows, known_size, single, windows
 from tapeprop.interchange.onnx.model import Node
 from tapeprop.ir import Tensor
@@ -130,6 +131,7 @@ def _table(node: Node, size: int, at: Windows, place: int, divided: str | None) 
     last = room // stride
     if at.ceil_mode and room % stride and (last + 1) * stride < size + before:
         last += 1  # a window that starts in the padding behind does not count
+    check_table(node, last + 1, at.kernel[place])
     starts = np.arange(last + 1) * stride - before
     places = starts[:, None] + np.arange(at.kernel[place]) * at.dilations[place]
     inside = (places >= 0) & (places < size)

@@ -18,7 +18,7 @@ _LARGEST = {"float32": 3.4028234663852886e38, "float64": 1.7976931348623157e308}
 def reduction_axes(node, rank, axes):
     """The axes that a Reduce node takes: all where it gives none, unless it says that this means none (from opset 18 on)."""
     given = node.get("axes") if axes is None else axes
-    if given is None or len(given) == 0:
+    if given is None or np.size(given) == 0:
         return [] if node.get("noop_with_empty_axes", 0) else list(range(rank))
     node.get("noop_with_empty_axes")
     return axes_of(node, given, rank)

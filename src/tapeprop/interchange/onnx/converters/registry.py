@@ -42,6 +42,12 @@ class Converter:
         """Whether the input at a place has to be known."""
         return self.known == ALL or place in self.known
 
+    def wants(self, place: int) -> bool:
+        """Whether the input at a place must not be left out: the function's parameter has no default, or there are any number."""
+        parameters = list(inspect.signature(self.function).parameters.values())[1:]
+        found = parameters[place] if place < len(parameters) else parameters[-1]
+        return found.kind is found.VAR_POSITIONAL or found.default is found.empty
+
     def takes(self, count: int) -> bool:
         """Whether a node may have so many inputs."""
         try:

@@ -14,6 +14,7 @@ import numpy as np
 
 from tapeprop import ops
 from tapeprop.interchange.onnx.converters.registry import converter
+from tapeprop.interchange.onnx.converters.support import check_table
 from tapeprop.interchange.onnx.converters.windows import known_size
 from tapeprop.interchange.onnx.model import Node
 from tapeprop.ir import Dim, Size, Tensor
@@ -61,6 +62,7 @@ def resize(node, x, roi=None, scales=None, sizes=None):
     outside = []
     # what shrinks comes first: the least work
     for change in sorted(changes, key=lambda change: (change.outputs > change.length, -change.axis)):
+        check_table(node, max(change.length, change.outputs))
         places = _places(change, chosen["coordinate_transformation_mode"])
         if chosen["coordinate_transformation_mode"] == CROP:
             outside.append((change.axis, (places < 0) | (places > change.length - 1)))

@@ -12,13 +12,15 @@ from tapeprop import ops
 from tapeprop.interchange.onnx.model import Node
 from tapeprop.ir import Dim, Tensor
 
-__all__ = ["FLOATS", "MOST", "as_mask", "axes_of", "axis_of", "check_size", "number", "whole"]
+__all__ = ["FLOATS", "MOST", "as_mask", "axes_of", "axis_of", "check_size", "check_table", "number", "whole"]
 
 FLOATS = ("float32", "float64")
 #: Elements of an array of known numbers: more are data, which a file a few bytes long must not ask for.
 MOST = 2**24
 #: Sizes, axes or bounds of one node: a shape has not as many axes, but positions may be listed.
 _MOST_WHOLE = 2**16
+#: Elements of a table that is made while the model is read.
+_LONGEST_TABLE = 2**22
 
 
 def axis_of(node: Node, axis: Any, rank: int) -> int:
@@ -56,6 +58,12 @@ def check_size(node: Node, shape: Sequence[int]) -> None:
     """GraphError where an array would be larger than known numbers are."""
     if math.prod(shape) > MOST:
         raise node.fail(f"at most {MOST} known numbers", f"shape {tuple(shape)}", "make it data")
+
+
+def check_table(node: Node, *sizes: int) -> None:
+    """GraphError where a table for windows, borders or Resize would be so long that making it takes seconds."""
+    if math.prod(sizes) > _LONGEST_TABLE:
+        raise node.fail(f"axes of at most {_LONGEST_TABLE} elements here", " x ".join(map(str, sizes)))
 
 
 def number(node: Node, what: str, array: np.ndarray) -> Any:
