@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 from onnx_models import convolutional, drawn, mlp, model, node, squeeze_and_excite, transformer
 
 import tapeprop as tp
@@ -95,6 +95,20 @@ def test_pads_are_of_sides(op: str, pads: list[int]) -> None:
     nodes = [node(op, f"x {weight}", "y", "it", kernel_shape=[3, 2], pads=pads, strides=[2, 1])]
     graph = check(model(nodes, {"x": ("N", 4, 7, 8)}, ["y"], {"w": drawn(4, 4, 3, 2)}))
     assert not isinstance(layers_of(graph)["it"], Operators)
+
+
+def test_numbers_that_are_no_initialisers_are_not_trained() -> None:
+    """A product with a constant is a dense layer all the same."""
+    nodes = [
+        node("Constant", "", "table", value=numpy_helper.from_array(drawn(6, 4))),
+        node("MatMul", "x table", "a", "fixed"),
+        node("MatMul", "a w", "y", "trained"),
+    ]
+    graph = check(model(nodes, {"x": ("N", 6)}, ["y"], {"w": drawn(4, 3)}))
+    found = layers_of(graph)
+    assert [type(found[name]) for name in ("fixed", "trained")] == [Dense, Dense]
+    assert graph.param_size == (12, 0)
+    assert not found["fixed"].weight.trainable
 
 
 def test_squeeze_and_excite() -> None:

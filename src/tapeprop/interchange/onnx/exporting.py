@@ -82,7 +82,7 @@ def _model(source: Any, input_shape: Any, opset: int | None) -> tuple[Any, dict[
     _check_text([*names, *builder.initializers, *(node.name for node in nodes)])
     helper = onnx.helper
     graph = helper.make_graph(
-        [helper.make_node(n.op, n.inputs, n.outputs, n.name, **n.attributes) for n in nodes],
+        [_node(onnx, node) for node in nodes],
         program.name,
         [_value(onnx, name, tensor) for name, tensor in names.items()],
         [_value(onnx, name, tensor) for name, tensor in outputs],
@@ -189,6 +189,11 @@ def _read(nodes: Sequence[NewNode], outputs: Sequence[str]) -> list[NewNode]:
 
 
 # ---- from nodes to a protocol buffer
+
+
+def _node(onnx: Any, node: NewNode) -> Any:
+    tensors = {key: onnx.numpy_helper.from_array(v) for key, v in node.attributes.items() if isinstance(v, np.ndarray)}
+    return onnx.helper.make_node(node.op, node.inputs, node.outputs, node.name, **{**node.attributes, **tensors})
 
 
 def _value(onnx: Any, name: str, tensor: Tensor) -> Any:

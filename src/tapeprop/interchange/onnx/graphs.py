@@ -388,6 +388,8 @@ class _Build:
                 layer = self.layers.setdefault(step.signature, layer)
             for key, array in step.parameters.items():
                 getattr(layer, key).assign(array)
+                if not self._has_weights(step):  # constants of the model, which no exporter meant to be trained
+                    getattr(layer, key).trainable = False
             label = step.nodes[-1].name if step.merge or len(step.nodes) == 1 else self._label(step)
             merge = step.merge or MergeMode.SUM
             operands = self._in_order(step)
@@ -419,6 +421,10 @@ class _Build:
             return Identity()
         cast = Node("Cast", f"{name}/Cast", (name,), ("whole",), {"to": INT64}, self.plan.model.opset)
         return Operators([plain_node(cast)], name, "whole")
+
+    def _has_weights(self, step: _Step) -> bool:
+        given = self.plan.model.initializers
+        return any(name in given and given[name].dtype.kind == "f" for node in step.nodes for name in node.inputs)
 
     def _label(self, step: _Step) -> str:
         """A dense layer bears its product's name, operators that of the last."""

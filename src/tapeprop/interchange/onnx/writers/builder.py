@@ -18,6 +18,8 @@ __all__ = ["Builder", "NewNode"]
 #: What stands for "to the end" in a Slice, as in the operator's own description.
 END = 2**63 - 1
 BEFORE_THE_START = -(2**63) + 1
+#: Bytes of a node's own numbers: a model's nodes have to fit in 2 GiB, whatever its weights take.
+LARGEST_NODE = 2**24
 
 
 @dataclass
@@ -116,12 +118,19 @@ class Builder:
         return name
 
     def constant(self, value: Any, dtype: str | None = None) -> str:
-        """Numbers as an initialiser, one for all that are alike."""
+        """Numbers that nobody trains, once for all that are alike.
+
+        Floating ones are nodes: a floating initialiser is a weight to whoever reads the model. Those too large for that, as weights in
+        a file of their own are, are initialisers all the same.
+        """
         array = np.asarray(value, dtype)
         key = (str(array.dtype), array.shape, array.tobytes())
         if key not in self._constants:
             name = self._constants[key] = self.unique(self._inside("constant"))
-            self.initializers[name] = array.copy()
+            if array.dtype.kind == "f" and array.nbytes <= LARGEST_NODE:
+                self.nodes.append(NewNode("Constant", name, [], [name], {"value": array.copy()}))
+            else:
+                self.initializers[name] = array.copy()
         return self._constants[key]
 
     def number(self, value: float, dtype: str | None = None) -> str:
