@@ -248,6 +248,25 @@ WITHOUT: dict[str, str] = {
     "scalar_block": "formulas written out scalar by scalar; bench/formula.py times them",
 }  # fmt: skip
 
+_CALL = "a call costs some 15 us of Python here, where arrays are checked and results copied, and some 5 us in torch; none inside a tape"
+_COPY = (
+    "memory alone: results are copied out into arrays of the caller's own, which touches fresh pages; torch hands out memory that it "
+    "keeps"
+)
+_VIEW = "torch gives a view as the gradient, which writes nothing; ours is an array"
+#: {op: why it may fall below half of torch's speed here}.
+SLOWER: dict[str, str] = {
+    **dict.fromkeys(
+        ("dense", "log_softmax", "matmul", "nll", "row_norm", "row_norm in groups", "softmax", "square_sums", "take"), _CALL
+    ),
+    **dict.fromkeys(("cast", "expand", "place", "slice"), f"{_COPY}. Small: {_CALL}"),
+    "concat": f"{_COPY}. Backward: {_VIEW}",
+    "reduce": f"{_VIEW}. Small: {_CALL}",
+    "softmax_cross_entropy": _CALL,
+    "weighted_cross_entropy": "a third walk over each row, which adds up what smoothing gives every class, beside those for the maximum and the exponentials",
+    "weighted_nll": f"{_CALL}. Backward writes the whole gradient, zeros too; torch takes zeroed pages from the system",
+}  # fmt: skip
+
 
 def arrays_of(operands: Sequence[Operand]) -> list[np.ndarray]:
     """Normal numbers in float32, and ids."""
@@ -335,6 +354,13 @@ def markdown(host: dict[str, Any], workers: int, results: Sequence[dict[str, Any
     rows = [HEADER, ("---",) * len(HEADER), *map(line, results)]
     lines = [f"# Ops beside torch, {workers} threads each", "", *machine_text(host).splitlines(), ""]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
+    slow = dict.fromkeys(found["op"] for found in results if found["ratio"] < 0.5)
+    lines += [
+        "",
+        "Below half of torch's speed somewhere:",
+        "",
+        *(f"* `{name}`: {SLOWER.get(name, 'no reason is known yet')}" for name in slow),
+    ]
     lines += ["", "Not timed by themselves:", "", *(f"* `{name}`: {why}" for name, why in sorted(WITHOUT.items()))]
     return "\n".join(lines) + "\n"
 

@@ -76,6 +76,7 @@ class Executable:
         self.workers = 1
         self._generations: tuple[int, ...] = ()
         self._patches: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._stretches: dict[tuple[str, str | None], tuple[int, int]] = {}
         self._inputs: dict[Tensor, int] = {}  # where the arrays of the inputs lie
         self._reserve(workers)
 
@@ -225,12 +226,14 @@ class Executable:
 
     def rows_of(self, first: str, last: str | None = None) -> tuple[int, int]:
         """(first row, count) of the stretch from the span `first` to the span `last`, both included."""
-        names = [span.name for span in self.program.spans]
-        chosen = names[names.index(first) : names.index(last or first) + 1]
-        bounds = [self.tape.spans[name] for name in chosen if self.tape.spans[name][1]]
-        if not bounds:
-            return 0, 0
-        return bounds[0][0], bounds[-1][1] - bounds[0][0]
+        found = self._stretches.get((first, last))  # asked for by every call
+        if found is None:
+            names = [span.name for span in self.program.spans]
+            chosen = names[names.index(first) : names.index(last or first) + 1]
+            bounds = [self.tape.spans[name] for name in chosen if self.tape.spans[name][1]]
+            found = (bounds[0][0], bounds[-1][1] - bounds[0][0]) if bounds else (0, 0)
+            self._stretches[first, last] = found
+        return found
 
     def repeat(self, last: str, count: int) -> None:
         """Lets a step of the whole tape run its spans up to `last` `count` times, and then those after it once."""
@@ -333,11 +336,9 @@ class Executable:
         """A live view of an array of this kind at a place, which may be one of a bound input."""
         if place.buffer in self.arenas or place.buffer in self._fixed:
             base = self.arenas[place.buffer].array if place.buffer in self.arenas else self._fixed[place.buffer].array
-            found = base.view(np.uint8)[place.offset : place.offset + kind.nbytes]
-        else:
-            (address,) = [a for t, a in self._inputs.items() if f"input{t.source.index}" == place.buffer]  # type: ignore[union-attr]
-            found = memory_at(address + place.offset, kind.nbytes)
-        return found.view(kind.dtype).reshape(kind.shape)
+            return np.ndarray(kind.shape, kind.dtype, base, place.offset)
+        (address,) = [a for t, a in self._inputs.items() if f"input{t.source.index}" == place.buffer]  # type: ignore[union-attr]
+        return memory_at(address + place.offset, kind.nbytes).view(kind.dtype).reshape(kind.shape)
 
     def set_at(self, place: Place, kind: ArrayType, values: Any) -> None:
         """Copies `values` to a place."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -36,6 +37,22 @@ class Session(Protocol):
         """Ends the session, which holds on to the arrays no longer."""
 
 
+#: {graph: (its version, the names of inputs and outputs then)}: predict() asks for them at every call.
+_known_ports: weakref.WeakKeyDictionary[Any, tuple[int, tuple[Ports, Ports]]] = weakref.WeakKeyDictionary()
+
+
+def _ports(graph: Any) -> tuple[Ports, Ports]:
+    version, found = _known_ports.get(graph, (None, None))
+    if found is None or version != graph.version:
+        labels = graph.labels
+        found = (
+            Ports(tuple(labels[node] for node in graph.roots), isinstance(graph.root, list)),
+            Ports(tuple(labels[node] for node in graph.terms), isinstance(graph.term, list)),
+        )
+        _known_ports[graph] = graph.version, found
+    return found
+
+
 class Model:
     """A built graph as training sees it. NotBuiltError for one that is not built.
 
@@ -46,9 +63,7 @@ class Model:
         if not graph.built_:
             raise NotBuiltError(f"{graph}: training and prediction need a built graph; call build() first")
         self.graph = graph
-        labels = graph.labels
-        self.inputs = Ports(tuple(labels[node] for node in graph.roots), isinstance(graph.root, list))
-        self.outputs = Ports(tuple(labels[node] for node in graph.terms), isinstance(graph.term, list))
+        self.inputs, self.outputs = _ports(graph)
         self.dtype: str = graph.dtype
 
     def output_shapes(self, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
