@@ -263,7 +263,7 @@ SLOWER: dict[str, str] = {
     "concat": f"{_COPY}. Backward: {_VIEW}",
     "reduce": f"{_VIEW}. Small: {_CALL}",
     "softmax_cross_entropy": _CALL,
-    "weighted_cross_entropy": "a third walk over each row, which adds up what smoothing gives every class, beside those for the maximum and the exponentials",
+    "weighted_cross_entropy": "a third walk over each row adds up what smoothing gives every class, behind those for maximum and sum",
     "weighted_nll": f"{_CALL}. Backward writes the whole gradient, zeros too; torch takes zeroed pages from the system",
 }  # fmt: skip
 

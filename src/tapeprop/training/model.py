@@ -42,15 +42,16 @@ _known_ports: weakref.WeakKeyDictionary[Any, tuple[int, tuple[Ports, Ports]]] = 
 
 
 def _ports(graph: Any) -> tuple[Ports, Ports]:
-    version, found = _known_ports.get(graph, (None, None))
-    if found is None or version != graph.version:
-        labels = graph.labels
-        found = (
-            Ports(tuple(labels[node] for node in graph.roots), isinstance(graph.root, list)),
-            Ports(tuple(labels[node] for node in graph.terms), isinstance(graph.term, list)),
-        )
-        _known_ports[graph] = graph.version, found
-    return found
+    version = getattr(graph, "version", None)
+    known = _known_ports.get(graph) if version is not None else None
+    if known is not None and known[0] == version:
+        return known[1]
+    labels = graph.labels
+    inputs = Ports(tuple(labels[node] for node in graph.roots), isinstance(graph.root, list))
+    outputs = Ports(tuple(labels[node] for node in graph.terms), isinstance(graph.term, list))
+    if version is not None:
+        _known_ports[graph] = version, (inputs, outputs)
+    return inputs, outputs
 
 
 class Model:
