@@ -254,6 +254,12 @@ def test_models_that_are_no_graph_of_layers(nodes, outputs, text) -> None:
         load(model(nodes, {"a": ("N", 3), "b": ("N", 3)}, outputs, {"w": drawn(3)}))
 
 
+@pytest.mark.parametrize("read", [load, load_function])
+def test_shapes_of_inputs_that_are_not_there(read) -> None:
+    with pytest.raises(GraphError, match=r"shapes: expected inputs of the model \('x'\), got 'y'"):
+        read(mlp(), shapes={"y": (1, 6)})
+
+
 def test_long_models_are_loaded_or_refused_in_time() -> None:
     """A long chain and a long sum of branches; two chains that meet in a quotient again and again are refused."""
     chain = [node("Relu", f"x{i}", f"x{i + 1}") for i in range(1500)]

@@ -12,7 +12,7 @@ from tapeprop.formula import Function, function, placeholder, variable
 from tapeprop.interchange.onnx.importing import Importer
 from tapeprop.interchange.onnx.model import Model, Source, Value, read
 
-__all__ = ["float_dtype", "load_function"]
+__all__ = ["check_names", "float_dtype", "load_function"]
 
 _FLOATS = ("float32", "float64")
 #: The dtype of the placeholder for an input of another dtype.
@@ -37,6 +37,7 @@ def load_function(
     read (docs/onnx.md lists those that are); WeightFileError for a file that is no model.
     """
     model = read(source)
+    check_names(shapes or {}, model)
     dtype = float_dtype(model)
     inputs = {value.name: _placeholder(value, (shapes or {}).get(value.name)) for value in model.inputs}
 
@@ -55,6 +56,13 @@ def float_dtype(model: Model) -> str:
     found = [value.dtype for value in model.inputs if value.dtype in _FLOATS]
     found += [str(array.dtype) for array in model.initializers.values() if str(array.dtype) in _FLOATS]
     return found[0] if found else "float32"
+
+
+def check_names(shapes: Mapping[str, Any], model: Model) -> None:
+    """GraphError for a shape of an input that the model does not have."""
+    names = [value.name for value in model.inputs]
+    if unknown := [name for name in shapes if name not in names]:
+        raise GraphError(f"shapes: expected inputs of the model ({', '.join(map(repr, names))}), got {unknown[0]!r}")
 
 
 def _placeholder(value: Value, shape: Sequence[int | None] | None) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 from tapeprop.errors import GraphError
 from tapeprop.graph import LayerNode, MergeMode
 from tapeprop.interchange.onnx.equivalents import dense, embedding, equivalent_of, merge_of
-from tapeprop.interchange.onnx.functions import float_dtype
+from tapeprop.interchange.onnx.functions import check_names, float_dtype
 from tapeprop.interchange.onnx.importing import Importer
 from tapeprop.interchange.onnx.model import Model, Node, Source, read
 from tapeprop.interchange.onnx.operators import Operators, Weight, plain, plain_node
@@ -59,6 +59,7 @@ def load(
     takes. WeightFileError for a file that is no sound model.
     """
     model = read(source)
+    check_names(shapes or {}, model)
     dtype = options.pop("dtype", None) or float_dtype(model)
     importer, asked, found_shapes = _run(model, dict(shapes or {}), dtype)
     plan = _Plan(model, importer, asked)
