@@ -42,10 +42,11 @@ def load_weights(
     theirs = _renamed(state, names, "load_weights")
     arrays, _ = safetensors.read(path)
     found = {key: array for key, array in arrays.items() if not key.endswith(IGNORED)}
+    wanted = set(theirs.values())
     missing = [
         f"{key!r} (here {name!r})" if key != name else repr(key) for name, key in theirs.items() if key not in found
     ]
-    unknown = [repr(key) for key in found if key not in set(theirs.values())]
+    unknown = [repr(key) for key in found if key not in wanted]
     if strict and (missing or unknown):
         raise WeightFileError(
             f"{os.fspath(path)}: expected the {len(theirs)} arrays of this graph, got "
@@ -85,10 +86,13 @@ def _renamed(state: Mapping[str, np.ndarray], names: Mapping[str, str] | None, w
             f"{what}: expected names of this graph's arrays ({_few([repr(key) for key in state])}), got "
             f"{_few([repr(name) for name in idle])}"
         )
-    keys = list(found.values())
-    if twice := next((key for key in keys if keys.count(key) > 1), None):
-        both = [repr(name) for name, key in found.items() if key == twice]
-        raise GraphError(f"{what}: expected names that lead to different keys, got {twice!r} for {' and '.join(both)}")
+    owner: dict[str, str] = {}
+    for name, key in found.items():
+        if key in owner:
+            raise GraphError(
+                f"{what}: expected names that lead to different keys, got {key!r} for {owner[key]!r} and {name!r}"
+            )
+        owner[key] = name
     return found
 
 

@@ -387,10 +387,12 @@ class _Build:
             layer = step.layer if step.layer is not None else self._operators(step, output)
             if step.layer is not None and step.initializers:
                 layer = self.layers.setdefault(step.signature, layer)
+            trained = self._has_weights(step)
             for key, array in step.parameters.items():
-                getattr(layer, key).assign(array)
-                if not self._has_weights(step):  # constants of the model, which no exporter meant to be trained
-                    getattr(layer, key).trainable = False
+                parameter = getattr(layer, key)
+                parameter.assign(array)
+                # numbers of Constant nodes, which no exporter meant to be trained; state that never is stays so
+                parameter.trainable = parameter.trainable and trained
             label = step.nodes[-1].name if step.merge or len(step.nodes) == 1 else self._label(step)
             merge = step.merge or MergeMode.SUM
             operands = self._in_order(step)
