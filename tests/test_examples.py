@@ -144,16 +144,16 @@ def test_why_is_it_slow(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     for graph in graphs:
         graph.forward(x)
     np.testing.assert_allclose(graphs[0].backward(), graphs[1].backward(), rtol=1e-12, atol=1e-12)
-    seconds = example.main(repeats=2, folder=str(tmp_path))
-    printed = capsys.readouterr().out
-    assert list(seconds) == ["as written", "in ops", "whole lanes"]
-    before, between, after = printed.split("--- ")[1:]
-    assert "python_grad" in before
-    assert "Write it in tapeprop.ops" in before
-    assert "python" not in between
+    profiles = example.main(repeats=2, folder=str(tmp_path))
+    before, between, after = [{row.op for row in tape.rows} for found in profiles.values() for tape in found.tapes]
+    assert {"python", "python_grad"} <= before  # what it costs, and so what diagnose() says, is the machine's matter
+    assert not {"python", "python_grad", "conv2d_lanes"} & between
     assert "conv2d_lanes" in after
-    assert "conv2d_lanes" not in between
-    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.html" for name in seconds}
+    printed = capsys.readouterr().out
+    for name in ("as written", "in ops", "whole lanes"):
+        assert f"--- {name}: " in printed
+        assert f"{name}.html" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.html" for name in profiles}
 
 
 def test_digits_cuda_says_that_there_is_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
