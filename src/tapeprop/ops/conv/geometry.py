@@ -10,6 +10,7 @@ from tapeprop.errors import ShapeError
 from tapeprop.ops.op import ITEM_BYTES, ArrayType, Attributes
 
 STAGED_BYTES = 320 * 1024  # of a band: its planes and the weights that meet them share the second-level cache
+LINE_BYTES = 64  # of the cache
 GRAINS = 8  # that a convolution is cut into where its shape allows
 PIXELS = 512  # of a band whose gradients the weight gradient lays out anew
 ROW_GRAIN = 12  # rows of the weight gradient
@@ -149,6 +150,12 @@ def depthwise(w: Sequence[int], groups: int) -> bool:
 def whole(elements: int) -> int:
     """Elements rounded up to whole cache lines."""
     return -(-elements // 16) * 16
+
+
+def pitch(elements: int, dtype: str) -> int:
+    """Elements from one plane to the next: a cache line more where else the planes' rows would share few sets of the cache."""
+    line = LINE_BYTES // ITEM_BYTES[dtype]
+    return elements if elements % (2 * line) else elements + line
 
 
 def scratch_layout(dtype: str, *parts: int, table: int) -> tuple[list[int], int, int]:

@@ -10,7 +10,8 @@ from tapeprop.targets.cpu.tiles import microtile
 ROW_BLOCK = 72  # rows of the result that one worker does at a time
 FEW_ROWS = 4  # of a; up to so many are multiplied with the rows of b where they lie
 COLUMNS = 4  # of the result that such a product makes side by side
-TERMS = 256  # of a sum before its next block is added to it
+COPIED_ROWS = 24  # of a; from so many on a panel of b is laid out anew, since its rows lie where they drive each other out of the cache
+IN_PLACE, COPIED, TRANSPOSED = 0, 1, 2  # a panel of b
 
 
 def product_launch(call: Call, transpose_a: bool, transpose_b: bool, bias: int | None = None) -> Launch:
@@ -25,7 +26,8 @@ def product_launch(call: Call, transpose_a: bool, transpose_b: bool, bias: int |
         return _dots_launch(call, m, n, k, bias, sizes["lanes"])
     width = 2 * sizes["lanes"]
     blocks = -(-m // ROW_BLOCK)
-    scratch = width * k if transpose_b else width
+    layout = TRANSPOSED if transpose_b else COPIED if m >= COPIED_ROWS and n > width else IN_PLACE
+    scratch = width * k if layout else width
     arrays = [
         (Ref("operand", 0), (a.size,)),
         (Ref("operand", 1), (b.size,)),
@@ -42,10 +44,9 @@ def product_launch(call: Call, transpose_a: bool, transpose_b: bool, bias: int |
         n,
         k,
         *((1, m) if transpose_a else (k, 1)),
-        int(transpose_b),
+        layout,
         -1 if bias is None else 0,
         -(-m // blocks),
-        max(1, (k + TERMS // 2) // TERMS),
     ]
     return launch(f"{__name__}:product", call, arrays, integers, scratch=(scratch, c.dtype), dtype=c.dtype, **sizes)
 
@@ -81,16 +82,16 @@ def dots(dtype: str, lanes: int) -> NumbaKernel:
 def product(dtype: str, lanes: int, height: int) -> NumbaKernel:
     """c = op(a) op(b) + bias over a batch of matrices; everything flat.
 
-    A grain is a block of rows of one panel of columns. A transposed b is laid out anew panel by panel, in the worker's scratch.
+    A grain is a block of rows of one panel of columns. A panel that is used often is laid out anew in the worker's scratch, row by row.
     """
     from tapeprop.targets.cpu.gemm import ROWS, STRIDED, gemm_panel
-    from tapeprop.targets.cpu.panels import transpose_panel
+    from tapeprop.targets.cpu.panels import stage_plane, transpose_panel
 
-    width, strided, rows_kind = 2 * lanes, STRIDED, ROWS
+    width, strided, rows_kind, in_place, copied = 2 * lanes, STRIDED, ROWS, IN_PLACE, COPIED
 
     def body(
         a, b, bias, c, scratch, n0, n1, n2, n3, a0, a1, a2, a3, b0, b1, b2, b3,
-        m, n, k, a_m, a_k, transposed, bias_m, block, splits, worker, workers,
+        m, n, k, a_m, a_k, layout, bias_m, block, worker, workers,
     ):  # fmt: skip
         packed = scratch[worker]
         panels = (n + width - 1) // width
@@ -111,29 +112,25 @@ def product(dtype: str, lanes: int, height: int) -> NumbaKernel:
             c_start = matrix * m * n + i * n + j
             rows, columns = min(block, m - i), min(width, n - j)
             right, b_k = b, n
-            if transposed:
-                if panel != last:
+            if layout == in_place:
+                b_start += j
+            else:
+                if panel == last:
+                    pass
+                elif layout == copied:
+                    stage_plane(lanes, b, b_start + j, n, 1, 0, k, 0, columns, packed, 0, k, width)
+                else:
                     source = b_start + j * k
                     transpose_panel(lanes, b, source, k, min(lanes, columns), k, packed, 0, width)
                     if columns > lanes:
                         transpose_panel(lanes, b, source + lanes * k, k, columns - lanes, k, packed, lanes, width)
-                    last = panel
-                right, b_start, b_k = packed, 0, width
-            else:
-                b_start += j
-            for split in range(splits):
-                first = k * split // splits
-                terms = k * (split + 1) // splits - first
-                addend, addend_start, addend_m = bias, j, bias_m
-                if split > 0:
-                    addend, addend_start, addend_m = c, c_start, n
-                gemm_panel(
-                    lanes, height, strided, rows_kind, rows, columns, terms,
-                    a, a_start + first * a_k, a_m, a_k, right, b_start + first * b_k, b_k, a, 0,
-                    addend, addend_start, addend_m, c, c_start, n,
-                )  # fmt: skip
+                right, b_start, b_k, last = packed, 0, width, panel
+            gemm_panel(
+                lanes, height, strided, rows_kind, rows, columns, k, a, a_start, a_m, a_k, right, b_start, b_k, a, 0,
+                bias, j, bias_m, c, c_start, n,
+            )  # fmt: skip
 
     arrays = [(name, dtype, 1) for name in ("a", "b", "bias", "c")]
     sizes = [f"{name}{axis}" for name in "nab" for axis in range(BATCH_AXES)]
-    integers = (*sizes, "m", "n", "k", "a_m", "a_k", "transposed", "bias_m", "block", "splits")
+    integers = (*sizes, "m", "n", "k", "a_m", "a_k", "layout", "bias_m", "block")
     return NumbaKernel(body, [*arrays, ("scratch", dtype, 2)], integers)

@@ -4,11 +4,13 @@
 vectors of sums in registers; each step loads one row of B and broadcasts one column of A (Goto and van de Geijn, "Anatomy of
 High-Performance Matrix Multiplication", 2008; the tile is BLIS's). Neither operand has to be packed: A is read at two strides
 or through a table of rows, B at one stride or through a table, which is what makes a convolution's column matrix implicit.
-Sums run over k in rising order from zero, whatever the tile. This module imports numba.
+Sums run over k in rising order from zero, whatever the tile, in blocks of about `TERMS`: so many rows of B stay in the first cache
+from one tile to the next. This module imports numba.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,9 @@ from tapeprop.targets.cpu.machine import vector_bits
 from tapeprop.targets.cpu.plain import twin
 
 __all__ = ["A_ROWS", "B_TABLE", "NO_ADDEND", "PER_ROW", "ROWS", "STRIDED", "gemm_panel"]
+
+#: Of a sum before its next block is added to it.
+TERMS = 256
 
 #: How `gemm_panel` finds an element of A and a row of B.
 STRIDED, B_TABLE, A_ROWS = 0, 1, 2
@@ -46,7 +51,8 @@ def gemm_panel(
     B_TABLE: row s of B begins at b[b_start + table[table_start + s]] instead.
     A_ROWS: A[i, s] = a[a_start + table[table_start + i] + s] instead.
     ROWS: addend[addend_start + i * addend_m + j] is added to the finished sum of C[i, j]; PER_ROW:
-    addend[addend_start + i * addend_m]; neither where addend_m is negative.
+    addend[addend_start + i * addend_m]; neither where addend_m is negative. A sum of more than 1.5 `TERMS` is that of equal blocks; the
+    addend joins the first, and the others are added to it one by one.
     """
     literal = literals([lanes, height, addressing, addend_kind])
     if literal is None:
@@ -71,11 +77,32 @@ def gemm_panel(
 
 
 def _emit_product(e: Emitter, given: dict[str, Value], height: int, addressing: int, addend_kind: int) -> None:
-    """All the rows: tiles of `height`, then of the powers of two below it, each as often as it fits."""
+    """All the rows of one block of terms after another."""
     b = e.builder
     for name in ("a", "b", "addend", "c"):
         given[name] = e.move(given[name], given[f"{name}_start"])
     given["table"] = b.gep(given["table"], [given["table_start"]], source_etype=I64)
+    count = b.udiv(b.add(given["k"], I64(TERMS // 2)), I64(TERMS))
+    count = b.select(b.icmp_unsigned("==", count, I64(0)), I64(1), count)
+    loop = Loop(b, "block", I64(0))
+    (number,) = loop.values
+    loop.test(b.icmp_unsigned("<", number, count))
+    following = b.add(number, I64(1))
+    first, end = (b.udiv(b.mul(given["k"], n), count) for n in (number, following))
+    later = b.icmp_unsigned(">", number, I64(0))
+    block = dict(given, k=b.sub(end, first), later=later, addend_m=b.select(later, I64(-1), given["addend_m"]))
+    block["a"] = e.move(given["a"], first if addressing == A_ROWS else b.mul(first, given["a_k"]))
+    if addressing == B_TABLE:
+        block["table"] = b.gep(given["table"], [first], source_etype=I64)
+    else:
+        block["b"] = e.move(given["b"], b.mul(first, given["b_k"]))
+    _emit_block(e, block, height, addressing, addend_kind)
+    loop.close(following)
+
+
+def _emit_block(e: Emitter, given: dict[str, Value], height: int, addressing: int, addend_kind: int) -> None:
+    """All the rows: tiles of `height`, then of the powers of two below it, each as often as it fits."""
+    b = e.builder
     both = 2 * e.lanes
     with b.if_else(b.icmp_signed(">", given["n"], I64(e.lanes))) as (wide, narrow):
         with wide:
@@ -113,6 +140,7 @@ def _emit_rows(
         tile.sum(addressing)
         if addend_kind != NO_ADDEND:
             tile.add(addend_kind)
+        tile.resume()
         tile.store()
         loop.close(after)
 
@@ -162,34 +190,50 @@ class _Tile:
 
     def add(self, kind: int) -> None:
         """Adds the addend, where there is one."""
-        e, b, given = self.e, self.e.builder, self.given
-        before, plain = b.block, self.sums
-        with b.if_then(b.icmp_signed(">=", given["addend_m"], I64(0))):
-            place, added = e.move(given["addend"], b.mul(self.first, given["addend_m"])), []
-            for sums in plain:
-                if kind == PER_ROW:
-                    added.append([e.add(x, e.scalar(place)) for x in sums])
-                else:
-                    terms = [e.load(e.move(place, v * e.lanes), mask) for v, mask in enumerate(self.masks)]
-                    added.append([e.add(x, term) for x, term in zip(sums, terms)])
+        e, given = self.e, self.given
+
+        def addends() -> Iterator[list[Value]]:
+            place = e.move(given["addend"], e.builder.mul(self.first, given["addend_m"]))
+            for _ in range(self.rows):
+                yield [e.scalar(place)] * self.vectors if kind == PER_ROW else self._row(place)
                 place = e.move(place, given["addend_m"])
+
+        self._add_where(e.builder.icmp_signed(">=", given["addend_m"], I64(0)), addends)
+
+    def resume(self) -> None:
+        """Adds what the blocks before have left in C."""
+        self._add_where(self.given["later"], lambda: map(self._row, self._places()))
+
+    def _add_where(self, condition: Value, addends: Callable[[], Iterable[list[Value]]]) -> None:
+        b, before, plain, added = self.e.builder, self.e.builder.block, self.sums, []
+        with b.if_then(condition):
+            for sums, terms in zip(plain, addends()):
+                added.append([self.e.add(x, term) for x, term in zip(sums, terms)])
             inside = b.block
         self.sums = []
         for old, new in zip(plain, added):
-            phis = [b.phi(e.float) for _ in old]
+            phis = [b.phi(self.e.float) for _ in old]
             for phi, x, y in zip(phis, old, new):
                 phi.add_incoming(x, before)
                 phi.add_incoming(y, inside)
             self.sums.append(phis)
 
+    def _row(self, place: Value) -> list[Value]:
+        """A row of vectors from `place` on, as far as there are columns."""
+        return [self.e.load(self.e.move(place, v * self.e.lanes), mask) for v, mask in enumerate(self.masks)]
+
+    def _places(self) -> Iterator[Value]:
+        """Where the rows of C begin."""
+        row = self.e.move(self.given["c"], self.e.builder.mul(self.first, self.given["c_m"]))
+        for _ in range(self.rows):
+            yield row
+            row = self.e.move(row, self.given["c_m"])
+
     def store(self) -> None:
         """Writes the columns that there are."""
-        e, given = self.e, self.given
-        row = e.move(given["c"], e.builder.mul(self.first, given["c_m"]))
-        for sums in self.sums:
+        for row, sums in zip(self._places(), self.sums):
             for v, (x, mask) in enumerate(zip(sums, self.masks)):
-                e.store(x, e.move(row, v * e.lanes), mask)
-            row = e.move(row, given["c_m"])
+                self.e.store(x, self.e.move(row, v * self.e.lanes), mask)
 
 
 @twin(gemm_panel)
@@ -205,10 +249,13 @@ def _gemm_panel(
         left = a[a_start + rows * a_m + steps * a_k]
     lines = table[table_start : table_start + k] if addressing == B_TABLE else steps * b_k
     right = b[b_start + lines[:, None] + columns]
-    sums = np.zeros((m, n), c.dtype)
-    for s in range(k):
-        sums += left[:, s, None] * right[s]
+    found, blocks = np.zeros((m, n), c.dtype), max(1, (k + TERMS // 2) // TERMS)
     if addend_kind != NO_ADDEND and addend_m >= 0:
         places = addend_start + rows * addend_m
-        sums += addend[places + columns if addend_kind == ROWS else places]
-    c[c_start + rows * c_m + columns] = sums
+        found += addend[places + columns if addend_kind == ROWS else places]
+    for block in range(blocks):
+        sums = np.zeros((m, n), c.dtype)
+        for s in range(k * block // blocks, k * (block + 1) // blocks):
+            sums += left[:, s, None] * right[s]
+        found += sums
+    c[c_start + rows * c_m + columns] = found

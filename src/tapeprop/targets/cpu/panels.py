@@ -112,50 +112,57 @@ def stage_plane(
 
 def _emit_staging(e, x, x_start, x_row, x_step, top, bottom, low, high, y, y_start, rows, count) -> None:
     """Vectors of columns one after another, so that their masks are made once, and down the rows of each."""
-    b, zero, one, full = e.builder, I64(0), I64(1), I64(e.lanes)
-    high = b.select(b.icmp_signed("<", high, count), high, count)
+    b, zero, full = e.builder, I64(0), I64(e.lanes)
+
+    def at_most(value, most):
+        return b.select(b.icmp_signed("<", value, most), value, most)
+
+    high = at_most(high, count)
+    top = at_most(b.select(b.icmp_signed(">", top, zero), top, zero), rows)
+    bottom = at_most(b.select(b.icmp_signed(">", bottom, top), bottom, top), rows)
     columns = Loop(b, "columns", zero, e.move(x, x_start), e.move(y, y_start))
     j, x_top, y_top = columns.values
     columns.test(b.icmp_signed("<", j, count))
     first, end = b.sub(low, j), b.sub(high, j)
     written = e.lane_mask(b.sub(count, j))
-    wanted = e.window(first, end)
-    # Every other element: those wanted of two vectors, of which the last reaches no further than its last wanted one.
-    first_pair, end_pair = b.mul(first, I64(2)), b.sub(b.mul(end, I64(2)), one)
-    pairs = [e.window(first_pair, end_pair), e.window(b.sub(first_pair, full), b.sub(end_pair, full))]
-    even = ir.Constant(ir.VectorType(ir.IntType(32), e.lanes), list(range(0, 2 * e.lanes, 2)))
-    adjacent, alternate = (b.icmp_signed("==", x_step, I64(n)) for n in (1, 2))
-    down = Loop(b, "down", zero, x_top, y_top)
-    u, source, target = down.values
-    down.test(b.icmp_signed("<", u, rows))
-    inside = b.and_(b.icmp_signed("<=", top, u), b.icmp_signed("<", u, bottom))
-    found: list[tuple[Value, Value]] = [(e.value(0.0), b.block)]
-    join = b.append_basic_block("join")
-    some, near, far, second, gathered = (
-        b.append_basic_block(name) for name in ("some", "near", "far", "second", "gather")
-    )
-    b.cbranch(inside, some, join)
-    b.position_at_end(some)
-    b.cbranch(adjacent, near, far)
-    b.position_at_end(near)
-    found.append((e.load(source, wanted), near))
-    b.branch(join)
-    b.position_at_end(far)
-    b.cbranch(alternate, second, gathered)
-    b.position_at_end(second)
-    halves = [e.load(e.move(source, half * e.lanes), mask) for half, mask in enumerate(pairs)]
-    found.append((b.shuffle_vector(*halves, even), second))
-    b.branch(join)
-    b.position_at_end(gathered)
-    value = e.gather(source, x_step, wanted)
-    found.append((value, b.block))
-    b.branch(join)
-    b.position_at_end(join)
-    value = b.phi(e.float)
-    for one_value, block in found:
-        value.add_incoming(one_value, block)
-    e.store(value, target, written)
-    down.close(b.add(u, one), e.move(source, x_row), e.move(target, count))
+
+    def down(loaded, mask):
+        """Zeros above the image, its rows as `loaded(place)` has them, zeros below."""
+        u, target = zero, y_top
+        for name, stop in (("above", top), ("rows", bottom), ("below", rows)):
+            source = e.move(x_top, b.mul(u, x_row))
+            loop = Loop(b, name, u, source, target)
+            u, source, target = loop.values
+            loop.test(b.icmp_signed("<", u, stop))
+            e.store(loaded(source) if name == "rows" else e.value(0.0), target, mask)
+            loop.close(b.add(u, I64(1)), e.move(source, x_row), e.move(target, count))
+
+    def alternate():
+        """Every other element: those wanted of two vectors, of which the last reaches no further than its last wanted one."""
+        first_pair, end_pair = b.mul(first, I64(2)), b.sub(b.mul(end, I64(2)), I64(1))
+        masks = e.window(first_pair, end_pair), e.window(b.sub(first_pair, full), b.sub(end_pair, full))
+        even = ir.Constant(ir.VectorType(ir.IntType(32), e.lanes), list(range(0, 2 * e.lanes, 2)))
+
+        def loaded(place):
+            halves = [e.load(e.move(place, half * e.lanes), mask) for half, mask in enumerate(masks)]
+            return b.shuffle_vector(*halves, even)
+
+        down(loaded, written)
+
+    whole = b.and_(b.icmp_signed("<=", first, zero), b.icmp_signed(">=", end, full))
+    with b.if_else(b.icmp_signed("==", x_step, I64(1))) as (adjacent, apart):
+        with adjacent, b.if_else(whole) as (inside, edge):
+            with inside:
+                down(e.load, None)
+            with edge:
+                wanted = e.window(first, end)
+                down(lambda place: e.load(place, wanted), written)
+        with apart, b.if_else(b.icmp_signed("==", x_step, I64(2))) as (two, more):
+            with two:
+                alternate()
+            with more:
+                gathered = e.window(first, end)
+                down(lambda place: e.gather(place, x_step, gathered), written)
     columns.close(b.add(j, full), e.move(x_top, b.mul(full, x_step)), e.move(y_top, full))
 
 
