@@ -96,6 +96,18 @@ def test_bands_of_a_large_plane(size, kernel):
     check((1, 2, *size), (4, 1, *kernel), attributes, "float64", 2)
 
 
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape"),
+    [((1, 65, 9, 16), (50, 65, 3, 3)), ((2, 700, 4, 8), (18, 700, 1, 1)), ((1, 800, 5, 5), (9, 800, 1, 1))],
+)
+def test_sums_of_several_blocks_of_terms(x_shape, w_shape):
+    """Planes of whole cache lines, which lie further apart or are copied, and of others, which are read in place."""
+    padding = (w_shape[2] // 2,) * 2
+    attributes = {"stride": (1, 1), "padding": (padding, padding), "dilation": (1, 1), "groups": 1}
+    for dtype in ("float32", "float64"):
+        check(x_shape, w_shape, attributes, dtype, 2)
+
+
 GEOMETRIES = [
     ((6, 3, 13, 17), (20, 3, 3, 3), {"padding": 1}),
     ((6, 4, 12, 11), (6, 2, 3, 2), {"stride": 2, "padding": 1, "groups": 2}),
