@@ -83,6 +83,22 @@ def count_up() -> NumbaKernel:
     return NumbaKernel(body, arrays=(("x", "int64", 1),), reports=True)
 
 
+def ask() -> NumbaKernel:
+    """Worker 0 writes 1 into y[0], waits for `patience` pauses at most until x[0] is no more 0, and tells in y[1] whether it saw that."""
+    from tapeprop.targets.cpu.intrinsics import address_of, load_acquire, pause, store_release
+
+    def body(x, y, patience, worker, workers):
+        if worker == 0:
+            answer = address_of(x)
+            store_release(address_of(y), 1)
+            while load_acquire(answer) == 0 and patience > 0:
+                pause()
+                patience -= 1
+            y[1] = load_acquire(answer) != 0
+
+    return NumbaKernel(body, arrays=(("x", "int64", 1), ("y", "int64", 1)), integers=("patience",))
+
+
 def fail_if() -> NumbaKernel:
     """The worker whose number is x[0] reports x[1] in the step x[2]."""
     from tapeprop.targets.cpu.intrinsics import report
