@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from patience import HANG_SECONDS
 
 import tapeprop
 from tapeprop import cli
@@ -117,7 +118,7 @@ def process(*argv: str, **options) -> subprocess.CompletedProcess:
         capture_output=options.pop("capture", True),
         text=True,
         env={**os.environ, "PYTHONPATH": paths},
-        timeout=120,
+        timeout=HANG_SECONDS,
         check=False,
         **options,
     )

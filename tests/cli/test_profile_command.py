@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import HANG_SECONDS
 from profiler.profiles import with_even_times
 
 import tapeprop as tp
@@ -511,7 +512,7 @@ def test_in_a_process_of_its_own(net) -> None:
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": paths},
-        timeout=120,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert (done.returncode, done.stdout) == (1, "")

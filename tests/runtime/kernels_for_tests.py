@@ -6,6 +6,7 @@ import sys
 import time
 
 import numpy as np
+from patience import HANG_SECONDS
 
 from tapeprop.ir.kernels import Kernel
 from tapeprop.targets.cpu.kernel import AssemblyKernel, NumbaKernel
@@ -224,5 +225,5 @@ def held(value: int) -> AssemblyKernel:
     """`constant(value)`, after hanging where the environment asks for it."""
     if os.environ.get(HOLD):
         pathlib.Path(os.environ[HOLD], str(os.getpid())).touch()
-        time.sleep(120)
+        time.sleep(2 * HANG_SECONDS)
     return constant(value)
