@@ -4,6 +4,7 @@ import functools
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tapeprop.graph.graph import CompiledGraph
 
@@ -11,6 +12,9 @@ SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 DEVICE_THERE = SIMULATED or os.environ.get("TAPEPROP_TEST_GPU", "") not in ("", "0")
 #: More than a thousand tests that would all be skipped without a device: see `make cuda-check`.
 collect_ignore = [] if DEVICE_THERE else ["on_device"]
+#: How long an example takes tells of the machine: some compile. All else stays as it is, what hypothesis changes in CI included.
+settings.register_profile("tapeprop", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tapeprop")
 
 
 def pytest_addoption(parser):

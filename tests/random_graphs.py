@@ -107,7 +107,7 @@ recipes = st.builds(
 
 def for_random_graphs(count: int) -> Callable[[Callable[[Recipe], None]], Callable[[], None]]:
     """Runs a test on `count` recipes: the same ones in every test and every run, so that few kernels are compiled."""
-    return lambda test: seed(7)(settings(max_examples=count, deadline=None, database=None)(given(recipes)(test)))
+    return lambda test: seed(7)(settings(max_examples=count, database=None)(given(recipes)(test)))
 
 
 class _Growing:

@@ -10,7 +10,7 @@ from tapeprop.compiler.passes import PASSES, merge_equal, optimize, remove_dead
 from tapeprop.ir import Input, Program, Span, Tensor, reachable
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(programs())
 def test_each_pass_keeps_every_bit(case):
     program, feeds = case

@@ -15,7 +15,7 @@ from tapeprop.errors import CompileError
 from tapeprop.ir import Input, Program, Span, Tensor, reachable
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(programs())
 def test_live_values_never_overlap(case):
     program = optimize(case[0])
@@ -38,7 +38,7 @@ def test_live_values_never_overlap(case):
             assert first.dtype == second.dtype
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(programs())
 def test_tapes_verify_and_sharing_only_saves(case):
     program = optimize(case[0])

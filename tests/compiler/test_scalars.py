@@ -68,7 +68,7 @@ def program(fewest, seed, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 10**6))
 def test_a_block_gives_the_bits_of_its_operations_one_by_one(dtype, seed):
     blocks, value, slopes = program(6, seed, dtype)

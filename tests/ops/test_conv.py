@@ -72,19 +72,19 @@ def check(x_shape, w_shape, attributes, dtype, workers):
     assert np.vdot(w.astype(float), dw) == pytest.approx(expected, rel=tolerance, abs=tolerance * scale)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(geometries(), st.sampled_from(["float32", "float64"]), st.integers(1, 3))
 def test_any_geometry(geometry, dtype, workers):
     check(*geometry, dtype, workers)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(geometries(rank=3, channels=3, filters=6, width=5), st.sampled_from(["float32", "float64"]), st.integers(1, 3))
 def test_any_geometry_in_three_dimensions(geometry, dtype, workers):
     check(*geometry, dtype, workers)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(geometries(channels=1, filters=3, width=90), st.sampled_from(["float32", "float64"]), st.integers(1, 3))
 def test_any_geometry_channel_by_channel(geometry, dtype, workers):
     check(*geometry, dtype, workers)

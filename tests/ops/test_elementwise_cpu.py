@@ -167,7 +167,7 @@ def cases(draw):
     return roots, dtype, lanes, shape, ins, outs
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases(), st.integers(0, 2**32 - 1))
 def test_any_layout_and_any_number_of_workers(case, seed):
     roots, dtype, lanes, shape, ins, outs = case

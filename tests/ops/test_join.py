@@ -21,7 +21,7 @@ def tensor(*shape, dtype="float64"):
 # ---- concat and split
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     widths=st.lists(st.integers(1, 40), min_size=1, max_size=4),
     axis=st.integers(-3, 2),
@@ -164,7 +164,7 @@ def test_index_is_numpys(key):
     np.testing.assert_array_equal(dx, expected)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(start=st.none() | st.integers(-9, 9), stop=st.none() | st.integers(-9, 9), step=st.none() | st.integers(-4, 4))
 def test_slices_are_clamped_as_python_clamps_them(start, stop, step):
     x, key = tensor(7, 2), slice(start, stop, step)

@@ -158,7 +158,7 @@ def test_fused_relu_has_the_gradient_of_relu_behind():
 # ---- the kernels
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_bodies_hold_for_any_geometry(data):
     draw = data.draw

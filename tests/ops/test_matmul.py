@@ -26,7 +26,7 @@ def tensor(*shape, dtype="float32"):
     return Tensor(shape, dtype, source=Input(0))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SIZES, SIZES, SIZES, st.booleans(), st.booleans(), st.sampled_from(["float32", "float64"]), st.integers(1, 3))
 def test_any_size_and_transposition(m, k, n, ta, tb, dtype, workers):
     a, b = random((k, m) if ta else (m, k), dtype), random((n, k) if tb else (k, n), dtype, 1)

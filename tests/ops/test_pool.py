@@ -39,7 +39,7 @@ def geometries(draw):
     return shape, size, stride, padding
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(geometries(), st.sampled_from(["float32", "float64"]), st.integers(1, 3))
 def test_maximum_against_loops(geometry, dtype, workers):
     shape, size, stride, padding = geometry
@@ -57,7 +57,7 @@ def test_maximum_against_loops(geometry, dtype, workers):
     np.testing.assert_array_equal(dx, wanted)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(geometries(), st.sampled_from(["float32", "float64"]), st.booleans(), st.integers(1, 3))
 def test_mean_against_loops(geometry, dtype, counted, workers):
     shape, size, stride, padding = geometry
@@ -82,7 +82,7 @@ def _attributes(geometry):
     return {"size": size, "stride": stride, "padding": padding}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(geometries(), st.sampled_from(["float32", "float64"]), st.integers(1, 3), st.integers(1, 4), st.integers(1, 3))
 def test_maximum_of_windows_with_gaps_against_loops(geometry, dtype, down, across, workers):
     shape, size, stride, padding = geometry

@@ -41,7 +41,7 @@ def test_values(function, expected):
     np.testing.assert_array_equal(run(function, x), expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_axes_of_any_shape(data):
     shape = tuple(data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=8)))
@@ -139,7 +139,7 @@ def test_square_sum(dtype, size):
     np.testing.assert_allclose(found[0], np.sum(x.astype(np.float64) ** 2), rtol=1e-14)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     outputs=st.integers(0, 1 << 24),
     terms=st.integers(1, 1 << 28),

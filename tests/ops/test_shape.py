@@ -113,7 +113,7 @@ def test_cast_rounds_and_overflows_as_ieee_says_and_its_gradient_casts_back():
 # ---- transpose and expand
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_transposition(data):
     shape = tuple(data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=8)))
@@ -144,7 +144,7 @@ def test_too_many_axes_that_do_not_merge():
         run(lambda t: ops.transpose(t, (8, 6, 4, 2, 0, 7, 5, 3, 1)), np.zeros(shape))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_broadcast(data):
     shape = tuple(data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=6)))

@@ -409,10 +409,13 @@ def test_instructions_and_waits_agree_with_wall_time():
     graph = tp.LayerGraph({node: []}, root=node, term=node).build((None, 300), workers=1)
     graph.set_optimizer(SGD(0.01))
     x = RANDOM.standard_normal((64, 300))
-    (tape,) = graph.profile(x, x, MSE(), repeats=20).tapes
+    found = graph.profile(x, x, MSE(), repeats=20)
+    (tape,) = found.tapes
     told = float(tape.busy.sum() + tape.waits.sum())
     assert told <= tape.wall
-    assert told > 0.9 * tape.wall
+    inside = [run.end[-1, 0, -1] - run.begin[0, 0, 0] for run in found.runs]  # in whole nanoseconds
+    assert told == pytest.approx(sum(inside), abs=1e-9 * len(inside))
+    assert tape.wall == pytest.approx(sum(run.stop - run.start for run in found.runs), abs=1e-9 * len(inside))
 
 
 def test_seconds_in_all_hold_those_of_the_runs():

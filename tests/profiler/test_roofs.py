@@ -2,6 +2,7 @@ import math
 import os
 
 import pytest
+from patience import HANG_SECONDS
 
 from tapeprop.profiler import roofs as module
 from tapeprop.profiler.profile import Roofs
@@ -98,5 +99,5 @@ def test_a_child_that_is_forked_while_roofs_are_measured_may_measure_its_own():
     with module._lock:
         child = os.fork()
         if child == 0:
-            os._exit(0 if module._lock.acquire(timeout=5) else 1)
+            os._exit(0 if module._lock.acquire(timeout=HANG_SECONDS) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

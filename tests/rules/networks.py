@@ -22,6 +22,8 @@ from tapeprop.layers import (
 
 IMAGES, CLASSES = (6, 2, 6, 6), 3
 ROWS, FEATURES = (5, 4), 4
+#: For what fit() takes as the time of a native call: a step in each, and as many as it ever lets into one.
+CALL_SECONDS = (1e-9, 1e9)
 
 
 def images(seed: int = 0, shape: tuple[int, ...] = IMAGES, dtype: str = "float64") -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from rules.networks import assert_same_bits, chain, labels
+from rules.networks import CALL_SECONDS, assert_same_bits, chain, labels
 
 from tapeprop import LayerGraph
 from tapeprop.errors import NumericsError
@@ -93,8 +93,10 @@ def test_forward() -> None:
 
 
 @pytest.mark.parametrize(("accumulate", "call"), [(1, 0), (1, 3), (2, 2), (2, 3), (3, 4), (3, 5)])
-def test_fit(accumulate: int, call: int, failing) -> None:
+@pytest.mark.parametrize("seconds", CALL_SECONDS)
+def test_fit(accumulate: int, call: int, seconds: float, failing, monkeypatch) -> None:
     """The updates before the failed one stand. Batches are 4, 4, 4, 4, 4, 2."""
+    monkeypatch.setattr("tapeprop.training.fit.CALL_SECONDS", seconds)
     graph, other = network(), network()
     failing(call)
     options = {

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from patience import calls_of
 from rules.networks import assert_same_bits, chain, images, labels, node_of, perceptron, rows, state, vision
 
 from tapeprop import LayerGraph, LayerNode, MergeMode
@@ -236,18 +237,7 @@ def calls_to_build(count: int) -> int:
     """The function calls, built-in ones included, that building a chain of double edges takes."""
     nodes = [LayerNode(Identity()) for _ in range(count)]
     graph = LayerGraph({a: [b, b] for a, b in itertools.pairwise(nodes)}, root=nodes[0], term=nodes[-1])
-    found = 0
-
-    def count_call(frame, event, argument):
-        nonlocal found
-        found += event in ("call", "c_call")
-
-    sys.setprofile(count_call)
-    try:
-        graph.build((2, 3))
-    finally:
-        sys.setprofile(None)
-    return found
+    return calls_of(lambda: graph.build((2, 3)))
 
 
 def test_building_takes_calls_in_proportion_to_the_graph():

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from rules.networks import (
+    CALL_SECONDS,
     assert_same_bits,
     batches,
     images,
@@ -167,7 +168,9 @@ def test_weighted_losses_are_weighted_gradients():
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 @pytest.mark.parametrize("network", ["vision", "perceptron"])
-def test_fit_is_a_step_per_batch_the_last_smaller_one_included(network, accumulate):
+@pytest.mark.parametrize("seconds", CALL_SECONDS)
+def test_fit_is_a_step_per_batch_the_last_smaller_one_included(network, accumulate, seconds, monkeypatch):
+    monkeypatch.setattr("tapeprop.training.fit.CALL_SECONDS", seconds)
     make, _ = NETWORKS[network]
     shape = (30, 2, 6, 6) if network == "vision" else (30, 4)
     x, y = images(0, shape), labels(30)

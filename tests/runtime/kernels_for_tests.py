@@ -6,6 +6,7 @@ import sys
 import time
 
 import numpy as np
+from patience import HANG_SECONDS
 
 from tapeprop.ir.kernels import Kernel
 from tapeprop.targets.cpu.kernel import AssemblyKernel, NumbaKernel
@@ -81,6 +82,22 @@ def count_up() -> NumbaKernel:
             x[1] = control[32]
 
     return NumbaKernel(body, arrays=(("x", "int64", 1),), reports=True)
+
+
+def ask() -> NumbaKernel:
+    """Worker 0 writes 1 into y[0], waits for `patience` pauses at most until x[0] is no more 0, and tells in y[1] whether it saw that."""
+    from tapeprop.targets.cpu.intrinsics import address_of, load_acquire, pause, store_release
+
+    def body(x, y, patience, worker, workers):
+        if worker == 0:
+            answer = address_of(x)
+            store_release(address_of(y), 1)
+            while load_acquire(answer) == 0 and patience > 0:
+                pause()
+                patience -= 1
+            y[1] = load_acquire(answer) != 0
+
+    return NumbaKernel(body, arrays=(("x", "int64", 1), ("y", "int64", 1)), integers=("patience",))
 
 
 def fail_if() -> NumbaKernel:
@@ -208,5 +225,5 @@ def held(value: int) -> AssemblyKernel:
     """`constant(value)`, after hanging where the environment asks for it."""
     if os.environ.get(HOLD):
         pathlib.Path(os.environ[HOLD], str(os.getpid())).touch()
-        time.sleep(120)
+        time.sleep(2 * HANG_SECONDS)
     return constant(value)

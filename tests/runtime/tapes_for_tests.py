@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from patience import HANG_SECONDS
 
 from tapeprop.ir.kernels import FIRST_FIELD, Kernel, row_words
 from tapeprop.runtime.executor import aligned_words, control_block
@@ -56,13 +57,13 @@ def start(program: str, **variables: str | None) -> subprocess.Popen:
     )
 
 
-def finish(child: subprocess.Popen, seconds: float = 60) -> tuple[str, str]:
-    """(standard output, standard error) of a child that must end well and in time."""
+def finish(child: subprocess.Popen) -> tuple[str, str]:
+    """(standard output, standard error) of a child that must end, and well."""
     try:
-        out, err = child.communicate(timeout=seconds)
+        out, err = child.communicate(timeout=HANG_SECONDS)
     except subprocess.TimeoutExpired:
         child.kill()
-        raise AssertionError(f"still running after {seconds} s: {child.communicate()}") from None
+        raise AssertionError(f"still running after {HANG_SECONDS:.0f} s: {child.communicate()}") from None
     assert child.returncode == 0, err
     return out, err
 

@@ -3,6 +3,7 @@ import os
 import signal
 import stat
 import sys
+import textwrap
 import time
 
 import pytest
@@ -92,12 +93,12 @@ def test_kill_during_a_compile_leaves_nothing_in_the_way(folder, tmp_path):
     (tmp_path / "hold").mkdir()
     holder = start(program, **{HOLD: str(tmp_path / "hold")})
     assert wait_for_builders(holder, tmp_path / "hold", 1) == [holder.pid]
-    waiter = start(program)
-    time.sleep(0.5)
-    assert waiter.poll() is None  # it waits for the other
+    waiter = start("from tapeprop.runtime import compiling\ncompiling._PATIENCE = -1\n" + textwrap.dedent(program))
+    assert "waiting for another process" in waiter.stderr.readline()
+    assert waiter.poll() is None
     holder.kill()
     holder.communicate()
-    assert finish(waiter, 30)[0].strip() == "1"
+    assert finish(waiter)[0].strip() == "1"
 
 
 def test_children_of_a_killed_process_hold_no_lock(folder, tmp_path):

@@ -3,6 +3,7 @@
 import itertools
 import os
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -189,6 +190,13 @@ def test_the_ticks_are_told_in_seconds():
         seconds = perf_counter() - start
     wall = sum(t.wall for t in found.totals.values()) * found.seconds_per_tick
     assert 0 < wall <= seconds * 1.001  # the runs are inside, and the clocks agree
+
+
+def test_of_pairs_of_readings_the_closest_counts(monkeypatch):
+    seconds, ticks = iter([0.0, 9.0, 10.0, 10.5, 20.0, 29.0, 30.0, 39.0, 40.0, 41.0]), itertools.count(100)
+    monkeypatch.setattr(recording, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    monkeypatch.setattr(recording, "clock", lambda: lambda: next(ticks))
+    assert recording._moment() == (101, 10.25)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import HANG_SECONDS, WantedLock, wait_until
 
 from tapeprop.errors import DeviceError, DeviceMemoryError
 from tapeprop.ir.device import Device
@@ -138,12 +139,14 @@ def test_nothing_else_in_a_capture(driver):
 
 
 def test_other_threads_wait_for_the_end_of_a_capture(driver):
-    done = threading.Event()
-    thread = threading.Thread(target=lambda: (driver.allocate(8), done.set()))
+    driver._lock, done = WantedLock(driver._lock), threading.Event()
+    thread = threading.Thread(target=lambda: (driver.allocate(8), done.set()), daemon=True)
     with driver.capture() as captured:
         thread.start()
-        assert not done.wait(0.05)
-    thread.join()
+        wait_until(lambda: driver._lock.wanted.is_set() or done.is_set(), "the other thread wants the driver")
+        assert not done.is_set()
+    thread.join(HANG_SECONDS)
+    assert done.is_set()
     assert captured.graph.nodes == 0
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from patience import HANG_SECONDS, WantedLock, wait_until
 from targets.fake_cuda import CUresult, FakeCuda
 
 from tapeprop.errors import DeviceError, DeviceMemoryError
@@ -310,19 +311,14 @@ def test_memory_dropped_in_a_capture_is_freed_after_it(fake, driver):
 
 
 def test_other_threads_wait_for_the_end_of_a_capture(fake, driver):
-    begun, done = threading.Event(), threading.Event()
-
-    def other():
-        begun.set()
-        driver.allocate(8)
-        done.set()
-
+    lock = driver._turn._lock = WantedLock(driver._turn._lock)
+    done = threading.Event()
+    thread = threading.Thread(target=lambda: (driver.allocate(8), done.set()), daemon=True)
     with driver.capture() as captured:
-        thread = threading.Thread(target=other)
         thread.start()
-        begun.wait()
-        assert not done.wait(0.05)
-    thread.join()
+        wait_until(lambda: lock.wanted.is_set() or done.is_set(), "the other thread wants the driver")
+        assert not done.is_set()
+    thread.join(HANG_SECONDS)
     assert done.is_set()
     assert captured.graph.nodes == 0
 

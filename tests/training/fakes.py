@@ -61,7 +61,7 @@ class PlainGraph:
         self.calls: list[int] = []  # the steps of every native call
         self.inferred = self.sessions_closed = 0
         self.optimizer = None
-        self.step_seconds = 0.0
+        self.now = self.step_seconds = 0.0  # a made clock, and what each step adds to it
 
     def on_device(self, array, dtypes, what):
         return None
@@ -138,6 +138,7 @@ class PlainSession:
         graph, x = self.graph, self.X[rows]
         graph.batches.append(rows.copy())
         graph.lrs.append(graph.lr)
+        graph.now += graph.step_seconds
         labels = iter(self.labels)
         for i, (loss, factor) in enumerate(zip(self.losses, self.factors, strict=True)):
             if loss is None:

@@ -103,7 +103,7 @@ class Recorder:
         self.runs: deque[RecordedRun] = deque()
         self.spans = 0
         self.dropped = 0
-        self.began = (clock()(), time.perf_counter())
+        self.began = _moment()
         self.ended: tuple[int, float] | None = None
         self.ledger = ledger.figures()
         self._lock = threading.Lock()
@@ -131,7 +131,7 @@ class Recorder:
         with self._lock:
             if self.ended is None:
                 self.ledger = self.figures()
-                self.ended = (clock()(), time.perf_counter())
+                self.ended = _moment()
 
     def heard(self) -> tuple[dict[Executable, Totals], list[RecordedRun], int]:
         """(what each executable's runs add up to, the runs that are kept, oldest first, the spans that were dropped), as of now."""
@@ -152,12 +152,13 @@ class Recorder:
     @property
     def seconds(self) -> float:
         """From its begin to its end, or until now."""
-        return (self.ended[1] if self.ended else time.perf_counter()) - self.began[1]
+        until = self.ended or _moment()
+        return (until[0] - self.began[0]) * _seconds_per_tick(self.began, until)
 
     @property
     def seconds_per_tick(self) -> float:
         """From the two ends of the recording, or the time since this process first asked."""
-        return _seconds_per_tick(self.began, self.ended or (clock()(), time.perf_counter()))
+        return _seconds_per_tick(self.began, self.ended or _moment())
 
 
 _listening: tuple[Recorder, ...] = ()
@@ -214,6 +215,16 @@ def run_recorded(executable: Executable, start: int, count: int, steps: int, rec
         steps -= some
 
 
+def _moment() -> tuple[int, float]:
+    """(ticks, seconds) now: of a few pairs of readings the closest, as another program may run between two."""
+    now = clock()
+    pairs = []
+    for _ in range(5):
+        before, ticks, after = time.perf_counter(), now(), time.perf_counter()
+        pairs.append((after - before, ticks, (before + after) / 2))
+    return min(pairs)[1:]
+
+
 def _seconds_per_tick(began: tuple[int, float], ended: tuple[int, float]) -> float:
     global _first
     if _first is None:
@@ -221,7 +232,8 @@ def _seconds_per_tick(began: tuple[int, float], ended: tuple[int, float]) -> flo
     # the longest stretch that is known: a pair of readings is off by some 100 ns
     ticks, seconds = ended[0] - _first[0], ended[1] - _first[1]
     while seconds < 0.01:
-        ticks, seconds = clock()() - _first[0], time.perf_counter() - _first[1]
+        now = _moment()
+        ticks, seconds = now[0] - _first[0], now[1] - _first[1]
     return seconds / ticks
 
 
