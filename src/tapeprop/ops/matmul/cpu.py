@@ -10,7 +10,6 @@ from tapeprop.targets.cpu.tiles import microtile
 ROW_BLOCK = 72  # rows of the result that one worker does at a time
 FEW_ROWS = 4  # of a; up to so many are multiplied with the rows of b where they lie
 COLUMNS = 4  # of the result that such a product makes side by side
-COPIED_ROWS = 24  # of a; from so many on a panel of b is laid out anew, since its rows lie where they drive each other out of the cache
 IN_PLACE, COPIED, TRANSPOSED = 0, 1, 2  # a panel of b
 
 
@@ -26,7 +25,8 @@ def product_launch(call: Call, transpose_a: bool, transpose_b: bool, bias: int |
         return _dots_launch(call, m, n, k, bias, sizes["lanes"])
     width = 2 * sizes["lanes"]
     blocks = -(-m // ROW_BLOCK)
-    layout = TRANSPOSED if transpose_b else COPIED if m >= COPIED_ROWS and n > width else IN_PLACE
+    # The rows of a panel lie where they drive each other out of the cache: several blocks pay for a copy.
+    layout = TRANSPOSED if transpose_b else COPIED if blocks > 1 and n > width else IN_PLACE
     scratch = width * k if layout else width
     arrays = [
         (Ref("operand", 0), (a.size,)),

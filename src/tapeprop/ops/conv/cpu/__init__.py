@@ -57,11 +57,6 @@ def _launch(
     return conv_launch(f"{__name__}:{builder}", call, refs, geometry, integers, elements, **sizes)
 
 
-def _in_place(direct: bool, plane: int, dtype: str) -> bool:
-    """Whether planes are read where they are: they have to be the image's, and to lie well in the cache."""
-    return direct and pitch(plane, dtype) == plane
-
-
 def conv_kernel(body: Callable, dtype: str, arrays: Sequence[str], integers: Sequence[str]) -> NumbaKernel:
     """The kernel of a body whose row `conv_launch` makes."""
     kinds = [(name, dtype, 1) for name in arrays]
@@ -113,12 +108,11 @@ def forward_launch(call: Call) -> Launch:
     planes, units = g.channels * g.taps_d * g.slots * g.taps_w, g.images * g.groups * g.depth_out
     band = band_rows(g.height_out, g.halo, planes * g.width_out * ITEM_BYTES[y.dtype], -(-GRAINS // units))
     block = block_of(g.filters, units * -(-g.height_out // band))
-    direct = _in_place(g.direct, g.height_in * g.width_in, y.dtype)
-    plane = g.height_in * g.width_in if direct else pitch((band + g.halo) * g.width_out, y.dtype)
-    _, words, elements = scratch_layout(y.dtype, 0 if direct else planes * plane, table=g.channels * g.taps)
+    plane = g.height_in * g.width_in if g.direct else pitch((band + g.halo) * g.width_out, y.dtype)
+    _, words, elements = scratch_layout(y.dtype, 0 if g.direct else planes * plane, table=g.channels * g.taps)
     biased = len(call.operands) == 3
     refs = [Ref("operand", 0), Ref("operand", 1), Ref("operand", 2 if biased else 1), Ref("result")]
-    integers = [g.slots, band, block, plane, int(direct), 1 if biased else -1, words]
+    integers = [g.slots, band, block, plane, int(g.direct), 1 if biased else -1, words]
     return _launch("forward", call, refs, g, integers, elements)
 
 
@@ -214,7 +208,7 @@ def input_grad_launch(call: Call) -> Launch:
     at = input_places(g)
     count_u, count_v = at["count_u"], at["count_v"]
     planes, units = g.filters * at["slots_d"] * g.taps_w, g.images * g.groups * g.depth_in
-    direct = _in_place(g.direct and g.taps_h == 1, g.height_out * g.width_out, dx.dtype)
+    direct = g.direct and g.taps_h == 1
     band = band_rows(count_u, g.halo, planes * count_v * ITEM_BYTES[dx.dtype], -(-GRAINS // units))
     block = block_of(g.channels, units * -(-count_u // band))
     plane = g.height_out * g.width_out if direct else pitch((band + g.halo) * count_v, dx.dtype)
@@ -371,11 +365,10 @@ def weight_grad_launch(call: Call) -> Launch:
     planes = touched * g.slots * g.taps_w
     row_bytes = planes * g.width_out * ITEM_BYTES[dw.dtype]
     band = band_rows(g.height_out, g.halo, row_bytes, limit=max(1, PIXELS // g.width_out))
-    direct = _in_place(g.direct, g.height_in * g.width_in, dw.dtype)
-    plane = g.height_in * g.width_in if direct else pitch((band + g.halo) * g.width_out, dw.dtype)
-    parts = (0 if direct else planes * plane, band * g.width_out * width, block * width)
+    plane = g.height_in * g.width_in if g.direct else pitch((band + g.halo) * g.width_out, dw.dtype)
+    parts = (0 if g.direct else planes * plane, band * g.width_out * width, block * width)
     (_, panel, sums), words, elements = scratch_layout(dw.dtype, *parts, table=block)
-    integers = [g.slots, band, block, plane, int(direct), panel, sums, words]
+    integers = [g.slots, band, block, plane, int(g.direct), panel, sums, words]
     refs = [Ref("operand", 0), Ref("operand", 1), Ref("result")]
     return _launch("weight_grad", call, refs, g, integers, elements)
 
