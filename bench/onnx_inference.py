@@ -31,7 +31,9 @@ except ModuleNotFoundError as error:
     sys.exit(f"{error}; the comparison needs onnxruntime: pip install 'tapeprop[peers]'")
 
 DEFAULT = ("chain", "mlp", "lenet", "branches", "resnet20", "vgg")
-TRAINED, BURST, PAUSE = 3, 0.05, 0.03
+TRAINED, BURST = 3, 0.05
+#: onnxruntime's threads spin for some 55 ms after a call, on the cores that the next contender is timed on.
+PAUSE = 0.1
 #: Of outputs, relative to the largest: two ways to round sums of up to 4,096 terms through up to 20 layers.
 TOLERANCE = 2e-5
 

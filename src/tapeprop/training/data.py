@@ -60,10 +60,12 @@ def real_array(value: Any, dtype: str, what: str) -> np.ndarray:
 
 def same_length(arrays: Sequence[np.ndarray], what: str) -> int:
     """The length that all arrays share along axis 0. ShapeError."""
-    lengths = sorted({len(array) for array in arrays})
+    lengths = {len(array) for array in arrays}
     if len(lengths) > 1:
-        raise ShapeError(f"{what}: expected arrays of one length, received lengths {', '.join(map(str, lengths))}")
-    return lengths[0]
+        raise ShapeError(
+            f"{what}: expected arrays of one length, received lengths {', '.join(map(str, sorted(lengths)))}"
+        )
+    return lengths.pop()
 
 
 def raw_labels(value: Any, name: str, samples: int, what: str) -> Any:
