@@ -197,7 +197,8 @@ def test_what_terminals_obey_is_not_printed():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(12.3, "12.3 s"), (4567.0, "4,567 s"), (0.0456, "45.6 ms"), (7.89e-4, "789 us"), (2e-9, "2 ns"), (0, "0 ns"), (math.nan, "-")],
+    [(12.3, "12.3 s"), (4567.0, "4,567 s"), (0.0456, "45.6 ms"), (7.89e-4, "789 us"), (2e-9, "2 ns"), (0, "0 ns"), (math.nan, "-"),
+     (9.996e-4, "1 ms"), (0.9994, "999 ms"), (0.9996, "1 s"), (9.999e-7, "1 us"), (999.7, "1,000 s")],
 )  # fmt: skip
 def test_seconds(seconds, text):
     assert seconds_text(seconds) == text
@@ -215,4 +216,5 @@ def test_sizes_counts_and_shares():
         "3 G",
         "4,200 G",
     ]
+    assert [count_text(n) for n in (999.4, 999.7, 999_700)] == ["999", "1 k", "1 M"]
     assert [share_text(x) for x in (0.5, 1.25, math.nan, math.inf)] == ["50.0%", "125.0%", "-", "-"]

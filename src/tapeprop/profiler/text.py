@@ -8,16 +8,18 @@ from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = ["Table", "count_text", "one_line", "seconds_text", "share_text", "size_text"]
 
+#: With three digits this is 1000, which is told in the next unit.
+ROUNDS_UP = 999.5
+
 
 def seconds_text(seconds: float) -> str:
     """A duration with three digits: 1.23 s, 45.6 ms, 789 us, 12 ns."""
     if not math.isfinite(seconds):
         return "-"
     for factor, unit in ((1.0, "s"), (1e3, "ms"), (1e6, "us")):
-        if abs(seconds) * factor >= 1:
-            return (
-                f"{seconds * factor:.3g} {unit}" if abs(seconds) * factor < 1000 else f"{seconds * factor:,.0f} {unit}"
-            )
+        value = seconds * factor
+        if abs(value) >= ROUNDS_UP / 1000:
+            return f"{value:.3g} {unit}" if abs(value) < ROUNDS_UP else f"{value:,.0f} {unit}"
     return f"{seconds * 1e9:.3g} ns"
 
 
@@ -35,8 +37,8 @@ def count_text(count: float) -> str:
     """A number with three digits and a letter for thousands: 512, 3.4 k, 1.2 M, 5.67 G."""
     value = float(count)
     for unit in ("", " k", " M", " G"):
-        if abs(value) < 1000 or unit == " G":
-            return f"{value:.3g}{unit}" if abs(value) < 1000 else f"{value:,.0f}{unit}"
+        if abs(value) < ROUNDS_UP or unit == " G":
+            return f"{value:.3g}{unit}" if abs(value) < ROUNDS_UP else f"{value:,.0f}{unit}"
         value /= 1000
     raise AssertionError("unreachable")
 
