@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tapeprop.ops.elementwise import slope_of
-from tapeprop.ops.scalar import Scalar, constant, constant_value, input_scalar, make, ordered, substitute
+from tapeprop.ops.scalar import Scalar, constant, input_scalar, make, ordered, substitute
+from tapeprop.ops.scalar.node import constant_value
 
 #: Operands of a vector instruction, and nodes of its expression: what goes beyond is computed in steps.
 MOST_INPUTS, MOST_NODES = 8, 96
