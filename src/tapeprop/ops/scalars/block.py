@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tapeprop.ops.elementwise import slope_of
+from tapeprop.ops.elementwise.spec import slope_of
 from tapeprop.ops.scalar import Scalar, constant, input_scalar, make, ordered, substitute
 from tapeprop.ops.scalar.node import constant_value
 
@@ -389,7 +389,7 @@ def _sum(count: int) -> Scalar | None:
 
 
 def _slope(kind: Kind, k: int) -> tuple[Scalar, tuple[int, ...]] | None:
-    """As `elementwise.slope_of`, for a sum as well."""
+    """As `elementwise.spec.slope_of`, for a sum as well."""
     if kind.root is None:
         return input_scalar(0), (kind.count + 1,)
     return slope_of(kind.root, kind.formula, k, kind.count)
