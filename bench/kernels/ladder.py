@@ -19,7 +19,7 @@ from gemm_conv import fma_peak, prepared
 from lanes import best_seconds
 
 from tapeprop.cli.output import table
-from tapeprop.ops.lanes.cpu import conv
+from tapeprop.ops.lanes.cpu import tiles
 from tapeprop.ops.matmul import cpu as matmul
 
 LAYERS = [(64, 16, 32), (64, 32, 16), (64, 64, 8), (32, 64, 32), (32, 128, 16), (32, 256, 8)]  # images, channels, size
@@ -32,7 +32,7 @@ Run = Callable[[], None]
 
 def cut(settings: dict[str, int], *arguments: object, **attributes: object) -> Run:
     """`prepared` with the kernels' work cut otherwise."""
-    with mock.patch.multiple(conv, **settings):
+    with mock.patch.multiple(tiles, **settings):
         return prepared(*arguments, **attributes)[0]  # type: ignore[arg-type]
 
 

@@ -8,7 +8,8 @@ from on_device.calls import on_cpu, on_cuda, reported
 from on_device.launches import DEVICE, run_on
 
 from tapeprop.ops import registry
-from tapeprop.ops.gather import CLASSES_OF_A_THREAD, CURSOR_OUT_OF_RANGE, INDEX_OUT_OF_RANGE
+from tapeprop.ops.gather.counters import CLASSES_OF_A_THREAD
+from tapeprop.ops.gather.rows import CURSOR_OUT_OF_RANGE, INDEX_OUT_OF_RANGE
 from tapeprop.ops.op import ArrayType, Call, Ref
 
 pytestmark = pytest.mark.cuda
@@ -59,7 +60,7 @@ def test_a_table_of_more_than_2_to_the_31_elements():
 
 
 def test_indices_of_2_to_the_31_and_more_are_divided(monkeypatch):
-    monkeypatch.setattr("tapeprop.ops.gather.NARROW", 0)
+    monkeypatch.setattr("tapeprop.ops.gather.rows.NARROW", 0)
     table, indices = np.arange(21.0).reshape(7, 3), np.array([6, 0, 3, 3])
     np.testing.assert_array_equal(on_cuda("take", table, indices)[0], table[indices])
     np.testing.assert_array_equal(on_cuda("take_rows", table, indices, np.array([1]), batch=2)[0], table[[0, 3]])

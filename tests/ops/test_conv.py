@@ -402,7 +402,8 @@ def test_flops_are_the_same_for_all_three():
 @pytest.mark.parametrize("tile", [{"lanes": 4, "height": 6}, {"lanes": 2, "height": 12}])
 @pytest.mark.parametrize(("x_shape", "w_shape", "attributes"), GEOMETRIES[:2])
 def test_tiles_of_other_machines(tile, x_shape, w_shape, attributes, monkeypatch):
-    monkeypatch.setattr("tapeprop.ops.conv.cpu.microtile", lambda dtype: tile)
+    for walk in ("rows", "input_grad", "weight_grad"):
+        monkeypatch.setattr(f"tapeprop.ops.conv.cpu.{walk}.microtile", lambda dtype: tile)
     x, w = random(x_shape, "float64"), random(w_shape, "float64", 1)
     y = run(lambda x, w: ops.conv2d(x, w, **attributes), x, w, workers=2)
     in_full = ops.conv2d(tensor(*x_shape), tensor(*w_shape), **attributes).producer.attributes

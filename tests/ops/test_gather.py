@@ -9,7 +9,7 @@ from tapeprop import ops
 from tapeprop.compiler.interpret import call_of
 from tapeprop.errors import DTypeError, ShapeError
 from tapeprop.ir import Dim, Input, Tensor
-from tapeprop.ops.gather import CURSOR_OUT_OF_RANGE, INDEX_OUT_OF_RANGE
+from tapeprop.ops.gather.rows import CURSOR_OUT_OF_RANGE, INDEX_OUT_OF_RANGE
 from tapeprop.ops.op import failure_text
 from tapeprop.targets.cpu.kernel import run_plain
 

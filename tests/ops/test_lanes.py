@@ -13,6 +13,7 @@ from tapeprop import ops
 from tapeprop.errors import DTypeError, GraphError, ShapeError
 from tapeprop.ir import Dim, Input, Tensor
 from tapeprop.ops.lanes.cpu import conv as kernels
+from tapeprop.ops.lanes.cpu import tiles
 from tapeprop.ops.op import ArrayType, Call, registry
 from tapeprop.targets.cpu.kernel import run_plain
 
@@ -180,7 +181,7 @@ def test_bodies_hold_for_any_geometry(data):
         call = Call(kinds, (ArrayType(result, "float64"),), geometry | more)
         near = dict.fromkeys(("NEAR", "NEAR_GRADIENT"), draw(st.sampled_from([1, 1 << 10, 20 << 10])))
         with mock.patch.multiple(
-            kernels,
+            tiles,
             **near,
             TOGETHER=draw(st.integers(1, 5)),
             GRAINS=draw(st.integers(1, 9)),
@@ -198,10 +199,10 @@ def test_any_tile_gives_the_same_bits(monkeypatch):
     )
     found = []
     for size, pixels, near in ((7, 2, 20 << 10), (4, 4, 1), (2, 1, 4 << 10)):  # 1 byte: channel by channel
-        tile = kernels.Blocks(7, -(-7 // size)), pixels
+        tile = tiles.Blocks(7, -(-7 // size)), pixels
         monkeypatch.setattr(kernels, "correlation_tile", lambda *_, tile=tile: tile)
-        monkeypatch.setattr(kernels, "NEAR", near)
-        monkeypatch.setattr(kernels, "MANY_BLOCKS", size)  # 7 channels in blocks of 2 are copied first
+        monkeypatch.setattr(tiles, "NEAR", near)
+        monkeypatch.setattr(tiles, "MANY_BLOCKS", size)  # 7 channels in blocks of 2 are copied first
         found += run_launch(registry["conv2d_lanes"].cpu(call), call, [x, w, b], 2)
     assert found[0].tobytes() == found[1].tobytes() == found[2].tobytes()
 
@@ -210,11 +211,11 @@ def test_any_tile_gives_the_same_bits(monkeypatch):
 def test_tiles_fit_the_registers_and_cover_all_channels(registers, parts):
     for count in (1, 2, 3, 6, 7, 13, 16, 36, 64, 100):
         for width, taps, stride in ((1, 1, 1), (5, 3, 1), (14, 5, 1), (32, 3, 2), (50, 13, 1)):
-            split, pixels = kernels.correlation_tile(registers, parts, count, width, width * stride, -1, taps, stride)
+            split, pixels = tiles.correlation_tile(registers, parts, count, width, width * stride, -1, taps, stride)
             assert split.tall * split.size + (split.blocks - split.tall) * split.fewer == count
             assert (split.size + 1) * pixels * parts < registers
         for ins, taps in ((1, 1), (3, 3), (16, 3), (7, 5), (12, 1), (5, 11)):
-            split, group = kernels.gradient_tile(registers, count, ins, taps)
+            split, group = tiles.gradient_tile(registers, count, ins, taps)
             assert split.tall * split.size + (split.blocks - split.tall) * split.fewer == count
             assert ins % group == 0
 

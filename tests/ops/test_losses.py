@@ -9,7 +9,7 @@ from tapeprop import ops
 from tapeprop.compiler.gradient import gradients
 from tapeprop.errors import DTypeError, GraphError, LabelError, ShapeError
 from tapeprop.ir import Constant, Input, Tensor, Trace, reachable, recording
-from tapeprop.ops.losses import LABEL_OUT_OF_RANGE
+from tapeprop.ops.losses.labels import LABEL_OUT_OF_RANGE
 from tapeprop.ops.op import failure_text, record
 from tapeprop.runtime.formula import Formula
 

@@ -12,7 +12,7 @@ from tapeprop.compiler.interpret import call_of
 from tapeprop.errors import DTypeError, GraphError, ShapeError
 from tapeprop.ir import Dim, Input, Tensor
 from tapeprop.ops.op import record
-from tapeprop.ops.row_norm import CHUNKS, FEW_CHUNKS, TURN, _deal
+from tapeprop.ops.row_norm.spec import CHUNKS, FEW_CHUNKS, TURN, deal
 
 
 def kernels(op, attributes, *arrays, workers=1):
@@ -118,12 +118,12 @@ def test_the_gradient_is_orthogonal_to_what_the_normalisation_removes():
 
 def test_samples_are_dealt_out_by_shape_alone():
     n, h = Dim.symbol("N"), Dim.symbol("H")
-    assert _deal((8192, 1, 512, 1)) == {"chunks": CHUNKS, "turn": 8}
-    assert _deal((n, 1, 512, 1)) == {"chunks": CHUNKS, "turn": 8}
-    assert _deal((20, 1, 512, 1)) == {"chunks": 3, "turn": 8}  # three turns are all there are
-    assert _deal((32, 8, 8, h)) == {"chunks": CHUNKS, "turn": 1}
-    assert _deal((64, 1, 3 * 224 * 224, 1)) == {"chunks": FEW_CHUNKS, "turn": 1}
-    assert _deal((1000, 1, 1, 1)) == {"chunks": 1, "turn": TURN}
+    assert deal((8192, 1, 512, 1)) == {"chunks": CHUNKS, "turn": 8}
+    assert deal((n, 1, 512, 1)) == {"chunks": CHUNKS, "turn": 8}
+    assert deal((20, 1, 512, 1)) == {"chunks": 3, "turn": 8}  # three turns are all there are
+    assert deal((32, 8, 8, h)) == {"chunks": CHUNKS, "turn": 1}
+    assert deal((64, 1, 3 * 224 * 224, 1)) == {"chunks": FEW_CHUNKS, "turn": 1}
+    assert deal((1000, 1, 1, 1)) == {"chunks": 1, "turn": TURN}
 
 
 @pytest.mark.parametrize(("chunks", "turn"), [(1, 3), (2, 1), (3, 2), (5, 4), (32, 1)])

@@ -19,12 +19,9 @@ import numpy as np
 
 from tapeprop.ops.primitives import PRIMITIVES
 from tapeprop.ops.scalar import (
-    ZERO,
-    Encoded,
     Scalar,
     absolute,
     constant,
-    constant_value,
     cos,
     decode,
     encode,
@@ -54,6 +51,8 @@ from tapeprop.ops.scalar import (
     tanh,
     where,
 )
+from tapeprop.ops.scalar.node import ZERO, constant_value
+from tapeprop.ops.scalar.walk import Encoded
 
 __all__ = [
     "Encoded",

@@ -43,7 +43,7 @@ from tapeprop.ops.expression import (
     tanh,
     where,
 )
-from tapeprop.ops.scalar import COMPARISONS
+from tapeprop.ops.scalar.node import COMPARISONS
 
 __all__ = ["FORMULAS", "Formula"]
 

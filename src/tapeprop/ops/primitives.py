@@ -17,18 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from tapeprop.ops.scalar import (
-    ZERO,
-    Scalar,
-    cos,
-    equal,
-    exp,
-    fma,
-    log,
-    power,
-    sin,
-    where,
-)
+from tapeprop.ops.scalar import Scalar, cos, equal, exp, fma, log, power, sin, where
+from tapeprop.ops.scalar.node import ZERO
 
 __all__ = ["PRIMITIVES", "Primitive", "through"]
 

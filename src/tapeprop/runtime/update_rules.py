@@ -8,7 +8,8 @@ from typing import Any, NoReturn, Protocol
 from tapeprop.errors import DTypeError, GraphError, ShapeError
 from tapeprop.ir import Parameter, Tensor, Trace, recording
 from tapeprop.ir.dims import text
-from tapeprop.ops.scalar import COMPARISONS, Scalar, inputs
+from tapeprop.ops.scalar import Scalar, inputs
+from tapeprop.ops.scalar.node import COMPARISONS
 from tapeprop.runtime.state import cell
 
 Expression = Scalar | Tensor

@@ -27,7 +27,7 @@ from tapeprop.ops.op import (
     register,
     same_dtype,
 )
-from tapeprop.ops.shape import refuse_empty
+from tapeprop.ops.shape.rules import refuse_empty
 
 __all__ = ["embedding"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tapeprop.ops.gather import CURSOR_OUT_OF_RANGE, INDEX_OUT_OF_RANGE
+from tapeprop.ops.gather.rows import CURSOR_OUT_OF_RANGE, INDEX_OUT_OF_RANGE
 from tapeprop.targets.cpu.kernel import NumbaKernel
 
 

@@ -23,7 +23,7 @@ from tapeprop.ops.lanes.layout import (
 )
 from tapeprop.ops.op import Attributes, Call, Launch, Op, Sample, record, register, registry
 from tapeprop.ops.reduce import sum as sum_over
-from tapeprop.ops.shape import drawn
+from tapeprop.ops.shape.rules import drawn
 
 Pair = tuple[int, int]
 ACTIVATIONS = (None, "relu")

@@ -22,7 +22,7 @@ from tapeprop.ops.op import (
     registry,
     same_dtype,
 )
-from tapeprop.ops.shape import drawn
+from tapeprop.ops.shape.rules import drawn
 
 #: Numbers of images side by side that the kernels take.
 WIDTHS = (4, 8, 16, 32, 64)

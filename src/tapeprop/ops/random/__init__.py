@@ -37,7 +37,7 @@ from tapeprop.ops.op import (
     register,
     same_dtype,
 )
-from tapeprop.ops.shape import normalise_axes
+from tapeprop.ops.shape.rules import normalise_axes
 
 __all__ = ["dropout"]
 

@@ -17,7 +17,8 @@ from tapeprop.ir.dims import product
 from tapeprop.ops.op import Call, Device, Launch, Op, Ref, Sample, as_tensor, launch, record, register, same_dtype
 from tapeprop.ops.reduce.tiling import Place, tiled
 from tapeprop.ops.scalar import equal, sqrt, where
-from tapeprop.ops.shape import broadcast_axes, cast, drawn, expand, normalise_axes, refuse_empty, reshape
+from tapeprop.ops.shape import cast, expand, reshape
+from tapeprop.ops.shape.rules import broadcast_axes, drawn, normalise_axes, refuse_empty
 from tapeprop.ops.shape.strides import padded
 
 __all__ = ["l2norm", "max", "mean", "min", "reduce", "square_sum", "sum", "sum_to"]

@@ -33,7 +33,7 @@ from tapeprop.ops.op import (
 )
 from tapeprop.ops.resample import tables
 from tapeprop.ops.resample.tables import Table
-from tapeprop.ops.shape import normalise_axes, refuse_empty
+from tapeprop.ops.shape.rules import normalise_axes, refuse_empty
 
 __all__ = ["resize"]
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tapeprop.ops.elementwise import slope_of
-from tapeprop.ops.scalar import Scalar, constant, constant_value, input_scalar, make, ordered, substitute
+from tapeprop.ops.elementwise.spec import slope_of
+from tapeprop.ops.scalar import Scalar, constant, input_scalar, make, ordered, substitute
+from tapeprop.ops.scalar.node import constant_value
 
 #: Operands of a vector instruction, and nodes of its expression: what goes beyond is computed in steps.
 MOST_INPUTS, MOST_NODES = 8, 96
@@ -388,7 +389,7 @@ def _sum(count: int) -> Scalar | None:
 
 
 def _slope(kind: Kind, k: int) -> tuple[Scalar, tuple[int, ...]] | None:
-    """As `elementwise.slope_of`, for a sum as well."""
+    """As `elementwise.spec.slope_of`, for a sum as well."""
     if kind.root is None:
         return input_scalar(0), (kind.count + 1,)
     return slope_of(kind.root, kind.formula, k, kind.count)

@@ -2,7 +2,7 @@
 
 A band of the channel's plane is staged in the worker's scratch, its padding around it and the phases of the horizontal stride apart:
 then what a tap meets is a vector at a fixed distance, and a vector of pixels takes a load and a multiply-add for each tap. The walks
-in `cpu` itself copy a plane for each column of the filter, and multiply by a matrix of one row.
+beside this one copy a plane for each column of the filter, and multiply by a matrix of one row.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import gcd
 
-from tapeprop.ops.conv.cpu import conv_kernel, conv_launch, input_places
+from tapeprop.ops.conv.cpu.input_grad import input_places
+from tapeprop.ops.conv.cpu.rows import conv_kernel, conv_launch
 from tapeprop.ops.conv.geometry import GRAINS, Geometry, band_rows, scratch_layout
 from tapeprop.ops.op import ITEM_BYTES, Call, Launch, Ref
 from tapeprop.targets.cpu import machine

@@ -1,7 +1,8 @@
 """CPU kernels of the convolutions whose vector lanes are images: rows of outputs, in tiles that read x and w where they lie.
 
 Activations are (G, C, H, W, L), L images side by side in a pixel; weights are (O, C, KH, KW) and read one by one, as broadcasts.
-`targets.cpu.lanes` holds the microkernels. Only the filter's width, the horizontal stride and the tile are compiled in.
+`targets.cpu.lanes` holds the microkernels, `tiles` chooses how they are cut. Only the filter's width, the horizontal stride and the tile
+are compiled in.
 
 The input's gradient is the same correlation, with the taps turned round: output pixels of one phase of the stride meet the same
 taps, and each phase is a correlation of stride 1.
@@ -10,21 +11,20 @@ taps, and each phase is a correlation of stride 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 from tapeprop.ops.lanes.cpu.layout import vector_lanes
+from tapeprop.ops.lanes.cpu.tiles import (
+    correlation_tile,
+    depth_of,
+    gradient_grain,
+    gradient_rows,
+    gradient_tile,
+    panel_step,
+)
 from tapeprop.ops.op import ITEM_BYTES, ArrayType, Attributes, Call, Launch, Ref, launch
 from tapeprop.targets.cpu import machine
 from tapeprop.targets.cpu.kernel import NumbaKernel
 
-# What a correlation may fill of the nearest cache, 32 KB or more, before its sums go through memory (8 and 28 KB are slower).
-NEAR = 20 << 10
-# Input channels whose rows the weights' gradient takes at a time, and what they and those of dy may fill of the second-level cache
-# (24 KB: 0.8 to 0.9 times as fast where the arrays come from further away, for short streams are fetched late).
-TOGETHER, NEAR_GRADIENT = 4, 256 << 10
-MANY_BLOCKS = 8  # of output channels, from which on a correlation copies the rows it reads
-GRAINS = 8  # that a weight gradient is cut into where its shape allows
-TALLEST = 8  # channels or pixels of a tile
 LONGEST = 11  # taps of a filter's row whose gradients are summed side by side
 
 _GEOMETRY = (
@@ -67,116 +67,12 @@ class Geometry:
         return [getattr(self, name) for name in _GEOMETRY]
 
 
-# ---- tiles
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """`count` channels in blocks of about one size: the first `tall` hold `size`, the others one less."""
-
-    count: int
-    blocks: int
-
-    @property
-    def size(self) -> int:
-        return -(-self.count // self.blocks)
-
-    @property
-    def tall(self) -> int:
-        return self.count - self.blocks * (self.size - 1)
-
-    @property
-    def fewer(self) -> int:
-        """The size of the smaller blocks, that of the others where there are none."""
-        return self.size if self.tall == self.blocks else self.size - 1
-
-
-@cache
-def correlation_tile(
-    registers: int, parts: int, outs: int, count: int, columns: int, first: int, taps: int, stride: int
-) -> tuple[Blocks, int]:
-    """(blocks of output channels, pixels) of the tile that takes the least time for a row of `count` pixels.
-
-    parts: vectors of a pixel; the others as in `targets.cpu.lanes.correlate_row`. A tap that meets the image multiplies outs x
-    pixels x parts vectors and loads as many weights as there are outs; the pixels come from further away. A core multiplies and
-    loads about as many vectors at a time. The sums, a column of pixels and a weight have to stay in registers.
-    """
-    room = registers - (3 if registers >= 32 else 2)
-    best = None
-    for size in range(1, min(outs, TALLEST) + 1):
-        split = Blocks(outs, -(-outs // size))
-        for pixels in range(1, min(count, TALLEST) + 1):
-            vectors = pixels * parts
-            if split.size * vectors + vectors > room and (split.size, pixels) != (1, 1):
-                continue
-            time, window = 0.0, (pixels - 1) * stride + taps
-            for q in range(0, count, pixels):
-                column = first + q * stride
-                met = [k for k in range(taps) if column + k < columns and column + k + (pixels - 1) * stride >= 0]
-                inside = column >= 0 and column + window <= columns and q + pixels <= count
-                seen = parts * (min(window, taps * pixels) if inside else len(met) * pixels)
-                for m, blocks in ((split.size, split.tall), (split.fewer, split.blocks - split.tall)):
-                    # fewer than 8 sums wait for each other
-                    products, loads = len(met) * max(m * vectors, 8), seen + len(met) * m
-                    time += blocks * (max(products, loads) + seen / 2 + 2)
-            # of equals the one with less code
-            time *= 1 + 0.001 * split.size * vectors + 0.01 * (split.fewer < split.size)
-            if best is None or time < best[0]:
-                best = time, split, pixels
-    assert best is not None
-    return best[1], best[2]
-
-
-@cache
-def gradient_tile(registers: int, outs: int, ins: int, taps: int) -> tuple[Blocks, int]:
-    """(blocks of output channels, input channels) of the weight gradient's tile that takes the least time for a product.
-
-    A pixel multiplies outs x ins x taps vectors and loads outs of dy and ins x taps of x, ins of which no tap has met before.
-    """
-    best = None
-    for size in range(1, min(outs, TALLEST) + 1):
-        split = Blocks(outs, -(-outs // size))
-        for group in (n for n in range(1, min(ins, TALLEST) + 1) if ins % n == 0):
-            if split.size * (group * taps + 1) + 2 > registers and (split.size, group) != (1, 1):
-                continue
-            time = 0.0
-            for m, blocks in ((split.size, split.tall), (split.fewer, split.blocks - split.tall)):
-                products, loads, fresh = m * group * taps, m + group * taps, m + group
-                time += blocks * (max(products, loads, 8) + 0.25 * loads + 0.75 * fresh) / group
-            time *= 1 + 0.01 * (split.fewer < split.size)
-            if best is None or time < best[0]:
-                best = time, split, group
-    assert best is not None
-    return best[1], best[2]
-
-
 def _flat(refs: list[tuple[Ref, ArrayType]]) -> list[tuple[Ref, tuple[int, ...]]]:
     """Arrays as the bodies see them: flat."""
     return [(ref, (kind.size,)) for ref, kind in refs]
 
 
 # ---- correlations: forward and the input's gradient
-
-
-def depth_of(itemsize: int, channels: int, rows: int, taps: int, images: int, outs: int, pixels: int) -> int:
-    """How many channels a row of outputs is summed over before the next are, in equal parts.
-
-    What a tile of `pixels` windows of rows x taps sees and the weights of `outs` channels then stay in the first-level cache from one
-    tile to the next; the sums go through memory in between.
-    """
-    seen = rows * ((pixels + taps - 1) * images + outs * taps) * itemsize
-    parts = min(-(-channels * seen // NEAR), channels)
-    return -(-channels // parts)
-
-
-def panel_step(width: int, blocks: int) -> int:
-    """How far the rows of a panel are apart, in pixels, to which the rows under a row of filters are copied; 0: read where they lie.
-
-    Planes of powers of two lie on each other in the sets of the caches, so that rows of several channels push each other out of
-    the second level. Where many blocks of outputs read them, copying costs less: with 8 blocks and more it is 1.0 to 1.2 times as
-    fast, the more so the busier the third level is. An odd number of pixels keeps the panel's own rows apart.
-    """
-    return width | 1 if blocks >= MANY_BLOCKS else 0
 
 
 def forward_launch(call: Call) -> Launch:
@@ -390,11 +286,9 @@ def weight_grad_launch(call: Call) -> Launch:
     taps = g.taps_w if g.taps_w <= LONGEST else 1
     split, ins = gradient_tile(machine.vector_registers(), g.filters, g.channels, taps)
     lanes = vector_lanes(dw.dtype, g.images)
-    deep = ins * max(min(TOGETHER, g.channels) // ins, 1)
-    parts = -(-g.channels // deep) * g.taps_h
-    apart = min(-(-GRAINS // parts), split.blocks)
+    deep, apart = gradient_grain(split, ins, g.channels, g.taps_h)
     row = (deep * g.width * g.stride_h + split.size * g.width_out) * g.images * ITEM_BYTES[dw.dtype]
-    rows = max(NEAR_GRADIENT // row, 1)
+    rows = gradient_rows(row)
     elements = -(-split.blocks // apart) * split.size * deep * g.taps_w * lanes
     arrays = _flat([(Ref("operand", 0), x), (Ref("operand", 1), dy), (Ref("result"), dw)])
     arrays.append((Ref("scratch"), (1, elements)))

@@ -6,8 +6,8 @@ the worker's scratch, which is cut to the second-level cache. `targets.cpu.winog
 
 from __future__ import annotations
 
-from tapeprop.ops.lanes.cpu.conv import Blocks
 from tapeprop.ops.lanes.cpu.layout import vector_lanes
+from tapeprop.ops.lanes.cpu.tiles import Blocks
 from tapeprop.ops.op import ITEM_BYTES, Call, Launch, Ref, launch
 from tapeprop.targets.cpu import machine
 from tapeprop.targets.cpu.kernel import NumbaKernel

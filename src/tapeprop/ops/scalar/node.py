@@ -1,59 +1,16 @@
-"""Symbolic scalars: an immutable, hash-consed expression graph over a few primitives.
-
-A formula is a Python function of `Scalar`s. Equal nodes are one object, so a subexpression that occurs twice is
-computed once, and `is` compares expressions. Only rewrites that keep every bit for every IEEE operand, NaN, infinities
-and -0 included, are made (`_simplified` lists them): x + 0 stays, since -0 + 0 is 0; x * 0 stays, since inf * 0 is NaN.
-The exceptions: constants are folded in float64, and small constant powers become products.
-
-What the primitives mean in each target stands in `primitives`; derivative and printers in `expression`.
-"""
+"""The nodes of expressions, and the rewrites that keep every bit (`_simplified` lists them)."""
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 from weakref import WeakValueDictionary
 
 import numpy as np
 
-__all__ = [
-    "Scalar",
-    "absolute",
-    "constant",
-    "cos",
-    "decode",
-    "encode",
-    "equal",
-    "erf",
-    "exp",
-    "expm1",
-    "floor",
-    "fma",
-    "input_scalar",
-    "inputs",
-    "inputs_of",
-    "less",
-    "less_equal",
-    "log",
-    "log1p",
-    "make",
-    "maximum",
-    "minimum",
-    "ordered",
-    "power",
-    "sigmoid",
-    "sin",
-    "sqrt",
-    "substitute",
-    "tan",
-    "tanh",
-    "where",
-]
-
 Number = float | int
-Encoded = tuple[tuple[tuple[Any, ...], ...], tuple[int, ...]]
 
 ARITY = {
     "add": 2, "sub": 2, "mul": 2, "div": 2, "fma": 3, "neg": 1, "abs": 1, "maximum": 2, "minimum": 2, "floor": 1,
@@ -87,8 +44,10 @@ class Scalar:
     def __array__(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError("a Scalar stands for numbers that are not there yet; use tapeprop.ops instead of NumPy")
 
-    def __reduce__(self) -> tuple[Callable[[Encoded], Scalar], tuple[Encoded]]:
-        return _decode_one, (encode([self]),)  # by value, and without recursion
+    def __reduce__(self) -> tuple[Callable[..., Scalar], tuple[Any]]:
+        from tapeprop.ops.scalar.walk import decode_one, encode
+
+        return decode_one, (encode([self]),)  # by value, and without recursion
 
     def __copy__(self) -> Scalar:
         return self
@@ -157,7 +116,7 @@ _nodes: WeakValueDictionary[tuple[Any, ...], Scalar] = WeakValueDictionary()
 _lock = threading.RLock()  # two threads must not make two objects of one node; reentrant, as a finalizer may build one
 
 
-def _node(op: str, args: tuple[Scalar, ...] = (), value: float | int | None = None) -> Scalar:
+def interned(op: str, args: tuple[Scalar, ...] = (), value: float | int | None = None) -> Scalar:
     """The one node of this op, arguments and value."""
     # hex tells -0.0 from 0.0 and makes all NaNs one; equality of floats would do neither.
     key = (op, value.hex() if isinstance(value, float) else value, *map(id, args))
@@ -174,14 +133,14 @@ def _node(op: str, args: tuple[Scalar, ...] = (), value: float | int | None = No
 
 def constant(value: Number) -> Scalar:
     """A constant; it is kept in float64 and rounds to the working precision where it is used."""
-    return _node("const", value=float(value))
+    return interned("const", value=float(value))
 
 
 def input_scalar(number: int) -> Scalar:
     """The input of that number, counted from 0."""
     if number < 0:
         raise ValueError(f"inputs are numbered from 0, got {number}")
-    return _node("input", value=int(number))
+    return interned("input", value=int(number))
 
 
 def inputs(count: int) -> list[Scalar]:
@@ -200,7 +159,7 @@ def make(op: str, *args: Scalar | Number) -> Scalar:
             wanted = "a condition such as a < b" if condition else "a number; where(c, 1, 0) makes a condition one"
             raise TypeError(f"argument {place} of {op} must be {wanted}; got {a!r}")
     simpler = _simplified(op, scalars)
-    return simpler if simpler is not None else _node(op, scalars)
+    return simpler if simpler is not None else interned(op, scalars)
 
 
 def constant_value(node: Scalar) -> float:
@@ -297,7 +256,7 @@ def _simplified_pow(x: Scalar, y: Scalar) -> Scalar | None:
     if y.value == 0:  # 1 for NaN as well
         return constant(1.0)
     if y.value == 0.5:  # pow(-inf, 1/2) = inf and pow(-0, 1/2) = +0, where sqrt has NaN and -0
-        return where(equal(x, -math.inf), math.inf, sqrt(x + 0.0))
+        return make("select", make("equal", x, -math.inf), math.inf, make("sqrt", x + 0.0))
     if y.value == 1:
         return x
     if y.value == 2:
@@ -309,186 +268,3 @@ def _simplified_pow(x: Scalar, y: Scalar) -> Scalar | None:
     if y.value == -1:  # not -2: x * x overflows before 1 / x^2 has left the denormals
         return 1 / x
     return None
-
-
-# ---- the vocabulary of formulas
-
-Operand = Scalar | Number
-
-
-def fma(a: Operand, b: Operand, c: Operand) -> Scalar:
-    """a * b + c, rounded once."""
-    return make("fma", a, b, c)
-
-
-def absolute(x: Operand) -> Scalar:
-    """|x|."""
-    return make("abs", x)
-
-
-def maximum(a: Operand, b: Operand) -> Scalar:
-    """The larger one; NaN where one is NaN; of equal ones the first."""
-    return make("maximum", a, b)
-
-
-def minimum(a: Operand, b: Operand) -> Scalar:
-    """The smaller one; NaN where one is NaN; of equal ones the first."""
-    return make("minimum", a, b)
-
-
-def less(a: Operand, b: Operand) -> Scalar:
-    """The condition a < b; false where one is NaN."""
-    return make("less", a, b)
-
-
-def less_equal(a: Operand, b: Operand) -> Scalar:
-    """The condition a <= b; false where one is NaN."""
-    return make("less_equal", a, b)
-
-
-def equal(a: Operand, b: Operand) -> Scalar:
-    """The condition a == b; false where one is NaN. (The operator == compares objects.)"""
-    return make("equal", a, b)
-
-
-def where(condition: Scalar, a: Operand, b: Operand) -> Scalar:
-    """a where the condition holds, else b. Both are computed."""
-    return make("select", condition, a, b)
-
-
-def floor(x: Operand) -> Scalar:
-    """The largest integer <= x; its derivative is 0."""
-    return make("floor", x)
-
-
-def sqrt(x: Operand) -> Scalar:
-    """The square root; NaN below -0."""
-    return make("sqrt", x)
-
-
-def exp(x: Operand) -> Scalar:
-    """e^x."""
-    return make("exp", x)
-
-
-def expm1(x: Operand) -> Scalar:
-    """e^x - 1, accurate near 0."""
-    return make("expm1", x)
-
-
-def log(x: Operand) -> Scalar:
-    """The natural logarithm."""
-    return make("log", x)
-
-
-def log1p(x: Operand) -> Scalar:
-    """log(1 + x), accurate near 0."""
-    return make("log1p", x)
-
-
-def tanh(x: Operand) -> Scalar:
-    """The hyperbolic tangent."""
-    return make("tanh", x)
-
-
-def sigmoid(x: Operand) -> Scalar:
-    """1 / (1 + e^-x), its negative tail kept down to denormals."""
-    return make("sigmoid", x)
-
-
-def erf(x: Operand) -> Scalar:
-    """The error function."""
-    return make("erf", x)
-
-
-def sin(x: Operand) -> Scalar:
-    """The sine of any finite x."""
-    return make("sin", x)
-
-
-def cos(x: Operand) -> Scalar:
-    """The cosine of any finite x."""
-    return make("cos", x)
-
-
-def tan(x: Operand) -> Scalar:
-    """sin(x) / cos(x), which share one argument reduction."""
-    return sin(x) / cos(x)
-
-
-def power(x: Operand, y: Operand) -> Scalar:
-    """x^y with C's special values; small constant exponents become products."""
-    return make("pow", x, y)
-
-
-# ---- walking, rebuilding, encoding
-
-
-def ordered(roots: Iterable[Scalar], known: Container[Scalar] = ()) -> list[Scalar]:
-    """Every node under `roots` once, arguments first; the order depends on the expressions alone.
-
-    Nodes in `known`, and what only they need, are left out.
-    """
-    done: dict[Scalar, None] = {}
-    stack = [(root, False) for root in reversed(list(roots))]
-    while stack:
-        node, ready = stack.pop()
-        if ready:
-            done[node] = None
-        elif node not in done and node not in known:
-            stack.append((node, True))
-            stack.extend((a, False) for a in reversed(node.args))
-    return list(done)
-
-
-def inputs_of(roots: Iterable[Scalar]) -> tuple[int, ...]:
-    """The numbers of the inputs that occur, ascending."""
-    return tuple(sorted(int(node.value or 0) for node in ordered(roots) if node.op == "input"))
-
-
-def substitute(root: Scalar, replacements: Mapping[int | Scalar, Scalar | Number]) -> Scalar:
-    """`root` with inputs (by number) or whole subexpressions (by node) replaced, all at once, and simplified anew."""
-    values: dict[Scalar, Scalar] = {}
-    for key, new in replacements.items():
-        old = key if isinstance(key, Scalar) else input_scalar(key)
-        values[old] = new if isinstance(new, Scalar) else constant(new)
-    for node in ordered([root], values):
-        args = tuple(values[a] for a in node.args)
-        same = all(new is old for new, old in zip(args, node.args, strict=True))
-        values[node] = node if same else make(node.op, *args)
-    return values[root]
-
-
-def encode(roots: Sequence[Scalar]) -> Encoded:
-    """(nodes, places of the roots) as nested tuples of literals: hashable, picklable, equal for equal expressions.
-
-    A node is ("input", number), ("const", hexadecimal float) or (primitive, place of each argument among the nodes).
-    """
-    place: dict[Scalar, int] = {}
-    nodes: list[tuple[Any, ...]] = []
-    for node in ordered(roots):
-        place[node] = len(nodes)
-        if node.op == "input":
-            nodes.append(("input", node.value))
-        elif node.op == "const":
-            nodes.append(("const", constant_value(node).hex()))
-        else:
-            nodes.append((node.op, *(place[a] for a in node.args)))
-    return tuple(nodes), tuple(place[root] for root in roots)
-
-
-def decode(encoded: Encoded) -> list[Scalar]:
-    """The roots that `encode` was given, node for node."""
-    nodes: list[Scalar] = []
-    for op, *rest in encoded[0]:
-        if op == "input":
-            nodes.append(input_scalar(rest[0]))
-        elif op == "const":
-            nodes.append(constant(float.fromhex(rest[0])))
-        else:
-            nodes.append(_node(op, tuple(nodes[place] for place in rest)))
-    return [nodes[place] for place in encoded[1]]
-
-
-def _decode_one(encoded: Encoded) -> Scalar:
-    return decode(encoded)[0]
