@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 import tapeprop as tp
-from tapeprop import layers
+from tapeprop import layers, ops
 from tapeprop.compiler.interpret import interpret
 from tapeprop.graph import GraphStructure
 from tapeprop.ir import Parameter, Program, Span, Trace, reachable, recording
-from tapeprop.layers import Activation, Layer
+from tapeprop.layers import Activation, BatchNorm2D, Conv2D, Dense, Dropout, Flatten, Lambda, Layer, PythonLayer
 
 Case = tuple[Callable[[], Layer], tuple[int | None, ...]]
 
@@ -228,3 +228,39 @@ def function_oracle(function: tp.Function, arrays: Sequence[np.ndarray]) -> list
 def _run(trace: Trace, feeds: dict[Any, np.ndarray], outputs: Sequence[Any]) -> list[np.ndarray]:
     feeds |= {t: s.value.astype(t.dtype) for s, t in trace.leaves.items() if isinstance(s, Parameter)}
     return interpret(Program([Span("run", reachable(outputs))], [], list(outputs)), feeds)[0]
+
+
+def network() -> tp.LayerGraph:
+    """Two roots, two terms, a graph inside, a layer in two nodes, a sequence with dropout."""
+    shared = Conv2D(3, 4, 3)
+    left, right = tp.LayerNode(shared, name="left"), tp.LayerNode(shared, name="right")
+    inner_in, inner_out = tp.LayerNode(BatchNorm2D(4), name="norm"), tp.LayerNode(Activation.ReLU(), name="act")
+    inner = tp.LayerGraph({inner_in: [inner_out]}, root=inner_in, term=inner_out)
+    block = tp.LayerNode(inner, name="block")
+    head = tp.SequentialNode(Flatten(), ("drop", Dropout(0.5)), Dense(144, 5), name="head")
+    other = tp.LayerNode(Lambda(lambda x: ops.mean(x, (2, 3))), name="other")
+    edges = {left: [block], right: [block], block: [head, other], head: [], other: []}
+    return with_weights(tp.LayerGraph(edges, root=[left, right], term=[head, other], seed=0))
+
+
+SHAPES = [(None, 3, 6, 6)] * 2
+
+
+class Doubled(PythonLayer):
+    """A layer that no ONNX operator is."""
+
+    def forward(self, x):
+        return 2 * x
+
+    def backward(self, d_out):
+        return 2 * d_out
+
+
+def operators(model: Any) -> list[str]:
+    """The names of a model's operators, in their order."""
+    return [node.op_type for node in model.graph.node if node.op_type != "Constant"]
+
+
+def shape_of(value: Any) -> list[int | str]:
+    """The sizes of an input or output of a model; names of open ones."""
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]

@@ -53,7 +53,7 @@ def program(fewest, seed, dtype):
     """(the program of values and gradients of a random formula, that of both by the NumPy references)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replay, "FEWEST", fewest)
-        patch.setattr(tp.formula.compiled, "FEWEST_TOGETHER", fewest)
+        patch.setattr(tp.formula.feeds, "FEWEST_TOGETHER", fewest)
         inputs = [tp.placeholder((), dtype=dtype) for _ in range(6)]
         tensors = formula(seed, inputs, 70)
         f = tp.function([tensors[-1], tensors[-20], tensors[-1] * 2], inputs)

@@ -17,7 +17,8 @@ from tapeprop import LayerGraph, LayerNode, MergeMode
 from tapeprop.layers import Activation, BatchNorm2D, Conv2D, Dense, Dropout, Flatten, Identity, Sequential
 from tapeprop.losses import CrossEntropy
 from tapeprop.optimizers import Adam
-from tapeprop.runtime.network import Network, Options
+from tapeprop.runtime.network import Network
+from tapeprop.runtime.plans import Options
 
 LOSS = CrossEntropy()
 TESTS = Path(__file__).parent.parent

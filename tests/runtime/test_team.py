@@ -11,7 +11,7 @@ from runtime.test_executor import ring_expected, ring_tape
 
 from tapeprop.runtime import team
 from tapeprop.runtime.executor import BoundTape, times
-from tapeprop.runtime.native_loop import MAILBOX
+from tapeprop.runtime.native_layout import MAILBOX
 from tapeprop.runtime.team import MAX_WORKERS, default_workers, run_bound, run_team, team_size
 
 RING = """

@@ -19,7 +19,7 @@ from tapeprop.profiler.roofs import machine_roofs
 from tapeprop.runtime import ledger
 from tapeprop.runtime.executable import Executable
 from tapeprop.runtime.listing import Producers
-from tapeprop.runtime.network import Trial
+from tapeprop.runtime.plans import Trial
 from tapeprop.runtime.recorder import SPANS_KEPT, RecordedRun, Recorder, Totals, listen, recording_runs, stop_listening
 
 PACKAGES = ("tapeprop", "numpy", "numba", "llvmlite")

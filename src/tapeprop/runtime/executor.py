@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tapeprop.runtime.native_loop import CONTROL, ENTRIES, RECORD, RECORD_WORDS, loop_text
+from tapeprop.runtime.native_layout import CONTROL, RECORD, RECORD_WORDS
+from tapeprop.runtime.native_loop import ENTRIES, loop_text
 from tapeprop.runtime.native_machine import clock_text
 
 __all__ = [

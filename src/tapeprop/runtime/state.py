@@ -145,3 +145,14 @@ def runs(parameters: Iterable[Parameter]) -> list[tuple[Segment, int, int]]:
                 first = index  # type: ignore[assignment]
             previous = index  # type: ignore[assignment]
     return found
+
+
+def pending_of(parameters: Iterable[Parameter]) -> list[Parameter]:
+    """Those whose gradient waits to be consumed."""
+    return [p for p in parameters if cell(p).pending]
+
+
+def zero_gradients(parameters: Sequence[Parameter]) -> None:
+    """Drops the gradients: they read as zero and the next backward starts anew."""
+    for parameter in parameters:
+        cell(parameter).clear_gradient()

@@ -14,7 +14,7 @@ import threading
 import numpy as np
 
 from tapeprop.runtime.executor import BoundTape, Failure, Rounds, aligned_words, bound_tape, decode, native_loops
-from tapeprop.runtime.native_loop import MAILBOX
+from tapeprop.runtime.native_layout import MAILBOX
 
 __all__ = ["MAX_WORKERS", "default_workers", "run_bound", "run_team", "team_size", "thread_ids"]
 

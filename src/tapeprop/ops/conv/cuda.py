@@ -9,8 +9,9 @@ in depth is a matter of the term alone.
 from __future__ import annotations
 
 from tapeprop.ops.conv.geometry import PACKED_BITS
-from tapeprop.targets.cuda.gemm import FAR, Operand, Product, beyond, divide, i32, inline, product_kernel, u32
+from tapeprop.targets.cuda.gemm import product_kernel
 from tapeprop.targets.cuda.kernel import CudaKernel
+from tapeprop.targets.cuda.product import FAR, Operand, Product, beyond, divide, i32, inline, u32
 
 #: A row's integers, those of three axes packed in one: what all threads have of a row at first takes registers.
 FIELDS = "images groups channels depth_in height_in width_in filters taps strides fronts steps depth_out height_out width_out".split()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import cache
 
 from tapeprop.ops.matmul.geometry import BATCH_AXES
-from tapeprop.targets.cuda.gemm import Operand, Product, divide, i32, inline, product_kernel
+from tapeprop.targets.cuda.gemm import product_kernel
 from tapeprop.targets.cuda.kernel import CudaKernel
+from tapeprop.targets.cuda.product import Operand, Product, divide, i32, inline
 
 #: lda, ldb: from a row of a matrix to the next. c_m, c_n: steps in the result. The rest as `geometry.batch_axes` has it.
 NAMES = (

@@ -12,12 +12,9 @@ import ctypes
 import gc
 import itertools
 import os
-import re
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,16 +24,10 @@ from tapeprop.ir.device import Device
 from tapeprop.ir.kernels import Kernel
 from tapeprop.targets.cuda import dlpack, library
 from tapeprop.targets.cuda.driver import ALIGNMENT, Allocation, Dim3, Driver, Graph, byte_view
-from tapeprop.targets.cuda.nvidia_calls import Calls, load_bindings, open_device
+from tapeprop.targets.cuda.nvidia_calls import Calls, Turn, kernel_module, load_bindings, open_device
 from tapeprop.targets.cuda.staging import SLOT_BYTES, SLOTS, Staging
 
 __all__ = ["NvidiaDriver", "compile_in_place"]
-
-_VERSION_FILE = Path("/proc/driver/nvidia/version")
-_FORKED = (
-    "the GPU was opened before os.fork(), which a CUDA context does not survive; start child processes with "
-    'multiprocessing.get_context("spawn"), or open the GPU in the child alone'
-)
 
 
 def compile_in_place(kernels: Sequence[Kernel], capability: tuple) -> Mapping[Kernel, Any]:
@@ -71,7 +62,7 @@ class NvidiaDriver(Driver):
         self.dlpack_device = (dlpack.CUDA, ordinal)
         self._cubins = cubins or compile_in_place
         self._process = os.getpid()
-        self._turn = _Turn(self)
+        self._turn = Turn(self._calls, self._opened.context)
         self._capturing = False
         self._dead: deque[tuple[str, Any]] = deque()  # (function that frees it, handle), from the garbage collector
         self._handles: dict[Kernel, Any] = {}
@@ -112,7 +103,7 @@ class NvidiaDriver(Driver):
             "capability": list(self.capability),
             "memory_bytes": int(total),
             "multiprocessors": multiprocessors,
-            "driver": f"{_kernel_module()} ({offered})" if _kernel_module() else offered,
+            "driver": f"{kernel_module()} ({offered})" if kernel_module() else offered,
             "runtime": f"CUDA {version // 1000}.{version % 1000 // 10}",
             "libraries": library.versions(),
         }
@@ -375,49 +366,6 @@ class NvidiaDriver(Driver):
         return int(ordinal) if status == 0 else None
 
 
-class _Turn:
-    """One thread at a time, with the device's context current; the thread's own context comes back afterwards.
-
-    May be entered again by who is inside. DeviceError where the device is lost, or was opened before a fork.
-    """
-
-    def __init__(self, driver: NvidiaDriver):
-        self._calls = driver._calls
-        self._context = driver._opened.context
-        self._process = os.getpid()
-        self._lock = threading.RLock()
-        self._depth = 0
-        self._pushed = False
-
-    def __enter__(self) -> None:
-        if os.getpid() != self._process:
-            raise DeviceError(_FORKED)  # before the lock, which a thread of the parent may have held
-        self._lock.acquire()
-        try:
-            if self._calls.lost is not None:
-                raise DeviceError(self._calls.lost)
-            if self._depth == 0:
-                current = int(self._calls("cuCtxGetCurrent") or 0)
-                if current == 0:
-                    self._calls("cuCtxSetCurrent", self._context)
-                elif current != int(self._context):
-                    self._calls("cuCtxPushCurrent", self._context)
-                    self._pushed = True
-            self._depth += 1
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self._depth -= 1
-        try:
-            if self._depth == 0 and self._pushed:
-                self._pushed = False
-                self._calls.bindings.cuCtxPopCurrent()
-        finally:
-            self._lock.release()
-
-
 class _NvidiaGraph(Graph):
     def __init__(self, driver: NvidiaDriver, runnable: Any, nodes: int):
         self.nodes = nodes
@@ -435,12 +383,3 @@ class _Pinned:
     def __init__(self, address: int, nbytes: int, collected: Callable[[Any], None]):
         self.__array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 3}
         weakref.finalize(self, collected, address).atexit = False
-
-
-def _kernel_module() -> str | None:
-    """The version of NVIDIA's kernel module, as "580.82.07"; None where it does not tell."""
-    try:
-        found = re.search(r"Kernel Module\s+(?:for \S+\s+)?([\d.]+)", _VERSION_FILE.read_text())
-    except OSError:
-        return None
-    return found[1] if found else None

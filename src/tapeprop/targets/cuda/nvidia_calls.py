@@ -1,13 +1,17 @@
-"""Calls of NVIDIA's driver library (`cuda.bindings.driver`), with what they report turned into errors; and its opening."""
+"""Calls of NVIDIA's driver library (`cuda.bindings.driver`), with what they report turned into errors; its opening, and turns in it."""
 
 from __future__ import annotations
 
+import os
+import re
+import threading
+from pathlib import Path
 from typing import Any
 
 from tapeprop.errors import DeviceError, DeviceMemoryError
 from tapeprop.targets.cuda.library import REMEDY
 
-__all__ = ["Calls", "Opened", "load_bindings", "open_device"]
+__all__ = ["Calls", "Opened", "Turn", "kernel_module", "load_bindings", "open_device"]
 
 _OUT_OF_MEMORY = 2
 
@@ -52,6 +56,11 @@ _CLOSED = {
     999: "the driver does not answer; see nvidia-smi, and reload nvidia_uvm or restart the machine",
 }
 _INSTEAD = "or build with device='cpu'"
+_FORKED = (
+    "the GPU was opened before os.fork(), which a CUDA context does not survive; start child processes with "
+    'multiprocessing.get_context("spawn"), or open the GPU in the child alone'
+)
+_VERSION_FILE = Path("/proc/driver/nvidia/version")
 
 
 class Calls:
@@ -153,6 +162,58 @@ def open_device(calls: Calls, ordinal: int) -> Opened:
         )
     context = _value(calls, bindings.cuDevicePrimaryCtxRetain(device))
     return Opened(device, context, name, (major, minor), running)
+
+
+class Turn:
+    """One thread at a time, with the device's context current; the thread's own context comes back afterwards.
+
+    May be entered again by who is inside. DeviceError where the device is lost, or was opened before a fork.
+    """
+
+    def __init__(self, calls: Calls, context: Any):
+        self._calls = calls
+        self._context = context
+        self._process = os.getpid()
+        self._lock = threading.RLock()
+        self._depth = 0
+        self._pushed = False
+
+    def __enter__(self) -> None:
+        if os.getpid() != self._process:
+            raise DeviceError(_FORKED)  # before the lock, which a thread of the parent may have held
+        self._lock.acquire()
+        try:
+            if self._calls.lost is not None:
+                raise DeviceError(self._calls.lost)
+            if self._depth == 0:
+                current = int(self._calls("cuCtxGetCurrent") or 0)
+                if current == 0:
+                    self._calls("cuCtxSetCurrent", self._context)
+                elif current != int(self._context):
+                    self._calls("cuCtxPushCurrent", self._context)
+                    self._pushed = True
+            self._depth += 1
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        try:
+            if self._depth == 0 and self._pushed:
+                self._pushed = False
+                self._calls.bindings.cuCtxPopCurrent()
+        finally:
+            self._lock.release()
+
+
+def kernel_module() -> str | None:
+    """The version of NVIDIA's kernel module, as "580.82.07"; None where it does not tell."""
+    try:
+        found = re.search(r"Kernel Module\s+(?:for \S+\s+)?([\d.]+)", _VERSION_FILE.read_text())
+    except OSError:
+        return None
+    return found[1] if found else None
 
 
 def _value(calls: Calls, result: tuple) -> Any:

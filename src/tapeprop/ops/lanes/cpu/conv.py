@@ -1,8 +1,8 @@
 """CPU kernels of the convolutions whose vector lanes are images: rows of outputs, in tiles that read x and w where they lie.
 
 Activations are (G, C, H, W, L), L images side by side in a pixel; weights are (O, C, KH, KW) and read one by one, as broadcasts.
-`targets.cpu.lanes` holds the microkernels, `tiles` chooses how they are cut. Only the filter's width, the horizontal stride and the tile
-are compiled in.
+`targets.cpu.lane_correlation` and `lane_weights` hold the microkernels, `tiles` chooses how they are cut. Only the filter's width,
+the horizontal stride and the tile are compiled in.
 
 The input's gradient is the same correlation, with the taps turned round: output pixels of one phase of the stride meet the same
 taps, and each phase is a correlation of stride 1.
@@ -109,7 +109,8 @@ def forward(
     dtype: str, lanes: int, images: int, outs: int, fewer: int, pixels: int, taps: int, stride: int
 ) -> NumbaKernel:
     """y = conv(x, w) + bias, negative numbers made 0 where `floor` is not 0. A grain is a row of a block of channels."""
-    from tapeprop.targets.cpu.lanes import BIAS, NOTHING, RESULT, copy_rows, correlate_row
+    from tapeprop.targets.cpu.lane_correlation import BIAS, NOTHING, RESULT, correlate_row
+    from tapeprop.targets.cpu.lanes import copy_rows
 
     forwards = 1
 
@@ -209,7 +210,8 @@ def input_grad(
     Row h + top = stride u + phase meets taps kh = phase, phase + stride, ..., the last of which reads the first row of dy.
     A grain is a row of a block of channels.
     """
-    from tapeprop.targets.cpu.lanes import NOTHING, RESULT, copy_rows, correlate_row
+    from tapeprop.targets.cpu.lane_correlation import NOTHING, RESULT, correlate_row
+    from tapeprop.targets.cpu.lanes import copy_rows
 
     most, one, backwards = -(-taps // stride), 1, -stride  # taps of the first phases; of the others one less
     least = max(taps // stride, 1)
@@ -318,7 +320,8 @@ def weight_grad(
     rows of pixels after another: those of x stay in the second-level cache while the blocks of output channels pass. The lanes are summed
     last. `taps` of a filter's row are summed at a time.
     """
-    from tapeprop.targets.cpu.lanes import lane_sums, weight_rows
+    from tapeprop.targets.cpu.lane_weights import weight_rows
+    from tapeprop.targets.cpu.lanes import lane_sums
 
     def body(
         x, dy, dw, scratch, groups, channels, height, width, filters, height_out, width_out, taps_h, stride_h, top, left,

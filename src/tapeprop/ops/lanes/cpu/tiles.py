@@ -45,7 +45,7 @@ def correlation_tile(
 ) -> tuple[Blocks, int]:
     """(blocks of output channels, pixels) of the tile that takes the least time for a row of `count` pixels.
 
-    parts: vectors of a pixel; the others as in `targets.cpu.lanes.correlate_row`. A tap that meets the image multiplies outs x
+    parts: vectors of a pixel; the others as in `targets.cpu.lane_correlation.correlate_row`. A tap that meets the image multiplies outs x
     pixels x parts vectors and loads as many weights as there are outs; the pixels come from further away. A core multiplies and
     loads about as many vectors at a time. The sums, a column of pixels and a weight have to stay in registers.
     """
