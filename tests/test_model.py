@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tapeprop import LayerGraph, LayerNode, MergeMode, gradcheck, load
-from tapeprop.errors import NotBuiltError, StateError, WeightFileError
+from tapeprop.errors import NotBuiltError, ShapeError, StateError, WeightFileError
 from tapeprop.layers import Activation, BatchNorm1D, Conv2D, Dense, Dropout, Identity, Sequential
 from tapeprop.losses import CrossEntropy
 from tapeprop.optimizers import SGD, Adam
@@ -89,6 +89,45 @@ def test_fit_learns_and_predict_and_evaluate_agree():
     found = graph.evaluate(X, Y, loss=CrossEntropy())
     assert found["accuracy"] == pytest.approx(np.mean(scores.argmax(1) == Y))
     assert found["loss"] == pytest.approx(CrossEntropy()(Y, scores), rel=1e-5)
+
+
+def test_an_array_that_is_read_as_it_is_gives_what_any_other_gives():
+    graph = network().build((None, 5))
+    ready = X.astype(np.float32)
+    expected, kept = graph.predict(X), ready.copy()  # of float64: looked at, and cast
+    for given in (ready, np.asfortranarray(ready), np.repeat(ready, 2, axis=0)[::2], ready.tolist()):
+        np.testing.assert_array_equal(graph.predict(given), expected)
+    np.testing.assert_array_equal(graph.predict(ready, batch_size=24), expected)
+    first = graph.predict(ready)
+    graph.predict(-ready)
+    np.testing.assert_array_equal(first, expected)  # a fresh array each time
+    np.testing.assert_array_equal(ready, kept)
+    for one in (graph.predict(ready[:1]), graph.predict(ready[:1], batch_size=1)):
+        np.testing.assert_allclose(one, expected[:1], rtol=1e-6, atol=1e-6)
+    graph.nodes[-1].layer.weight.value[...] *= 2
+    assert not np.array_equal(graph.predict(ready), expected)
+
+
+def test_an_array_that_is_read_as_it_is_meets_the_same_refusals():
+    graph = network().build((None, 5))
+    ready = X.astype(np.float32)
+    graph.predict(ready)
+    for size in (0, -1):
+        with pytest.raises(ValueError, match="batch_size"):
+            graph.predict(ready, batch_size=size)
+    for size in (True, 2.5, None):
+        with pytest.raises(TypeError, match="batch_size"):
+            graph.predict(ready, batch_size=size)
+    with pytest.raises(ShapeError, match="in_features=5"):
+        graph.predict(ready[:, :4].copy())
+    with pytest.raises(ShapeError, match="at least one sample"):
+        graph.predict(ready[:0])
+    before, head = graph.predict(ready), graph.nodes[-1]
+    layer, head.layer = head.layer, Dense(8, 2)
+    with pytest.raises(NotBuiltError, match="edited"):
+        graph.predict(ready)
+    head.layer = layer
+    np.testing.assert_array_equal(graph.predict(ready), before)
 
 
 def test_timing_a_step_changes_nothing(trained):

@@ -128,6 +128,9 @@ class LayerGraph(CompiledGraph):
 
     def predict(self, X: Any, batch_size: int = 256) -> Any:
         """The output for X in evaluation mode, batch by batch: fresh arrays, one per term where `term` is a list."""
+        found = self.infer_at_once(X, batch_size) if type(batch_size) is int else None
+        if found is not None:
+            return found
         self._compiled("predict()")
         return evaluation.predict(self, X, batch_size)
 

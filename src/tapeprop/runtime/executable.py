@@ -76,7 +76,7 @@ class Executable:
         self.workers = 1
         self._generations: tuple[int, ...] = ()
         self._patches: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self._stretches: dict[tuple[str, str | None], tuple[int, int]] = {}
+        self._stretches: dict[tuple[str | None, str | None], tuple[int, int]] = {}
         self._inputs: dict[Tensor, int] = {}  # where the arrays of the inputs lie
         self._reserve(workers)
 
@@ -201,7 +201,7 @@ class Executable:
 
     def _is_bound(self) -> bool:
         """Whether the rows say where everything lies now."""
-        return self._bound is not None and self._generations == tuple(a.generation for a in self.arenas.values())
+        return self._bound is not None and self._generations == tuple([a.generation for a in self.arenas.values()])
 
     def make_input(self, shape: Sequence[int], dtype: str) -> Any:
         """Memory for an input, which a caller's array is copied to."""
@@ -224,13 +224,15 @@ class Executable:
         """What it runs on beside the processor; nothing on the host."""
         return {}
 
-    def rows_of(self, first: str, last: str | None = None) -> tuple[int, int]:
-        """(first row, count) of the stretch from the span `first` to the span `last`, both included."""
+    def rows_of(self, first: str | None = None, last: str | None = None) -> tuple[int, int]:
+        """(first row, count) of the stretch from the span `first` to the span `last`, both included; by default of all rows."""
+        if first is None and last is None:
+            return 0, len(self.tape.rows)
         found = self._stretches.get((first, last))  # asked for by every call
         if found is None:
             names = [span.name for span in self.program.spans]
-            chosen = names[names.index(first) : names.index(last or first) + 1]
-            bounds = [self.tape.spans[name] for name in chosen if self.tape.spans[name][1]]
+            begin, end = names.index(first) if first else 0, names.index(last) + 1 if last else len(names)
+            bounds = [self.tape.spans[name] for name in names[begin:end] if self.tape.spans[name][1]]
             found = (bounds[0][0], bounds[-1][1] - bounds[0][0]) if bounds else (0, 0)
             self._stretches[first, last] = found
         return found
@@ -252,11 +254,7 @@ class Executable:
 
         LabelError, GraphError: what a kernel reported, with the node's name; the rows after it did not run.
         """
-        if first is None and last is None:
-            self.run_rows(0, len(self.tape.rows), steps)
-            return
-        names = [span.name for span in self.program.spans]
-        start, count = self.rows_of(first or names[0], last or names[-1])
+        start, count = self.rows_of(first, last)
         self.run_rows(start, count, steps)
 
     def run_rows(self, start: int, count: int, steps: int = 1) -> None:

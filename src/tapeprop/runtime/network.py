@@ -112,7 +112,7 @@ class Network(PlannedNetwork):
     def predict(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Fresh arrays of the outputs in evaluation mode. Nothing is kept; a forward that waits for its backward is not disturbed."""
         with self.lock:
-            shapes = tuple(a.shape for a in arrays)
+            shapes = tuple([a.shape for a in arrays])
             found, executable = self.predict_plan(shapes)
             assert found.folding is not None
             versions = found.folding.versions()

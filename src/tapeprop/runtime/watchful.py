@@ -25,8 +25,7 @@ def run_watchfully(executable: Executable, first: str | None, last: str | None, 
     NumericsError names the first instruction that made a NaN or an infinity, its node, and the operand that held one before; the
     rows behind it did not run. An instruction of several rows is looked at when the last of them has run.
     """
-    spans = [span.name for span in executable.program.spans]
-    start, count = executable.rows_of(first or spans[0], last or spans[-1])
+    start, count = executable.rows_of(first, last)
     rows = executable.tape.rows
     for first_row, length in executable.parts(start, count):
         before: dict[int, str] = {}
