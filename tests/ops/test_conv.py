@@ -141,7 +141,7 @@ def test_a_filter_has_the_same_bits_alone_as_among_others():
         np.testing.assert_array_equal(one[0], dw[o])
 
 
-def test_bias_is_added_to_the_finished_sum():
+def test_bias_is_added_to_the_first_block_of_terms():
     x, w, b = random((2, 3, 8, 8)), random((6, 3, 3, 3), seed=1), 1e4 * random(6, seed=2)
     y = run(lambda x, w, b: ops.conv2d(x, w, b, padding=1), x, w, b)
     np.testing.assert_array_equal(y, run(lambda x, w: ops.conv2d(x, w, padding=1), x, w) + b[:, None, None])

@@ -50,6 +50,23 @@ def test_an_element_has_the_same_bits_wherever_it_stands(terms):
     np.testing.assert_array_equal(run(ops.matmul, np.stack([a, a]), b)[1], whole)
 
 
+@pytest.mark.parametrize(
+    ("a_shape", "b_shape", "ta"),
+    [((3, 90, 33), (3, 33, 45), False), ((2, 1, 150, 20), (4, 20, 29), False), ((3, 390, 75), (390, 37), True)],
+)
+def test_panels_that_several_blocks_of_rows_use(a_shape, b_shape, ta):
+    """They are laid out anew for each matrix: each has the bits that it has alone."""
+    a, b = random(a_shape), random(b_shape, seed=1)
+    y = run(lambda a, b: ops.matmul(a, b, ta), a, b, workers=3)
+    left = np.broadcast_to(a, (*y.shape[:-2], *a.shape[-2:]))
+    right = np.broadcast_to(b, (*y.shape[:-2], *b.shape[-2:]))
+    for place in np.ndindex(*y.shape[:-2]):
+        one = run(lambda a, b: ops.matmul(a, b, ta), left[place].copy(), right[place].copy())
+        np.testing.assert_array_equal(y[place], one)
+        first = left[place].T if ta else left[place]
+        np.testing.assert_allclose(one, first.astype(float) @ right[place].astype(float), rtol=1e-4, atol=1e-4)
+
+
 def test_long_sums_are_cut_into_blocks():
     # 16384 ones after a large number: in one float32 chain each is lost, a block of them is not
     x, w = np.ones((1, 16385), np.float32), np.ones((1, 16385), np.float32)
@@ -57,7 +74,7 @@ def test_long_sums_are_cut_into_blocks():
     assert run(ops.dense, x, w) == pytest.approx(2.0**25 + 16384, rel=2e-5)
 
 
-def test_bias_is_added_to_the_finished_sum():
+def test_bias_is_added_to_the_first_block_of_terms():
     x, w, b = random((7, 100)), random((35, 100), seed=1), 1e4 * random(35, seed=2)
     np.testing.assert_array_equal(run(ops.dense, x, w, b), run(ops.dense, x, w) + b)
 

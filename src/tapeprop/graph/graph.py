@@ -12,13 +12,12 @@ from tapeprop.errors import GraphError, ShapeError, StateError
 from tapeprop.graph.built import BuiltGraph
 from tapeprop.graph.node import LayerNode
 from tapeprop.ir import Shape, Tensor
-from tapeprop.layers.edits import edits
 from tapeprop.layers.sizes import open_shape
 from tapeprop.runtime.diagnosis import Diagnosis
 from tapeprop.runtime.fit_session import FitSession
 from tapeprop.runtime.listing import Listing
 from tapeprop.runtime.network import Network
-from tapeprop.runtime.plans import CacheInfo, Trial
+from tapeprop.runtime.plans import CacheInfo, Trial, is_input
 from tapeprop.runtime.state import zero_gradients
 
 if TYPE_CHECKING:
@@ -56,28 +55,17 @@ class CompiledGraph(BuiltGraph):
         with self._exclusive("predict()"):
             return network.predict(list(arrays))
 
-    def infer_at_once(self, X: Any, most: int) -> np.ndarray | None:
-        """The output for X where X can be read as it is and is one batch of at most `most` rows; else None: then there is more to look at.
-
-        Looking takes longer than a small network does with a sample.
-        """
-        network, options = self._network, self._options
-        if not (type(X) is np.ndarray and X.dtype == options.dtype and X.flags.c_contiguous and X.ndim and X.size):
-            return None
+    def is_batch(self, X: Any, most: int) -> bool:
+        """Whether X is an array that infer([X]) takes as it stands, of at most `most` rows, and the graph has one root and one term."""
         listed = isinstance(self._root, list) or isinstance(self._term, list)
-        stands = network is not None and self._seen == edits() and self._built_version == self._version
-        if listed or not stands or options.device != "cpu" or len(X) > most:
-            return None
-        with self._exclusive("predict()"):
-            (output,) = network.predict([X])  # type: ignore[union-attr]
-        return output if output.ndim and len(output) == len(X) else None
+        return not listed and is_input(X, self.dtype) and X.ndim > 0 and len(X) <= most
 
     def _inputs(self, X: Any) -> list[np.ndarray]:
         found: list[Any] = []
         network = self._network
         assert network is not None  # callers have looked
         for root, x in zip(self.roots, self.arrange_inputs(X, "X"), strict=True):
-            if not (type(x) is np.ndarray and x.dtype == self.dtype and x.flags.c_contiguous and x.size):
+            if not is_input(x, self.dtype):
                 x = network.take(x, self.dtype, f"node {self.label_of(root)!r}: input")
             found.append(x)
         return found

@@ -225,7 +225,9 @@ class Executable:
         return {}
 
     def rows_of(self, first: str | None = None, last: str | None = None) -> tuple[int, int]:
-        """(first row, count) of the stretch from the span `first` to the span `last`, both included; by default of all rows."""
+        """(first row, count) of the stretch from the span `first` to the span `last`, both included. Without them: from the first
+        row on, to the last.
+        """
         if first is None and last is None:
             return 0, len(self.tape.rows)
         found = self._stretches.get((first, last))  # asked for by every call

@@ -184,6 +184,11 @@ class Trial:
         self.network.execute(self.executable, steps=steps)
 
 
+def is_input(array: object, dtype: str) -> bool:
+    """Whether `as_input` would give `array` itself, as it stands: a plain array of NumPy, C-contiguous, of `dtype`, not empty."""
+    return type(array) is np.ndarray and array.dtype == dtype and array.flags.c_contiguous and array.size > 0
+
+
 def as_input(array: object, dtype: str, what: str) -> np.ndarray:
     """`array` as a C-contiguous array of `dtype`; itself where it is one already.
 

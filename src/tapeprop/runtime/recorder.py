@@ -216,7 +216,7 @@ def run_recorded(executable: Executable, start: int, count: int, steps: int, rec
 
 
 def _moment() -> tuple[int, float]:
-    """(ticks, seconds) now: of a few pairs of readings the closest, as another program may run between two."""
+    """(ticks, seconds) now: of a few readings, each between two of the other clock, the closest, as another program may run between two."""
     now = clock()
     pairs = []
     for _ in range(5):

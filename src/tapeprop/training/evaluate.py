@@ -11,6 +11,7 @@ import numpy as np
 from tapeprop.errors import ShapeError
 from tapeprop.graph.ports import Ports
 from tapeprop.losses import Loss
+from tapeprop.runtime.plans import is_input
 from tapeprop.training.data import labels_for, raw_labels, real_array, same_length
 from tapeprop.training.metrics import Metric, listed, resolve
 from tapeprop.training.model import Model
@@ -118,8 +119,8 @@ def inputs_of(model: Model, X: Any, what: str = "X") -> list[np.ndarray]:
 
 
 def _input_of(model: Model, part: Any, where: str) -> Any:
-    if type(part) is np.ndarray and part.dtype == model.dtype and part.flags.c_contiguous and part.size and part.ndim:
-        return part  # nothing to look for, where looking takes as long as a small network
+    if is_input(part, model.dtype) and part.ndim:
+        return part
     given = model.on_device(part, (model.dtype,), where)
     if given is not None and not given.ndim:
         raise ShapeError(f"{where}: expected at least one sample along axis 0, received shape ()")
@@ -133,12 +134,7 @@ def predict_arrays(model: Model, arrays: Sequence[np.ndarray], batch_size: int =
     for start in range(0, count, batch_size):
         batch = model.infer([a[start : start + batch_size] for a in arrays])
         size = min(batch_size, count - start)
-        for name, output in zip(model.outputs.names, batch, strict=True):
-            if output.ndim == 0 or len(output) != size:
-                raise ShapeError(
-                    f"node {name!r}: its output has shape {output.shape} for {size} samples; predict() needs one row "
-                    f"per sample, use forward() for this network"
-                )
+        expect_rows(model.graph, batch, size)
         if size == count:
             return batch
         if not found:
@@ -146,6 +142,16 @@ def predict_arrays(model: Model, arrays: Sequence[np.ndarray], batch_size: int =
         for whole, output in zip(found, batch, strict=True):
             whole[start : start + size] = output
     return found
+
+
+def expect_rows(graph: Any, outputs: Sequence[np.ndarray], count: int) -> None:
+    """ShapeError unless each output has a row for each of `count` samples."""
+    for i, output in enumerate(outputs):
+        if output.ndim == 0 or len(output) != count:
+            raise ShapeError(
+                f"node {graph.labels[graph.terms[i]]!r}: its output has shape {output.shape} for {count} samples; predict() needs one row "
+                f"per sample, use forward() for this network"
+            )
 
 
 def predict(graph: Any, X: Any, batch_size: int = BATCH) -> Any:

@@ -153,7 +153,9 @@ def whole(elements: int) -> int:
 
 
 def pitch(elements: int, dtype: str) -> int:
-    """Elements from one plane to the next: a cache line more where else the planes' rows would share few sets of the cache."""
+    """Elements from one plane to the next: a cache line more where planes would be an even number of lines apart, since their rows
+    would share few sets of the cache then.
+    """
     line = LINE_BYTES // ITEM_BYTES[dtype]
     return elements if elements % (2 * line) else elements + line
 

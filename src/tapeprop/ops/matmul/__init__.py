@@ -1,8 +1,9 @@
 """Products of matrices: `matmul` over any leading axes, and `dense`, the product of a dense layer with its bias.
 
-Every element is a sum over k in rising order, cut into blocks of about 256 terms that are added one after another; the cut
-depends on K alone, and a bias is added to the first block's sum. So an element has the same bits wherever it stands in its
-matrix and however many workers there are.
+On the CPU every element is a sum over k in rising order, cut into blocks of about 256 terms that are added one after another; the
+cut depends on K alone, and a bias is added to the first block's sum. (Up to four rows times a transposed matrix are dot products, whose
+order depends on K alone as well; a GPU's depends on the shapes.) So an element has the same bits wherever it stands in its matrix and
+however many workers there are.
 """
 
 from __future__ import annotations

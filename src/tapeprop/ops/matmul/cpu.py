@@ -25,7 +25,7 @@ def product_launch(call: Call, transpose_a: bool, transpose_b: bool, bias: int |
         return _dots_launch(call, m, n, k, bias, sizes["lanes"])
     width = 2 * sizes["lanes"]
     blocks = -(-m // ROW_BLOCK)
-    # The rows of a panel lie where they drive each other out of the cache: several blocks pay for a copy.
+    # The rows of a panel lie where they drive each other out of the cache, unless b is one panel wide; several blocks pay for a copy.
     layout = TRANSPOSED if transpose_b else COPIED if blocks > 1 and n > width else IN_PLACE
     scratch = width * k if layout else width
     arrays = [
@@ -82,7 +82,8 @@ def dots(dtype: str, lanes: int) -> NumbaKernel:
 def product(dtype: str, lanes: int, height: int) -> NumbaKernel:
     """c = op(a) op(b) + bias over a batch of matrices; everything flat.
 
-    A grain is a block of rows of one panel of columns. A panel that is used often is laid out anew in the worker's scratch, row by row.
+    A grain is a block of rows of one panel of columns. A panel of a transposed b, or one for several blocks, is laid out anew in the
+    worker's scratch, one row after another.
     """
     from tapeprop.targets.cpu.gemm import ROWS, STRIDED, gemm_panel
     from tapeprop.targets.cpu.panels import stage_plane, transpose_panel
@@ -115,11 +116,9 @@ def product(dtype: str, lanes: int, height: int) -> NumbaKernel:
             if layout == in_place:
                 b_start += j
             else:
-                if panel == last:
-                    pass
-                elif layout == copied:
+                if panel != last and layout == copied:
                     stage_plane(lanes, b, b_start + j, n, 1, 0, k, 0, columns, packed, 0, k, width)
-                else:
+                elif panel != last:
                     source = b_start + j * k
                     transpose_panel(lanes, b, source, k, min(lanes, columns), k, packed, 0, width)
                     if columns > lanes:

@@ -4,8 +4,8 @@
 vectors of sums in registers; each step loads one row of B and broadcasts one column of A (Goto and van de Geijn, "Anatomy of
 High-Performance Matrix Multiplication", 2008; the tile is BLIS's). Neither operand has to be packed: A is read at two strides
 or through a table of rows, B at one stride or through a table, which is what makes a convolution's column matrix implicit.
-Sums run over k in rising order from zero, whatever the tile, in blocks of about `TERMS`: so many rows of B stay in the first cache
-from one tile to the next. This module imports numba.
+Sums run over k in rising order from zero, whatever the tile, in blocks of about `TERMS`: the rows of B that a block reads stay in the
+nearest cache from one tile to the next (16 KiB with vectors of 256 bits). This module imports numba.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tapeprop.targets.cpu.plain import twin
 
 __all__ = ["A_ROWS", "B_TABLE", "NO_ADDEND", "PER_ROW", "ROWS", "STRIDED", "gemm_panel"]
 
-#: Of a sum before its next block is added to it.
+#: Of a block of a sum, about: a sum of fewer than 1.5 times as many is one block.
 TERMS = 256
 
 #: How `gemm_panel` finds an element of A and a row of B.
@@ -50,9 +50,8 @@ def gemm_panel(
     c[c_start + i * c_m + j].
     B_TABLE: row s of B begins at b[b_start + table[table_start + s]] instead.
     A_ROWS: A[i, s] = a[a_start + table[table_start + i] + s] instead.
-    ROWS: addend[addend_start + i * addend_m + j] is added to the finished sum of C[i, j]; PER_ROW:
-    addend[addend_start + i * addend_m]; neither where addend_m is negative. A sum of more than 1.5 `TERMS` is that of equal blocks; the
-    addend joins the first, and the others are added to it one by one.
+    ROWS: addend[addend_start + i * addend_m + j] is added to the sum of C[i, j]; PER_ROW: addend[addend_start + i * addend_m]; neither
+    where addend_m is negative. It joins the sum of the first block of terms, to which those of the others are added one by one.
     """
     literal = literals([lanes, height, addressing, addend_kind])
     if literal is None:
@@ -205,6 +204,7 @@ class _Tile:
         self._add_where(self.given["later"], lambda: map(self._row, self._places()))
 
     def _add_where(self, condition: Value, addends: Callable[[], Iterable[list[Value]]]) -> None:
+        """Adds the rows that `addends` gives one by one, where the condition holds; it is called inside that branch, for its loads."""
         b, before, plain, added = self.e.builder, self.e.builder.block, self.sums, []
         with b.if_then(condition):
             for sums, terms in zip(plain, addends()):

@@ -114,27 +114,30 @@ def _emit_staging(e, x, x_start, x_row, x_step, top, bottom, low, high, y, y_sta
     """Vectors of columns one after another, so that their masks are made once, and down the rows of each."""
     b, zero, full = e.builder, I64(0), I64(e.lanes)
 
-    def at_most(value, most):
-        return b.select(b.icmp_signed("<", value, most), value, most)
+    def smaller(value, other):
+        return b.select(b.icmp_signed("<", value, other), value, other)
 
-    high = at_most(high, count)
-    top = at_most(b.select(b.icmp_signed(">", top, zero), top, zero), rows)
-    bottom = at_most(b.select(b.icmp_signed(">", bottom, top), bottom, top), rows)
+    def larger(value, other):
+        return b.select(b.icmp_signed(">", value, other), value, other)
+
+    high = smaller(high, count)
+    top = smaller(larger(top, zero), rows)
+    bottom = smaller(larger(bottom, top), rows)
     columns = Loop(b, "columns", zero, e.move(x, x_start), e.move(y, y_start))
     j, x_top, y_top = columns.values
     columns.test(b.icmp_signed("<", j, count))
     first, end = b.sub(low, j), b.sub(high, j)
     written = e.lane_mask(b.sub(count, j))
 
-    def down(loaded, mask):
-        """Zeros above the image, its rows as `loaded(place)` has them, zeros below."""
+    def down(loaded, stored):
+        """Zeros above the image, its rows as `loaded(place)` has them, zeros below; `stored` is the mask of what is written."""
         u, target = zero, y_top
         for name, stop in (("above", top), ("rows", bottom), ("below", rows)):
             source = e.move(x_top, b.mul(u, x_row))
             loop = Loop(b, name, u, source, target)
             u, source, target = loop.values
             loop.test(b.icmp_signed("<", u, stop))
-            e.store(loaded(source) if name == "rows" else e.value(0.0), target, mask)
+            e.store(loaded(source) if name == "rows" else e.value(0.0), target, stored)
             loop.close(b.add(u, I64(1)), e.move(source, x_row), e.move(target, count))
 
     def alternate():

@@ -33,7 +33,7 @@ def weight_grad(dtype: str, lanes: int, height: int) -> NumbaKernel:
 
     A grain is a few rows (c, kh, kw) on a panel of filters o; a worker does its grains of one panel together, up to a block
     of rows: per band (rows, pixels) times (pixels, filters), the gradients transposed so that filters lie in vectors. The sums
-    of the bands are added in order.
+    of the bands, each a block of terms or two, are added in order.
     """
     from tapeprop.targets.cpu.gemm import A_ROWS, ROWS, gemm_panel
     from tapeprop.targets.cpu.panels import transpose_panel
