@@ -240,6 +240,7 @@ def test_memory_that_the_collector_frees_does_not_disturb_a_look_at_it():
     driver = DryDriver()
     kept = [driver.allocate(64) for _ in range(50)]
     thresholds = gc.get_threshold()
+    gc.freeze()  # what tests before have left would be looked through each time
     try:
         for threshold in range(1, 60):  # a collection after so many new objects: one of them falls into the look
             gc.collect()
@@ -252,3 +253,4 @@ def test_memory_that_the_collector_frees_does_not_disturb_a_look_at_it():
             gc.set_threshold(*thresholds)
     finally:
         gc.set_threshold(*thresholds)
+        gc.unfreeze()
