@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cli.profile_runs import NETWORK, process, reported, run, write  # noqa: F401
+from cli.profile_runs import NETWORK, reported, run, write
+from cli.profile_runs import process as process  # a fixture of every test here
 
 import tapeprop as tp
 from tapeprop.cli import feed

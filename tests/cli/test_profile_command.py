@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli.profile_runs import NETWORK, process, reported, run, write  # noqa: F401
+from cli.profile_runs import NETWORK, reported, run, write
+from cli.profile_runs import process as process  # a fixture of every test here
 from patience import HANG_SECONDS
 from profiler.profiles import with_even_times
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cli.profile_runs import process as process  # a fixture of every test here
 
 import tapeprop as tp
 from tapeprop import cli
@@ -30,27 +30,9 @@ def chain(count):
 """
 
 
-@pytest.fixture(autouse=True)
-def _process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What running a file changes in the process is undone."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    before = set(sys.modules)
-    yield
-    for name, module in list(sys.modules.items()):
-        if name not in before and not name.startswith("tapeprop") and _is_written_here(module):
-            del sys.modules[name]
-
-
-def _is_written_here(module: object) -> bool:
-    path = getattr(module, "__file__", None)
-    return isinstance(path, str) and (not Path(path).is_absolute() or "pytest-" in path or "examples" in path)
-
-
 @pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Writes nets.py into an empty working directory."""
-    monkeypatch.chdir(tmp_path)
+def write(tmp_path: Path):
+    """Writes nets.py into the working directory, which is empty."""
 
     def made(text: str, name: str = "nets.py", head: str = HEAD) -> str:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
