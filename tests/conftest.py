@@ -8,8 +8,15 @@ from hypothesis import HealthCheck, settings
 
 from tapeprop.graph.graph import CompiledGraph
 
-SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
-DEVICE_THERE = SIMULATED or os.environ.get("TAPEPROP_TEST_GPU", "") not in ("", "0")
+
+
+def _asked(name):
+    return os.environ.get(name, "0") not in ("", "0")
+
+
+SIMULATED = _asked("NUMBA_ENABLE_CUDASIM")
+PTX = _asked("TAPEPROP_TEST_PTX")
+DEVICE_THERE = SIMULATED or PTX or _asked("TAPEPROP_TEST_GPU")
 #: More than a thousand tests that would all be skipped without a device: see `make cuda-check`.
 collect_ignore = [] if DEVICE_THERE else ["on_device"]
 #: How long an example takes tells of the machine: some compile. All else stays as it is, what hypothesis changes in CI included.
@@ -26,10 +33,24 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("cuda") and not DEVICE_THERE:
             item.add_marker(pytest.mark.skip(reason="needs Numba's simulator or a GPU: make cuda-check, make gpu-test"))
-        if item.get_closest_marker("gpu") and (SIMULATED or not DEVICE_THERE):
+        if item.get_closest_marker("gpu") and (SIMULATED or PTX or not DEVICE_THERE):
             item.add_marker(pytest.mark.skip(reason="needs a GPU: make gpu-test"))
         if item.get_closest_marker("host") and config.getoption("--device") != "cpu":
             item.add_marker(pytest.mark.skip(reason="is about the CPU"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def made_up_gpu():
+    """With TAPEPROP_TEST_PTX=1: a device that runs the kernels' PTX on the host."""
+    if not PTX:
+        yield
+        return
+    from ptx.driver import PtxDriver
+
+    from tapeprop.targets.cuda.driver import use_driver
+
+    with use_driver(PtxDriver()):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,7 +75,7 @@ def pytest_terminal_summary(terminalreporter, config):
     """How many of ONNX' cases pass; on a GPU the outcome is written to bench/results/, with what it was found on."""
     if not hasattr(config, "workerinput"):
         _count_onnx_cases(terminalreporter)
-    if config.getoption("--device") != "cuda" or SIMULATED or hasattr(config, "workerinput"):
+    if config.getoption("--device") != "cuda" or SIMULATED or PTX or hasattr(config, "workerinput"):
         return
     import json
     from datetime import date

@@ -58,11 +58,14 @@ def dropout(dtype: str) -> CudaKernel:
             first, second, third, fourth = _words(block, site, seed, call)
             i = block // lanes * group + block % lanes
             j, k, m = i + lanes, i + 2 * lanes, i + 3 * lanes
-            # all four are read before the first is written, so that their latencies overlap
-            given_i, given_j = x[min(i, n - 1)], x[min(j, n - 1)]
-            given_k, given_m = x[min(k, n - 1)], x[min(m, n - 1)]
-            if i < n:
-                y[i] = given_i * (kept if first >= threshold else dropped)
+            if i >= n:
+                block += cuda.gridsize(1)
+                continue
+            # all four are read before the first is written, so that their latencies overlap; past the end this thread's own first,
+            # since y may lie over x, and other threads write there
+            given_i, given_j = x[i], x[j if j < n else i]
+            given_k, given_m = x[k if k < n else i], x[m if m < n else i]
+            y[i] = given_i * (kept if first >= threshold else dropped)
             if j < n:
                 y[j] = given_j * (kept if second >= threshold else dropped)
             if k < n:

@@ -1,7 +1,7 @@
 """Machine code of CUDA kernels, made and inspected without a GPU or a driver.
 
 numba.cuda makes LTO IR of a kernel, NVIDIA's linker a cubin of that. The same road serves a machine with a GPU, the cache on
-disk and the compile gate.
+disk and the compile gate. On it lies PTX, the last text before machine code, which can be read and run by tests.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tapeprop.ir.kernels import Kernel
 from tapeprop.targets.cuda.kernel import build, shim
 from tapeprop.targets.cuda.library import numba_cuda
 
-__all__ = ["Capability", "Cubin", "Usage", "compile_to_cubin"]
+__all__ = ["Capability", "Cubin", "Usage", "compile_to_cubin", "compile_to_ptx"]
 
 #: The section of a cubin that holds the parameters of a kernel, and of nothing but kernels.
 _ENTRY = re.compile(rb"\.nv\.constant0\.([\w$.]+)\x00")
@@ -66,8 +66,25 @@ def compile_to_cubin(kernel: Kernel, capability: Capability, *, report: bool = F
 
     CompileError, naming the kernel, where numba.cuda, NVVM or the linker refuse it.
     """
-    try:
+    with _told(kernel, capability):
         return _linked(_intermediate(kernel, min(capability[:2], _BASE)), capability, report)
+
+
+def compile_to_ptx(kernel: Kernel, capability: Capability) -> str:
+    """The PTX that `compile_to_cubin` makes machine code of, for the same compute capability.
+
+    CompileError, naming the kernel, where numba.cuda, NVVM or the linker refuse it.
+    """
+    with _told(kernel, capability):
+        linker = _linker(_intermediate(kernel, min(capability[:2], _BASE)), capability, ptx=True)
+        return bytes(linker.link("ptx").code).rstrip(b"\0").decode()
+
+
+@contextlib.contextmanager
+def _told(kernel: Kernel, capability: Capability) -> Iterator[None]:
+    """What a compiler raises becomes a CompileError that names the kernel."""
+    try:
+        yield
     except (DeviceError, CompileError):
         raise
     except Exception as error:  # Numba, NVVM and the linker have many kinds
@@ -103,12 +120,16 @@ def _arch(capability: Capability) -> str:
     return "".join(map(str, capability))
 
 
-def _linked(intermediate: bytes, capability: Capability, report: bool) -> Cubin:
+def _linker(intermediate: bytes, capability: Capability, **options: Any) -> Any:
     from cuda.core import Linker, LinkerOptions, ObjectCode
 
+    chosen = LinkerOptions(arch=f"sm_{_arch(capability)}", link_time_optimization=True, **options)
+    return Linker(ObjectCode.from_ltoir(intermediate), options=chosen)
+
+
+def _linked(intermediate: bytes, capability: Capability, report: bool) -> Cubin:
     more: dict[str, Any] = {"ptxas_options": ["-v"]} if report else {}
-    options = LinkerOptions(arch=f"sm_{_arch(capability)}", link_time_optimization=True, **more)
-    linker = Linker(ObjectCode.from_ltoir(intermediate), options=options)
+    linker = _linker(intermediate, capability, **more)
     code = bytes(linker.link("cubin").code)
     found = set(_ENTRY.findall(code))
     if len(found) != 1:
