@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, settings
 from tapeprop.graph.graph import CompiledGraph
 
 
-
 def _asked(name):
     return os.environ.get(name, "0") not in ("", "0")
 
@@ -45,11 +44,11 @@ def made_up_gpu():
     if not PTX:
         yield
         return
-    from ptx.driver import PtxDriver
+    from ptx.device import open_ptx_device
 
     from tapeprop.targets.cuda.driver import use_driver
 
-    with use_driver(PtxDriver()):
+    with use_driver(open_ptx_device()):
         yield
 
 

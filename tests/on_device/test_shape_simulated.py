@@ -21,7 +21,12 @@ def test_every_order_of_four_axes(axes):
     np.testing.assert_array_equal(on_cuda("transpose", x, axes=axes)[0], x.transpose(axes))
 
 
-@pytest.mark.parametrize("shape", [(9, 7), (4, 4), (1, 9), (9, 1), (2, 2), (8, 13)], ids=str)
+#: The side of a tile on the device at hand: four elements for each thread.
+SIDE = 1 << ((4 * DEVICE.block).bit_length() - 1) // 2
+EDGES = [(9, 7), (4, 4), (1, 9), (9, 1), (2, 2), (8, 13), (SIDE, SIDE), (SIDE + 1, 2 * SIDE - 1), (SIDE // 2, 3 * SIDE)]
+
+
+@pytest.mark.parametrize("shape", EDGES, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
 def test_tiles_at_their_edges(shape, dtype):
     x = np.arange(shape[0] * shape[1]).reshape(shape).astype(dtype)
@@ -36,9 +41,10 @@ def test_tiles_are_taken_where_neighbours_lie_below_each_other():
         strides = [int(np.prod(shape[axis + 1 :])) for axis in axes]
         return cuda_copy_launch(call, DEVICE, strides).kernel.builder.partition(":")[2]
 
-    assert builder((1, 0), 9, 7) == "turned"
-    assert builder((0, 2, 1), 3, 9, 7) == "turned"
-    assert builder((2, 0, 3, 1), 2, 3, 4, 5) == "turned"
+    high, wide = 2 * SIDE + 1, 2 * SIDE - 1
+    assert builder((1, 0), high, wide) == "turned"
+    assert builder((0, 2, 1), 3, high, wide) == "turned"
+    assert builder((2, 0, 3, 1), 2, high, 3, wide) == "turned"
     assert builder((1, 0, 2), 3, 9, 7) == "strided"  # rows stay rows
     assert builder((1, 0), 9, 1) == "strided"
 

@@ -64,12 +64,12 @@ def saturated(x):
 
 def smallest(a, b):
     """The smaller; the number where one is NaN; -0 before 0."""
-    return np.where((a == b) & np.signbit(a), a, np.fmin(a, b))
+    return np.where(a == b, np.where(np.signbit(a), a, b), np.fmin(a, b))
 
 
 def largest(a, b):
     """The larger; the number where one is NaN; 0 before -0."""
-    return np.where((a == b) & np.signbit(b), a, np.fmax(a, b))
+    return np.where(a == b, np.where(np.signbit(a), b, a), np.fmax(a, b))
 
 
 def quotient(a, b):

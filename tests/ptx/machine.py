@@ -7,14 +7,15 @@ whom they need are there; where these never come, that is a `Fault`, as are the 
 from __future__ import annotations
 
 import numpy as np
-
+from ptx.instructions import SPECIAL
 from ptx.memory import Arena, Fault, Shared, Watch
 from ptx.program import Unknown
-from ptx.translate import SPECIAL, Code
+from ptx.translate import Code
 
 __all__ = ["Machine"]
 
 WARP = 32
+WAYS = ("bfly", "up", "down", "idx")
 #: About so many threads run side by side: a NumPy call takes as long as some thousand numbers.
 LANES = 8192
 _DTYPES = {"pred": np.bool_, "u16": np.uint16, "u32": np.uint32, "u64": np.uint64, "f32": np.float32, "f64": np.float64}
@@ -25,11 +26,10 @@ class Machine:
 
     def __init__(self, arena: Arena):
         self.arena = arena
-        self.runs = 0
 
     def run(self, code: Code, grid, block, parameters) -> None:
         """One launch. Fault says what a thread did wrong."""
-        self.runs += 1
+        self.arena.runs += 1
         threads = block[0] * block[1] * block[2]
         total = grid[0] * grid[1] * grid[2]
         together = max(1, LANES // threads)
@@ -195,7 +195,7 @@ class _Wave:
 
     def _shuffle(self, end, lanes) -> None:
         """shfl.sync of whole warps ("PTX ISA", shfl.sync)."""
-        if end.parts[:2] != ("shfl", "sync") or end.parts[3:] != ("b32",):
+        if end.parts[:2] != ("shfl", "sync") or end.parts[2] not in WAYS or end.parts[3:] != ("b32",):
             raise Unknown(str(end))
         to, a, b, c, mask = end.operands
         if (self._operand(mask, lanes) != 0xFFFFFFFF).any():
@@ -204,7 +204,8 @@ class _Wave:
         bounds = self._operand(c, lanes).astype(np.int64)
         clamp, segment = bounds & 31, bounds >> 8 & 31
         top = (lane & segment) | (clamp & ~segment)
-        other = {"bfly": lane ^ source, "up": lane - source, "down": lane + source, "idx": (lane & segment) | (source & ~segment)}[end.parts[2]]  # fmt: skip
+        ways = {"bfly": lane ^ source, "up": lane - source, "down": lane + source}
+        other = ways.get(end.parts[2], (lane & segment) | (source & ~segment))  # else idx
         valid = other >= top if end.parts[2] == "up" else other <= top
         whence = self.first_of_warp[lanes] + np.where(valid, other, lane)
         if (self.warp_of[np.minimum(whence, self.lanes - 1)] != self.warp_of[lanes]).any():
@@ -242,7 +243,7 @@ class _Wave:
         return lanes, np.broadcast_to(np.asarray(address, np.uint64), lanes.shape)
 
     def _stamps(self, lanes) -> np.ndarray:
-        return Watch.stamps(self.machine.runs & 0xFFFFFF, self.epoch[self.block_of[lanes]], self.thread[lanes])
+        return Watch.stamps(self.machine.arena.runs & 0xFFFFFF, self.epoch[self.block_of[lanes]], self.thread[lanes])
 
     def _told(self, races, lanes, what: str) -> None:
         if races.any():

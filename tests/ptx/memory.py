@@ -6,10 +6,6 @@ is no element which one thread writes and another touches with nothing between t
 
 from __future__ import annotations
 
-import ctypes
-import weakref
-from collections import deque
-
 import numpy as np
 
 __all__ = ["Arena", "Fault", "Shared", "Watch"]
@@ -89,15 +85,13 @@ class Arena:
         self.address = self.bytes.ctypes.data
         self.live = np.zeros(nbytes, np.bool_)
         self.watch = Watch(nbytes // 4)
+        self.runs = 0  # launches that have touched it
         self.free = [(0, nbytes)]  # (offset, bytes), in order
         self.sizes: dict[int, int] = {}  # {address: bytes asked for}
-        self.dropped: deque[int] = deque()  # addresses, by the garbage collector, which comes at any time
         self._views = {kind: self.bytes.view(kind) for kind in _KINDS}
 
     def allocate(self, nbytes: int) -> int:
         """The address of zeroed memory on a boundary of 256 bytes. MemoryError where there is no room."""
-        while self.dropped:
-            self.release(self.dropped.popleft())
         wanted = -(-max(nbytes, 1) // 256) * 256 + _GAP
         for i, (offset, size) in enumerate(self.free):
             if size >= wanted:
@@ -124,13 +118,6 @@ class Arena:
             else:
                 merged.append((begin, size))
         self.free = merged
-
-    def array(self, nbytes: int) -> np.ndarray:
-        """Memory for the host's own use, uint8 (nbytes,), taken back when neither the array nor a view of it is left."""
-        address = self.allocate(nbytes)
-        owner = (ctypes.c_uint8 * nbytes).from_address(address)
-        weakref.finalize(owner, self.dropped.append, address)
-        return np.frombuffer(memoryview(owner), np.uint8)
 
     def elements(self, addresses: np.ndarray, kind, count: int, what: str) -> tuple[np.ndarray, np.ndarray]:
         """(numbers of the elements at addresses, the array they are of). Fault where `count` of them may not be touched."""

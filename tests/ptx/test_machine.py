@@ -1,0 +1,182 @@
+"""The machine for PTX: who waits for whom, and each fault that has to be seen."""
+
+import numpy as np
+import pytest
+from ptx.machine import Machine
+from ptx.memory import Arena, Fault
+from ptx.program import Unknown, read
+from ptx.programs_for_tests import PAIR, START, run
+from ptx.translate import Code
+
+# ---- who waits for whom
+
+
+SHUFFLES = {
+    "bfly": (3, 31, lambda lane: lane ^ 3),
+    "up": (2, 0, lambda lane: np.where(lane < 2, lane, lane - 2)),
+    "down": (2, 31, lambda lane: np.where(lane > 29, lane, lane + 2)),
+    "idx": (7, 31, lambda lane: lane * 0 + 7),
+}
+
+
+@pytest.mark.parametrize("way", SHUFFLES)
+def test_shuffles(arena, way):
+    distance, clamp, source = SHUFFLES[way]
+    (found,) = run(
+        arena,
+        f"""
+        shfl.sync.{way}.b32 %r2|%p0, %r1, {distance}, {clamp}, -1;
+        selp.u32 %r3, 1, 0, %p0;
+        mov.b64 %rd5, {{%r2, %r3}};
+        st.global.u64 [%rd3], %rd5;
+        """,
+        np.zeros(128, np.uint64),
+        threads=64,
+        blocks=2,
+    )
+    thread = np.arange(128)
+    lane = thread % 32
+    np.testing.assert_array_equal(found.view(np.uint32)[::2], thread - lane + source(lane))
+    moved = (lane >= 2) if way == "up" else (lane <= 29) if way == "down" else np.ones(128, np.bool_)
+    np.testing.assert_array_equal(found.view(np.uint32)[1::2], moved)
+
+
+REVERSED = """
+    .shared .align 8 .b8 row[{bytes}];
+    cvt.u64.u32 %rd5, %r1;
+    mul.wide.u32 %rd6, %r0, 8;
+    mov.u64 %rd7, row;
+    add.s64 %rd8, %rd7, %rd6;
+    st.shared.u64 [%rd8], %rd5;
+    {barrier}
+    sub.s64 %rd9, %rd7, %rd6;
+    ld.shared.u64 %rd10, [%rd9+{last}];
+    st.global.u64 [%rd3], %rd10;
+"""
+
+
+def test_a_barrier_orders_shared_memory(arena):
+    (found,) = run(
+        arena,
+        REVERSED.format(barrier="bar.sync 0;", bytes=512, last=504),
+        np.zeros(192, np.int64),
+        threads=64,
+        blocks=3,
+    )
+    np.testing.assert_array_equal(found.reshape(3, 64), np.arange(192).reshape(3, 64)[:, ::-1])
+
+
+def test_a_barrier_that_asks_all(arena):
+    (found,) = run(
+        arena,
+        """
+        setp.eq.s32 %p0, %r1, 70;
+        bar.red.or.pred %p1, 0, %p0;
+        selp.u64 %rd5, 1, 0, %p1;
+        st.global.u64 [%rd3], %rd5;
+        """,
+        np.zeros(192, np.int64),
+        threads=64,
+        blocks=3,
+    )
+    np.testing.assert_array_equal(found, np.arange(192) // 64 == 1)
+
+
+# ---- what must not be
+
+
+FAULTS = {
+    "past an array": ("ld.global.u64 %rd5, [%rd3+8];", "is in no live memory"),
+    "between two elements": ("ld.global.u64 %rd5, [%rd0+4];", "on no boundary of 8"),
+    "two elements at once, off their boundary": ("ld.global.v2.u64 {%rd5, %rd6}, [%rd0+8];", "on no boundary of 16"),
+    "writes past an array": ("st.global.u64 [%rd0+256], %rd3;", "is in no live memory"),
+    "no address": ("ld.global.u64 %rd5, [8];", "is in no live memory"),
+    "past shared memory": (REVERSED.format(barrier="bar.sync 0;", bytes=248, last=240), "is in no shared array"),
+    "no barrier": (REVERSED.format(barrier="", bytes=256, last=248), "in no order"),
+    "what nobody wrote": (".shared .align 8 .b8 row[8];\nld.shared.u64 %rd5, [row];", "nobody has written"),
+    "the same place": ("st.global.u64 [%rd0], %rd3;", "in no order"),
+    "the neighbour's place": (
+        "ld.global.u64 %rd5, [%rd3];\nsetp.eq.s32 %p0, %r0, 31;\n@%p0 bra $end;\nst.global.u64 [%rd3+8], %rd5;\n$end:",
+        "in no order",
+    ),
+    "some leave before a barrier": ("setp.gt.u32 %p0, %r0, 9;\n@%p0 bra $end;\nbar.sync 0;\n$end:", "wait for ever"),
+    "two barriers": (
+        "setp.gt.u32 %p0, %r0, 9;\n@%p0 bra $other;\nbar.sync 0;\nret;\n$other:\nbar.sync 0;",
+        "wait for ever",
+    ),
+    "half of a warp shuffles": (
+        "setp.gt.u32 %p0, %r0, 9;\n@%p0 bra $end;\nshfl.sync.bfly.b32 %r2|%p1, %r0, 1, 31, -1;\n$end:",
+        "wait for ever",
+    ),
+    "outside of local memory": (".local .align 8 .b8 own[8];\nmov.u64 %rd5, own;\nst.local.u64 [%rd5+8], %rd5;", "local"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_are_told(arena, name):
+    body, told = FAULTS[name]
+    with pytest.raises(Fault, match=told):
+        run(arena, body, np.zeros(32, np.int64))
+
+
+def test_memory_that_was_given_back(arena):
+    place = arena.allocate(64)
+    arena.release(place)
+    with pytest.raises(Fault, match="no live memory"):
+        run(arena, f"ld.global.u64 %rd5, [{place}];")
+
+
+ACROSS = """
+    ld.global.u64 %rd5, [%rd{of}];
+    {barrier}
+    add.s64 %rd6, %rd0, {size};
+    sub.s64 %rd6, %rd6, %rd2;
+    st.global.u64 [%rd6+-8], %rd5;
+"""
+
+
+def test_a_barrier_orders_global_memory_in_a_block_alone(arena):
+    body = ACROSS.format(of=3, barrier="bar.sync 0;", size=256)
+    (found,) = run(arena, body, np.arange(32))
+    np.testing.assert_array_equal(found, np.arange(32)[::-1])
+    with pytest.raises(Fault, match="in no order"):
+        run(arena, ACROSS.format(of=3, barrier="", size=256), np.arange(32))
+    with pytest.raises(Fault, match="in no order"):
+        run(arena, ACROSS.format(of=3, barrier="bar.sync 0;", size=512), np.arange(64), blocks=2)
+
+
+def test_two_launches_are_in_order(arena):
+    body = "ld.global.u64 %rd5, [%rd3];\nadd.s64 %rd5, %rd5, 1;\nst.global.u64 [%rd3], %rd5;"
+    text = f".version 9.0\n.visible .entry k({PAIR})\n{{{START}{body}\nret;\n}}"
+    code, machine = Code(read(text)), Machine(arena)
+    place = arena.allocate(16 * 8)
+    for threads in (16, 8, 4):  # another thread of another launch
+        machine.run(code, (16 // threads, 1, 1), (threads, 1, 1), (place, 0))
+    offset = place - arena.address
+    np.testing.assert_array_equal(arena.bytes[offset : offset + 128].view(np.int64), 3)
+    arena.release(place)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["vote.sync.any.pred %p0, %p1, -1;", "add.sat.s16 %r2, %r3, %r4;", "cvt.rz.f32.f64 %f0, %fd0;", "bar.sync 1;"],
+)
+def test_what_is_not_understood_is_no_silent_nothing(arena, line):
+    with pytest.raises(Unknown):
+        run(arena, line)
+
+
+# ---- memory
+
+
+def test_an_arena_gives_and_takes_back():
+    arena = Arena(1 << 14)
+    places = [arena.allocate(n) for n in (1, 1000, 256)]
+    assert all(place % 256 == 0 for place in places)
+    with pytest.raises(MemoryError):
+        arena.allocate(1 << 14)
+    for place in places[::-1]:
+        arena.release(place)
+        arena.release(place)
+    assert arena.free == [(0, 1 << 14)]
+    assert not arena.live.any()
