@@ -64,15 +64,16 @@ def passed_on(step: int, barrier: bool) -> CudaKernel:
 
 
 def out_of_bounds() -> CudaKernel:
-    """Thread 2 reads what is not there, the others wait."""
+    """Thread 2 writes past a table, the others wait."""
 
     def body(x, control, number):
         table = cuda.shared.array(4, np.int64)
         table[cuda.threadIdx.x] = x[0]
         cuda.syncthreads()
         if cuda.threadIdx.x == 2:
-            table[5] = 0
+            table[x[0] + 5] = 0
         cuda.syncthreads()
-        x[0] = 7
+        if cuda.threadIdx.x == 0:
+            x[0] = table[3] + 7
 
     return CudaKernel(body, [("x", "int64", 1)], reports=True)

@@ -85,8 +85,11 @@ def _ld(piece: Piece, item: Instruction) -> None:
         raise Unknown(str(item))
     names = [part.strip() for part in to[1:-1].split(",")] if to.startswith("{") else [to]
     address, kept = piece.address(place), kept_as(kind)
-    lines = f"loaded = machine.load_{space}(who, {address}, {kept}, {len(names)}, {item.text!r})"
-    piece.lines.append(lines)
+    if space == "local":
+        call = f"machine.load_own(who, {address}, {kept}, {len(names)}, {item.text!r})"
+    else:
+        call = f"machine.load(who, {address}, {space!r}, {kept}, {len(names)}, {item.text!r})"
+    piece.lines.append(f"loaded = {call}")
     for i, name in enumerate(names):
         piece.set(name, kept, f"loaded[{i}]")
 
@@ -101,8 +104,11 @@ def _st(piece: Piece, item: Instruction) -> None:
         raise Unknown(str(item))
     parts = [part.strip() for part in what[1:-1].split(",")] if what.startswith("{") else [what]
     values = "".join(f"{piece.value(part, kind)}, " for part in parts)
-    kept = kept_as(kind)
-    piece.lines.append(f"machine.store_{space}(who, {piece.address(place)}, {kept}, ({values}), {item.text!r})")
+    address, kept = piece.address(place), kept_as(kind)
+    if space == "local":
+        piece.lines.append(f"machine.store_own(who, {address}, {kept}, ({values}), {item.text!r})")
+    else:
+        piece.lines.append(f"machine.store(who, {address}, {space!r}, {kept}, ({values}), {item.text!r})")
 
 
 def _atom(piece: Piece, item: Instruction) -> None:

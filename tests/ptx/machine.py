@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from ptx.instructions import SPECIAL
-from ptx.memory import Arena, Fault, Shared, Watch
+from ptx.memory import Arena, Fault, Shared, stamps
 from ptx.program import Unknown
 from ptx.translate import Code
 
@@ -54,7 +54,7 @@ class _Wave:
     """The lanes of some blocks of a launch. span: (the first block, how many)."""
 
     def __init__(self, machine: Machine, code: Code, grid, block, parameters, span, constants):
-        self.machine = machine
+        self.arena = machine.arena
         self.code = code
         self.parameters = parameters
         self.threads = block[0] * block[1] * block[2]
@@ -240,89 +240,54 @@ class _Wave:
 
     def _where(self, who, address):
         lanes = self.everyone if who is None else who
-        return lanes, np.broadcast_to(np.asarray(address, np.uint64), lanes.shape)
+        return lanes, np.broadcast_to(np.asarray(address, np.uint64), lanes.shape).view(np.int64)
 
-    def _stamps(self, lanes) -> np.ndarray:
-        return Watch.stamps(self.machine.arena.runs & 0xFFFFFF, self.epoch[self.block_of[lanes]], self.thread[lanes])
+    def _elements(self, who, address, space: str, kind, count: int, stores: bool, what: str):
+        """(numbers of elements, the array they are of) for an access, which is looked at."""
+        lanes, addresses = self._where(who, address)
+        block = self.block_of[lanes]
+        memory, shifts = (self.shared, block * self.shared.nbytes) if space == "shared" else (self.arena, block * 0)
+        now = stamps(self.arena.runs, self.epoch[block], self.thread[lanes])
+        return memory.elements(addresses, shifts, now, self.threads, kind, count, stores, what)
 
-    def _told(self, races, lanes, what: str) -> None:
-        if races.any():
-            thread = int(self.thread[lanes[races][0]])
-            raise Fault(f"{what}: thread {thread} of the launch and another touch the same place, in no order")
+    def load(self, who, address, space: str, kind, count: int, what: str) -> list[np.ndarray]:
+        """`count` elements of global or shared memory from an address for each lane. Fault where they may not be read."""
+        first, memory = self._elements(who, address, space, kind, count, False, what)
+        return [memory[first + i] for i in range(count)]
 
-    def load_global(self, who, address, kind, count: int, what: str) -> list[np.ndarray]:
-        """`count` elements from an address for each lane."""
-        lanes, address = self._where(who, address)
-        first, memory = self.machine.arena.elements(address, kind, count, what)
-        stamps, words = self._stamps(lanes), (address - np.uint64(self.machine.arena.address)) >> np.uint64(2)
-        step = np.dtype(kind).itemsize
-        for i in range(count):
-            at = words + np.uint64(i * step // 4)
-            self._told(self.machine.arena.watch.read(at, stamps, self.threads), lanes, what)
-        return [memory[first + np.uint64(i)] for i in range(count)]
-
-    def store_global(self, who, address, kind, values, what: str) -> None:
-        """Elements to an address for each lane."""
-        lanes, address = self._where(who, address)
-        first, memory = self.machine.arena.elements(address, kind, len(values), what)
-        step = np.dtype(kind).itemsize
-        stamps, words = self._stamps(lanes), (address - np.uint64(self.machine.arena.address)) >> np.uint64(2)
+    def store(self, who, address, space: str, kind, values, what: str) -> None:
+        """Elements to an address of global or shared memory for each lane. Fault where they may not be written."""
+        first, memory = self._elements(who, address, space, kind, len(values), True, what)
         for i, value in enumerate(values):
-            if step >= 4:  # bytes of a word may be of several threads
-                at = words + np.uint64(i * step // 4)
-                self._told(self.machine.arena.watch.write(at, stamps, self.threads), lanes, what)
-            memory[first + np.uint64(i)] = value
+            memory[first + i] = value
 
     def compare_and_swap(self, who, address, kind, expected, new, what: str) -> np.ndarray:
         """What was there; the new value is put where that is expected, a lane after another."""
-        lanes, address = self._where(who, address)
-        first, memory = self.machine.arena.elements(address, kind, 1, what)
-        expected, new = np.broadcast_to(expected, lanes.shape), np.broadcast_to(new, lanes.shape)
+        lanes, addresses = self._where(who, address)
         found = np.empty(lanes.shape, kind)
-        for i, at in enumerate(first):
+        expected, new = np.broadcast_to(expected, lanes.shape), np.broadcast_to(new, lanes.shape)
+        alone = np.full(1, -1)  # atomic accesses race with none
+        for i in range(lanes.size):
+            (at,), memory = self.arena.elements(addresses[i : i + 1], alone * 0, alone, 1, kind, 1, False, what)
             found[i] = memory[at]
             if found[i] == expected[i]:
                 memory[at] = new[i]
         return found
 
-    def load_shared(self, who, address, kind, count: int, what: str) -> list[np.ndarray]:
-        """As load_global, of the block's shared memory. Fault where nothing was written before."""
-        lanes, address = self._where(who, address)
-        block = self.block_of[lanes]
-        first, memory = self.shared.elements(address, kind, count, block, what)
-        stamps, step = self._stamps(lanes), np.dtype(kind).itemsize
-        words = first * np.uint64(step) >> np.uint64(2)
-        for i in range(count):
-            at = words + np.uint64(i * step // 4)
-            if (self.shared.watch.writes[at] == 0).any():
-                raise Fault(f"{what}: shared memory that nobody has written")
-            self._told(self.shared.watch.read(at, stamps, self.threads), lanes, what)
-        return [memory[first + np.uint64(i)] for i in range(count)]
-
-    def store_shared(self, who, address, kind, values, what: str) -> None:
-        """As store_global, of the block's shared memory."""
-        lanes, address = self._where(who, address)
-        first, memory = self.shared.elements(address, kind, len(values), self.block_of[lanes], what)
-        stamps, step = self._stamps(lanes), np.dtype(kind).itemsize
-        words = first * np.uint64(step) >> np.uint64(2)
-        for i, value in enumerate(values):
-            self._told(self.shared.watch.write(words + np.uint64(i * step // 4), stamps, self.threads), lanes, what)
-            memory[first + np.uint64(i)] = value
-
     def _local(self, who, address, kind, count: int, what: str):
         lanes, address = self._where(who, address)
         size = np.dtype(kind).itemsize
-        if (address % np.uint64(size)).any() or (address > np.uint64(self.local.shape[1] - size * count)).any():
+        if (address % size).any() or (address < 0).any() or (address > self.local.shape[1] - size * count).any():
             raise Fault(f"{what}: outside of the thread's local memory")
-        return lanes, (address // np.uint64(size)).astype(np.intp), self.local.view(kind)
+        return lanes, address // size, self.local.view(kind)
 
-    def load_local(self, who, address, kind, count: int, what: str) -> list[np.ndarray]:
-        """As load_global, of the thread's own memory."""
+    def load_own(self, who, address, kind, count: int, what: str) -> list[np.ndarray]:
+        """As load, of the thread's own memory."""
         lanes, first, memory = self._local(who, address, kind, count, what)
         return [memory[lanes, first + i] for i in range(count)]
 
-    def store_local(self, who, address, kind, values, what: str) -> None:
-        """As store_global, of the thread's own memory."""
+    def store_own(self, who, address, kind, values, what: str) -> None:
+        """As store, of the thread's own memory."""
         lanes, first, memory = self._local(who, address, kind, len(values), what)
         for i, value in enumerate(values):
             memory[lanes, first + i] = value

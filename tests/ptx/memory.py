@@ -7,88 +7,126 @@ is no element which one thread writes and another touches with nothing between t
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
-__all__ = ["Arena", "Fault", "Shared", "Watch"]
+__all__ = ["Arena", "Fault", "Shared", "stamps"]
 
 _GAP = 256  # bytes between two allocations
-_SEVERAL = 1 << 23  # in place of a thread, plus the number of a block: several of its threads
-_WHO = np.uint64((1 << 24) - 1)  # the part of a stamp that tells who; all of its bits: threads of several blocks
+#: A stamp tells (run, epoch, who) in 23, 16 and 24 bits: what a thread did in an earlier run is known to all others, and what it did
+#: before the last barrier of its block to those of its block. who: a thread, or one of these:
+_SEVERAL = 1 << 23  # plus the number of a block: several of its threads
+_WHO = (1 << 24) - 1  # threads of several blocks; and the part of a stamp that tells who
+_KINDS = (np.uint8, np.uint16, np.uint32, np.uint64, np.int8, np.int16, np.int32, np.int64, np.float32, np.float64)
+_OUTSIDE, _UNALIGNED, _UNWRITTEN, _RACE = 1, 2, 3, 4
 
 
 class Fault(Exception):
     """A kernel did what a GPU would punish, or leave to chance."""
 
 
-class Watch:
-    """Who touched each element of some memory last, and when; elements are told by the number of the word they begin in.
-
-    A stamp is (run, epoch, who) in 24, 16 and 24 bits: what a thread did in an earlier run is known to all others, and what it did
-    before the last barrier of its block to those of its block. who: a thread, several threads of a block, or several of many.
-    """
-
-    def __init__(self, words: int):
-        self.writes = np.zeros(words, np.uint64)
-        self.reads = np.zeros(words, np.uint64)
-
-    @staticmethod
-    def stamps(run: int, epochs: np.ndarray, threads: np.ndarray) -> np.ndarray:
-        """Of threads (from 0) at an epoch each."""
-        if threads[-1] >= _SEVERAL:
-            raise ValueError(f"a launch of more than {_SEVERAL} threads")
-        return np.uint64(run << 40) | (epochs.astype(np.uint64) << np.uint64(24)) | threads.astype(np.uint64)
-
-    def read(self, words: np.ndarray, stamps: np.ndarray, block: int) -> np.ndarray:
-        """Notes reads; which of them race with a write. block: threads of a block."""
-        races = _unordered(self.writes[words], stamps, block)
-        before = self.reads[words]
-        beside = _unordered(before, stamps, block)
-        self.reads[words] = np.where(beside, _merged(before, stamps, block), stamps)
-        there = self.reads[words]
-        beside = _unordered(there, stamps, block)  # by others in this very step
-        if beside.any():
-            self.reads[words[beside]] = _merged(there[beside], stamps[beside], block)
-        return races
-
-    def write(self, words: np.ndarray, stamps: np.ndarray, block: int) -> np.ndarray:
-        """Notes writes; which of them race with a read or a write."""
-        races = _unordered(self.writes[words], stamps, block) | _unordered(self.reads[words], stamps, block)
-        self.writes[words] = stamps
-        return races | (self.writes[words] != stamps)
+def stamps(run: int, epochs: np.ndarray, threads: np.ndarray) -> np.ndarray:
+    """Of threads, numbered through the launch, at an epoch each."""
+    if threads[-1] >= _SEVERAL:
+        raise ValueError(f"a launch of more than {_SEVERAL} threads")
+    return (run % (1 << 23) << 40) | (epochs << 24) | threads
 
 
-def _unordered(before: np.ndarray, now: np.ndarray, block: int) -> np.ndarray:
-    """Which of the threads that stamp `now` had others beside them in `before`: in the same run, with no barrier between."""
-    who, thread = before & _WHO, now & _WHO
-    same_block = _block_of(who, block) == thread // np.uint64(block)
-    later = (before >> np.uint64(24)) < (now >> np.uint64(24))  # the epoch: the run is the same
-    return (before >> np.uint64(40) == now >> np.uint64(40)) & (who != thread) & ~(same_block & later)
+@njit
+def _block_of(who, block):
+    return who - _SEVERAL if who >= _SEVERAL else who // block
 
 
-def _block_of(who: np.ndarray, block: int) -> np.ndarray:
-    return np.where(who >= _SEVERAL, who - np.uint64(_SEVERAL), who // np.uint64(block))
+@njit
+def _beside(before, now, block):
+    """Whether who stamped `before` is another than who stamps `now`, in the same run, with no barrier between."""
+    if before >> 40 != now >> 40 or before & _WHO == now & _WHO:
+        return False
+    same_block = _block_of(before & _WHO, block) == _block_of(now & _WHO, block)
+    return not (same_block and before >> 24 < now >> 24)
 
 
-def _merged(before: np.ndarray, now: np.ndarray, block: int) -> np.ndarray:
-    """The stamp of both."""
-    mine = (now & _WHO) // np.uint64(block)
-    several = np.where(_block_of(before & _WHO, block) == mine, np.uint64(_SEVERAL) + mine, _WHO)
+@njit
+def _both(before, now, block):
+    """The stamp of two who read the same."""
+    mine = _block_of(now & _WHO, block)
+    several = _SEVERAL + mine if _block_of(before & _WHO, block) == mine else _WHO
     return (now & ~_WHO) | several
 
 
-class Arena:
+@njit
+def _inspect(addresses, shifts, stamps, block, size, count, stores, fresh, origin, live, writes, reads):
+    """(what is wrong or 0, in which lane): notes who touches `count` elements of `size` bytes from each address on.
+
+    block: threads of a block. fresh: whether what nobody wrote may be read. origin, live: addresses are offsets from there into
+    `live`; shifts are added for `writes` and `reads`, which hold the last stamps of each word.
+    """
+    for lane in range(addresses.size):
+        offset = addresses[lane] - origin
+        if offset < 0 or offset + size * count > live.size or not live[offset] or not live[offset + size * count - 1]:
+            return _OUTSIDE, lane
+        if offset % (size * count) != 0:
+            return _UNALIGNED, lane
+        now = stamps[lane]
+        for i in range(count):
+            word = (offset + shifts[lane] + i * size) >> 2
+            if not stores and not fresh and writes[word] == 0:
+                return _UNWRITTEN, lane
+            if size < 4 and stores:
+                continue  # bytes of a word may be of several threads
+            if _beside(writes[word], now, block) or (stores and _beside(reads[word], now, block)):
+                return _RACE, lane
+            if stores:
+                writes[word] = now
+            else:
+                before = reads[word]
+                reads[word] = _both(before, now, block) if _beside(before, now, block) else now
+    return 0, 0
+
+
+class _Watched:
+    """Bytes of memory, with what is known of them. live: which may be touched, told by their offset from `origin`."""
+
+    def __init__(self, content: np.ndarray, live: np.ndarray, origin: int, fresh: bool):
+        self.bytes = content
+        self.live = live
+        self.origin = origin
+        self.fresh = fresh
+        self.writes = np.zeros(content.size // 4 + 1, np.int64)
+        self.reads = np.zeros(content.size // 4 + 1, np.int64)
+        self._views = {kind: content.view(kind) for kind in _KINDS}
+
+    def elements(self, addresses, shifts, stamps, block: int, kind, count: int, stores: bool, what: str):
+        """(numbers of the first elements at addresses, the array they are of), after a look at each access.
+
+        addresses, shifts, stamps: int64, one for each lane. block: threads of a block. Fault tells what is wrong.
+        """
+        size = np.dtype(kind).itemsize
+        wrong, lane = _inspect(
+            addresses, shifts, stamps, block, size, count, stores, self.fresh, self.origin, self.live, self.writes, self.reads
+        )  # fmt: skip
+        if wrong:
+            told = {
+                _OUTSIDE: f"address {addresses[lane]:#x} is in no live memory",
+                _UNALIGNED: f"address {addresses[lane]:#x} is on no boundary of {size * count} bytes",
+                _UNWRITTEN: "shared memory that nobody has written",
+                _RACE: "another thread touches the same place, in no order",
+            }
+            raise Fault(f"{what}: thread {stamps[lane] & _WHO} of the launch: {told[wrong]}")
+        return (addresses - self.origin + shifts) // size, self._views[kind]
+
+
+class Arena(_Watched):
     """Global memory: `nbytes` bytes of the host from `address` on, of which allocations are parts with gaps between."""
 
     def __init__(self, nbytes: int = 1 << 28):
         raw = np.zeros(nbytes + 256, np.uint8)
         skip = -raw.ctypes.data % 256
-        self.bytes = raw[skip : skip + nbytes]
-        self.address = self.bytes.ctypes.data
-        self.live = np.zeros(nbytes, np.bool_)
-        self.watch = Watch(nbytes // 4)
+        content = raw[skip : skip + nbytes]
+        self.address = content.ctypes.data
+        super().__init__(content, np.zeros(nbytes, np.bool_), self.address, fresh=True)
         self.runs = 0  # launches that have touched it
         self.free = [(0, nbytes)]  # (offset, bytes), in order
         self.sizes: dict[int, int] = {}  # {address: bytes asked for}
-        self._views = {kind: self.bytes.view(kind) for kind in _KINDS}
 
     def allocate(self, nbytes: int) -> int:
         """The address of zeroed memory on a boundary of 256 bytes. MemoryError where there is no room."""
@@ -119,51 +157,20 @@ class Arena:
                 merged.append((begin, size))
         self.free = merged
 
-    def elements(self, addresses: np.ndarray, kind, count: int, what: str) -> tuple[np.ndarray, np.ndarray]:
-        """(numbers of the elements at addresses, the array they are of). Fault where `count` of them may not be touched."""
-        size = np.dtype(kind).itemsize
-        offsets = addresses - np.uint64(self.address)
-        inside = offsets <= np.uint64(self.bytes.size - size * count)
-        safe = np.where(inside, offsets, np.uint64(0))
-        inside &= self.live[safe] & self.live[safe + np.uint64(size * count - 1)]
-        if not inside.all():
-            raise Fault(f"{what}: address {int(addresses[~inside][0]):#x} is in no live memory")
-        if (offsets % np.uint64(size * count)).any():
-            raise Fault(f"{what}: an address is on no boundary of {size * count} bytes")
-        return offsets // np.uint64(size), self._views[kind]
 
-
-_KINDS = (np.uint8, np.uint16, np.uint32, np.uint64, np.int8, np.int16, np.int32, np.int64, np.float32, np.float64)
-
-
-class Shared:
-    """The shared memory of `blocks` blocks, an array each of theirs with a gap behind it; addresses are offsets, from 256 on."""
+class Shared(_Watched):
+    """The shared memory of `blocks` blocks, its arrays with gaps between; addresses are offsets, the same in each block."""
 
     def __init__(self, symbols, blocks: int):
         self.places: dict[str, int] = {}
-        at = 256
-        spans = []
+        at, spans = 256, []
         for symbol in symbols:
             at = -(-at // symbol.align) * symbol.align
             self.places[symbol.name] = at
             spans.append((at, symbol.nbytes))
             at += symbol.nbytes + 64
         self.nbytes = -(-at // 64) * 64
-        self.live = np.zeros(self.nbytes, np.bool_)
+        live = np.zeros(self.nbytes, np.bool_)
         for begin, nbytes in spans:
-            self.live[begin : begin + nbytes] = True
-        self.bytes = np.zeros(self.nbytes * blocks, np.uint8)
-        self.watch = Watch(self.nbytes * blocks // 4)
-        self._views = {kind: self.bytes.view(kind) for kind in _KINDS}
-
-    def elements(self, addresses: np.ndarray, kind, count: int, block: np.ndarray, what: str):
-        """As `Arena.elements`; block: which block's memory is meant, for each address."""
-        size = np.dtype(kind).itemsize
-        inside = addresses <= np.uint64(self.nbytes - size * count)
-        safe = np.where(inside, addresses, np.uint64(0))
-        inside &= self.live[safe] & self.live[safe + np.uint64(size * count - 1)]
-        if not inside.all():
-            raise Fault(f"{what}: offset {int(addresses[~inside][0])} is in no shared array")
-        if (addresses % np.uint64(size * count)).any():
-            raise Fault(f"{what}: an offset is on no boundary of {size * count} bytes")
-        return (addresses + block.astype(np.uint64) * np.uint64(self.nbytes)) // np.uint64(size), self._views[kind]
+            live[begin : begin + nbytes] = True
+        super().__init__(np.zeros(self.nbytes * blocks, np.uint8), live, 0, fresh=False)

@@ -91,7 +91,7 @@ FAULTS = {
     "two elements at once, off their boundary": ("ld.global.v2.u64 {%rd5, %rd6}, [%rd0+8];", "on no boundary of 16"),
     "writes past an array": ("st.global.u64 [%rd0+256], %rd3;", "is in no live memory"),
     "no address": ("ld.global.u64 %rd5, [8];", "is in no live memory"),
-    "past shared memory": (REVERSED.format(barrier="bar.sync 0;", bytes=248, last=240), "is in no shared array"),
+    "past shared memory": (REVERSED.format(barrier="bar.sync 0;", bytes=248, last=240), "is in no live memory"),
     "no barrier": (REVERSED.format(barrier="", bytes=256, last=248), "in no order"),
     "what nobody wrote": (".shared .align 8 .b8 row[8];\nld.shared.u64 %rd5, [row];", "nobody has written"),
     "the same place": ("st.global.u64 [%rd0], %rd3;", "in no order"),
