@@ -3,7 +3,7 @@
 #   make test     format check, lint, types, tests
 #   make conformance  every op against its reference: values, gradients, second derivatives, extremes, case by case
 #   make bench    benchmarks, with the peers they compare against
-#   make cuda-check  CUDA kernels and plans without a GPU: the simulator, the compile gate
+#   make cuda-check  CUDA kernels and plans without a GPU: the simulator, the compile gate, the kernels' PTX run on the host
 #   make gpu-test    the same tests on a GPU; make gpu-bench times it; both write bench/results/
 # PYTHON=python3.12 chooses the interpreter, VENV=dir another environment, ARGS="..." goes to demo, test and bench.
 
@@ -43,13 +43,15 @@ conformance: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev-peers
 	$(BIN)/tapeprop bench $(ARGS)
 
-# No GPU, no driver: every kernel in Numba's simulator, every kernel to machine code, captured plans against their rows.
+# No GPU, no driver: every kernel in Numba's simulator, every kernel to machine code, captured plans against their rows; and on
+# a driver that stands in for CUDA the PTX of every kernel, instruction by instruction.
 DEVICE_TESTS := tests/on_device tests/test_semantics.py --device cuda
 
 cuda-check: $(VENV)/.installed-dev-cuda
 	NUMBA_ENABLE_CUDASIM=1 $(TESTS) $(DEVICE_TESTS) $(ARGS)
-	$(BIN)/python -m pytest tests/runtime/test_dry_plans.py tests/runtime/test_cuda_cache.py tests/targets/test_cuda_*.py
+	$(BIN)/python -m pytest tests/runtime/test_dry_plans.py tests/runtime/test_cuda_cache.py tests/targets/test_cuda_*.py tests/ptx
 	$(BIN)/python tests/compile_gate.py
+	TAPEPROP_TEST_PTX=1 $(TESTS) $(DEVICE_TESTS) $(ARGS)
 
 gpu-test: $(VENV)/.installed-dev-cuda
 	TAPEPROP_TEST_GPU=1 $(BIN)/python -m pytest $(DEVICE_TESTS) $(ARGS)

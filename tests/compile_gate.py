@@ -5,7 +5,7 @@
 Kernels are those that the ops' samples ask for, with every tile of the device, and those of steps of training, whose formulas
 are fused. Each is compiled for sm_90a in float32 and float64, and for sm_80 and sm_90 in float32. Prints registers, stack and
 spills; ends with status 1 where a kernel does not compile, spills, keeps an unexpected stack, or takes more registers or
-shared memory than its block can have.
+shared memory than its block can have. The PTX for sm_90a is left in the cache of kernels for the tests that run it (`tests/ptx`).
 """
 
 import argparse
@@ -95,12 +95,16 @@ def _wide(kernel: Kernel) -> Kernel:
 
 def check(job: tuple[Kernel, int, tuple]) -> dict:
     """A row of the table: one kernel for one compute capability; "fault" says what is wrong, or is empty."""
+    from ptx.device import CAPABILITY, ptx_of
+
     from tapeprop.targets.cuda.object_code import compile_to_cubin
 
     kernel, threads, capability = job
     row = {"kernel": kernel.label, "sm": "".join(map(str, capability)), "threads": threads}
     try:
         usage = compile_to_cubin(kernel, capability, report=True).usage
+        if capability == CAPABILITY:
+            ptx_of(kernel)
     except CompileError as error:
         return row | {"fault": str(error)}
     row |= dataclasses.asdict(usage)

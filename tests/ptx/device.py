@@ -23,7 +23,7 @@ from tapeprop.ir.kernels import Kernel
 from tapeprop.runtime import kernel_cache
 from tapeprop.targets.cuda.nvidia import NvidiaDriver
 
-__all__ = ["PtxCuda", "open_ptx_device", "ptx_of"]
+__all__ = ["CAPABILITY", "PtxCuda", "open_ptx_device", "ptx_of"]
 
 CAPABILITY = (9, 0, "a")
 ARENA_BYTES = 1 << 28
