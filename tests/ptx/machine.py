@@ -26,6 +26,7 @@ class Machine:
 
     def __init__(self, arena: Arena):
         self.arena = arena
+        self._placed: dict[Code, dict[str, int]] = {}
 
     def run(self, code: Code, grid, block, parameters) -> None:
         """One launch. Fault says what a thread did wrong."""
@@ -41,13 +42,13 @@ class Machine:
 
     def _constants(self, code: Code) -> dict[str, int]:
         """{name: address} of the program's constants, put into the arena once."""
-        places = code.__dict__.setdefault("constants", {}).setdefault(id(self.arena), {})
-        if not places:
+        if code not in self._placed:
+            self._placed[code] = {}
             for symbol in code.program.constants.values():
-                places[symbol.name] = self.arena.allocate(symbol.nbytes)
-                offset = places[symbol.name] - self.arena.address
+                place = self._placed[code][symbol.name] = self.arena.allocate(symbol.nbytes)
+                offset = place - self.arena.address
                 self.arena.bytes[offset : offset + symbol.nbytes] = np.frombuffer(symbol.content or b"", np.uint8)
-        return places
+        return self._placed[code]
 
 
 class _Wave:
