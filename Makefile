@@ -45,16 +45,16 @@ bench: $(VENV)/.installed-dev-peers
 
 # No GPU, no driver: every kernel in Numba's simulator, every kernel to machine code, captured plans against their rows; and on
 # a driver that stands in for CUDA the PTX of every kernel, instruction by instruction.
-DEVICE_TESTS := tests/on_device tests/test_semantics.py --device cuda
+DEVICE_TESTS := tests/on_device --device cuda
 
 cuda-check: $(VENV)/.installed-dev-cuda
 	NUMBA_ENABLE_CUDASIM=1 $(TESTS) $(DEVICE_TESTS) $(ARGS)
 	$(BIN)/python -m pytest tests/runtime/test_dry_plans.py tests/runtime/test_cuda_cache.py tests/targets/test_cuda_*.py tests/ptx
 	$(BIN)/python tests/compile_gate.py
-	TAPEPROP_TEST_PTX=1 $(TESTS) $(DEVICE_TESTS) $(ARGS)
+	TAPEPROP_TEST_PTX=1 $(TESTS) $(DEVICE_TESTS) tests/test_semantics.py $(ARGS)
 
 gpu-test: $(VENV)/.installed-dev-cuda
-	TAPEPROP_TEST_GPU=1 $(BIN)/python -m pytest $(DEVICE_TESTS) $(ARGS)
+	TAPEPROP_TEST_GPU=1 $(BIN)/python -m pytest $(DEVICE_TESTS) tests/test_semantics.py $(ARGS)
 
 gpu-bench: $(VENV)/.installed-dev-cuda
 	$(BIN)/python bench/cuda.py $(ARGS)
