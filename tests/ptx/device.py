@@ -125,6 +125,8 @@ class PtxCuda(FakeCuda):
 
         def work():
             self.clock += 1.0
+            if self.machine.traffic is not None:
+                self.machine.traffic.kernel = name
             try:
                 self.machine.run(code, grid, block, parameters)
             except Fault as fault:

@@ -10,6 +10,7 @@ import numpy as np
 from ptx.instructions import SPECIAL
 from ptx.memory import Arena, Fault, Shared, stamps
 from ptx.program import Unknown
+from ptx.traffic import Traffic
 from ptx.translate import Code
 
 __all__ = ["Machine"]
@@ -22,10 +23,11 @@ _DTYPES = {"pred": np.bool_, "u16": np.uint16, "u32": np.uint32, "u64": np.uint6
 
 
 class Machine:
-    """A GPU's multiprocessors. arena: its memory."""
+    """A GPU's multiprocessors. arena: its memory. traffic: where accesses to that are counted, or None."""
 
     def __init__(self, arena: Arena):
         self.arena = arena
+        self.traffic: Traffic | None = None
         self._placed: dict[Code, dict[str, int]] = {}
 
     def run(self, code: Code, grid, block, parameters) -> None:
@@ -56,6 +58,7 @@ class _Wave:
 
     def __init__(self, machine: Machine, code: Code, grid, block, parameters, span, constants):
         self.arena = machine.arena
+        self.traffic = machine.traffic
         self.code = code
         self.parameters = parameters
         self.threads = block[0] * block[1] * block[2]
@@ -247,6 +250,8 @@ class _Wave:
         """(numbers of elements, the array they are of) for an access, which is looked at."""
         lanes, addresses = self._where(who, address)
         block = self.block_of[lanes]
+        if self.traffic is not None and space == "global":
+            self.traffic.note(addresses, self.warp_of[lanes], count * np.dtype(kind).itemsize, what)
         memory, shifts = (self.shared, block * self.shared.nbytes) if space == "shared" else (self.arena, block * 0)
         now = stamps(self.arena.runs, self.epoch[block], self.thread[lanes])
         return memory.elements(addresses, shifts, now, self.threads, kind, count, stores, what)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from ptx.device import open_ptx_device
 from ptx.memory import Fault
+from ptx.traffic import Traffic
 
 from tapeprop.errors import DeviceMemoryError
 from tapeprop.ir.kernels import FIRST_FIELD, Kernel
@@ -54,6 +55,20 @@ def test_exponentials_of_many_threads(driver):
     row = row_of(driver, values.address, numbers.size)
     driver.launch(driver.load([kernel])[kernel], (3, 1, 1), (64, 1, 1), row.address, 0)
     np.testing.assert_allclose(read(driver, values, "float32"), [0, np.inf, 0, np.e] * 500, rtol=1e-6)
+
+
+def test_a_warp_moves_what_it_asks_for(driver):
+    """A kernel whose threads stride side by side, over an array of whole sectors."""
+    driver._calls.bindings.machine.traffic = traffic = Traffic()
+    values = on(driver, np.ones(1 << 12, np.float32))
+    kernel = Kernel.of(f"{HERE}:scaled", factor=2.0)
+    row = row_of(driver, values.address, 1 << 12)
+    driver.launch(driver.load([kernel])[kernel], (4, 1, 1), (128, 1, 1), row.address, 0)
+    driver.synchronize()
+    (label,) = {label for label, _ in traffic.moved}
+    assert "scaled" in label
+    floats = sum(counts for (_, what), counts in traffic.moved.items() if ".f32" in what)
+    assert tuple(floats) == (2 * (1 << 12) * 4 // 32,) * 2  # each read once and written once
 
 
 @pytest.mark.parametrize("step", [1, -1])

@@ -6,6 +6,7 @@ from ptx.machine import Machine
 from ptx.memory import Arena, Fault
 from ptx.program import Unknown, read
 from ptx.programs_for_tests import PAIR, START, run
+from ptx.traffic import Traffic
 from ptx.translate import Code
 
 # ---- who waits for whom
@@ -180,3 +181,20 @@ def test_an_arena_gives_and_takes_back():
         arena.release(place)
     assert arena.free == [(0, 1 << 14)]
     assert not arena.live.any()
+
+
+# ---- how memory is used
+
+
+@pytest.mark.parametrize(("step", "sectors"), [(0, 1), (4, 4), (8, 8), (64, 32)])
+def test_sectors_that_a_warp_moves(arena, step, sectors):
+    """32 threads that read 4 bytes each: one place, neighbours, every second, one in each sector."""
+    text = f".version 9.0\n.visible .entry k({PAIR})\n{{{START}mul.wide.u32 %rd5, %r0, {step};\nadd.s64 %rd5, %rd0, %rd5;\n"
+    code, machine = Code(read(text + "ld.global.f32 %f0, [%rd5];\nret;\n}")), Machine(arena)
+    machine.traffic = Traffic()
+    place = arena.allocate(4096)
+    machine.run(code, (2, 1, 1), (64, 1, 1), (place, 0))
+    arena.release(place)
+    ((moved, fewest),) = machine.traffic.of_kernels().values()
+    assert moved == sectors * 4
+    assert fewest == (1 if step == 0 else 4) * 4
