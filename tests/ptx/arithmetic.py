@@ -40,15 +40,18 @@ def _fused():
 fused = _fused()
 
 
-def toward(direction: str, exact, kind):
-    """float64 to a float32 rounded up or down or to zero: rm, rp, rz."""
-    near = exact.astype(kind)
+def toward(how: str, a, b):
+    """a + b of float64 as float32, rounded down, up or to zero: rm, rp, rz. What the sum in float64 loses has its say, by TwoSum."""
+    total = a + b
+    part = total - a
+    lost = (a - (total - part)) + (b - part)
+    exact = np.where(lost == 0, total, np.nextafter(total, np.copysign(np.inf, lost)))
+    near = exact.astype(f32)
     back = near.astype(f64)
-    low, high = f32(-np.inf), f32(np.inf)
-    if direction == "rm":
-        return np.where(back > exact, np.nextafter(near, low), near)
-    if direction == "rp":
-        return np.where(back < exact, np.nextafter(near, high), near)
+    if how == "rm":
+        return np.where(back > exact, np.nextafter(near, f32(-np.inf)), near)
+    if how == "rp":
+        return np.where(back < exact, np.nextafter(near, f32(np.inf)), near)
     return np.where(np.abs(back) > np.abs(exact), np.nextafter(near, f32(0)), near)
 
 
@@ -73,7 +76,7 @@ def largest(a, b):
 
 
 def quotient(a, b):
-    """Of integers, toward zero. What PTX leaves open for b = 0 is all ones."""
+    """Of integers, toward zero. For b = 0, which PTX leaves open, all bits are 1."""
     safe = np.where(b == 0, b.dtype.type(1), b)
     if a.dtype.kind == "u":
         return np.where(b == 0, ~b.dtype.type(0), a // safe)
@@ -88,12 +91,17 @@ def remainder(a, b):
 
 
 def to_integer(x, kind, how: str):
-    """A float as an integer: rni to the nearest, rzi toward zero, rmi down, rpi up; out of range the nearest, of NaN 0."""
+    """A float as an integer: rni to the nearest, rzi toward zero, rmi down, rpi up; out of range the nearest.
+
+    Of NaN 0, but where 64 bits come in or go out the highest bit alone.
+    """
     whole = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}[how](x)
     low, high = np.iinfo(kind).min, np.iinfo(kind).max
     inside = np.where((whole >= float(low)) & (whole < float(high)), whole, 0).astype(kind)
     found = np.where(whole >= float(high), kind(high), np.where(whole < float(low), kind(low), inside))
-    return np.where(np.isnan(x), kind(0), found)
+    bits = 8 * np.dtype(kind).itemsize
+    nothing = (1 << bits - 1 if low == 0 else low) if bits == 64 or x.dtype == np.float64 else 0
+    return np.where(np.isnan(x), kind(nothing), found)
 
 
 def high_product(a, b):

@@ -27,6 +27,8 @@ __all__ = ["CAPABILITY", "PtxCuda", "open_ptx_device", "ptx_of"]
 
 CAPABILITY = (9, 0, "a")
 ARENA_BYTES = 1 << 28
+#: Of a block; of a grid along y and z; bytes of a block that a kernel may declare.
+MOST_THREADS, MOST_BLOCKS, MOST_SHARED = 1024, 65535, 48 << 10
 
 
 def ptx_of(kernel: Kernel) -> str:
@@ -76,7 +78,7 @@ class PtxCuda(FakeCuda):
         except MemoryError:
             return None
         into[address] = np.frombuffer(memoryview((ctypes.c_uint8 * nbytes).from_address(address)), np.uint8)
-        into[address].fill(0xA5)  # memory is not zero by itself
+        into[address].fill(0xFF)  # memory is not zero by itself: NaN, or -1
         return address
 
     def cuMemAlloc(self, bytesize):
@@ -121,6 +123,13 @@ class PtxCuda(FakeCuda):
             ctypes.c_int64.from_address(pointer).value for pointer in pointers
         )  # copied now, as CUDA does
         name, code = self.codes[f]
+        shared = sum(symbol.nbytes for symbol in code.program.shared.values())
+        if (
+            blockDimX * blockDimY * blockDimZ > MOST_THREADS
+            or max(gridDimY, gridDimZ) > MOST_BLOCKS
+            or shared > MOST_SHARED
+        ):
+            return (CUresult.CUDA_ERROR_INVALID_VALUE,)
         grid, block = (gridDimX, gridDimY, gridDimZ), (blockDimX, blockDimY, blockDimZ)
 
         def work():

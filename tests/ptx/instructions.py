@@ -42,7 +42,10 @@ def _simple(piece: Piece, item: Instruction) -> None:
     """d = f(operands), all of the opcode's type."""
     name, *modifiers, kind = item.parts
     kind = _without_sign(name, kind)
-    source = _SIMPLE[name](kind, set(modifiers), *(piece.value(text, kind) for text in item.operands[1:]))
+    given = [piece.value(text, kind) for text in item.operands[1:]]
+    if "ftz" in modifiers:
+        given = [f"flushed({text})" for text in given]
+    source = _SIMPLE[name](kind, set(modifiers), *given)
     if "ftz" in modifiers:
         source = f"flushed({source})"
     if "sat" in modifiers:
@@ -88,7 +91,7 @@ def _ld(piece: Piece, item: Instruction) -> None:
     if space == "local":
         call = f"machine.load_own(who, {address}, {kept}, {len(names)}, {item.text!r})"
     else:
-        call = f"machine.load(who, {address}, {space!r}, {kept}, {len(names)}, {item.text!r})"
+        call = f"machine.load(who, {address}, {space!r}, {'nc' in item.parts}, {kept}, {len(names)}, {item.text!r})"
     piece.lines.append(f"loaded = {call}")
     for i, name in enumerate(names):
         piece.set(name, kept, f"loaded[{i}]")
@@ -159,6 +162,8 @@ def _cvt(piece: Piece, item: Instruction) -> None:
         raise Unknown(str(item))
     elif origin != to:
         source = f"{source}.astype({to})"
+    if "ftz" in modifiers and to == "f32":
+        source = f"flushed({source})"
     if "sat" in modifiers:
         if to[0] != "f":
             raise Unknown(str(item))
@@ -179,7 +184,8 @@ def _multiply(piece: Piece, item: Instruction, added: str | None) -> None:
     name, *modifiers, kind = item.parts
     to, a, b = item.operands[:3]
     if kind[0] == "f":
-        product = f"{piece.value(a, kind)} * {piece.value(b, kind)}"
+        given = [piece.value(text, kind) for text in (a, b)]
+        product = " * ".join(f"flushed({text})" if "ftz" in modifiers else text for text in given)
         known = {"rn", "ftz", "sat"}
         if name != "mul" or set(modifiers) - known:
             raise Unknown(str(item))
@@ -294,9 +300,11 @@ def _plain(operator: str) -> Callable:
         directed = modifiers & {"rz", "rm", "rp"}
         if modifiers - {"rn", "ftz", "sat"} - directed or (modifiers and kind[0] != "f"):
             raise ValueError(f"modifiers {sorted(modifiers)}")
+        if directed and kind != "f32":
+            raise ValueError(f"modifiers {sorted(modifiers)} of {kind}")
         if directed:
             (how,) = directed
-            return f"toward({how!r}, {a}.astype(f64) {operator} {b}, {kind})"
+            return f"toward({how!r}, {a}.astype(f64), {operator}{b}.astype(f64))"
         return f"{a} {operator} {b}"
 
     return make
@@ -317,7 +325,7 @@ def _fma(kind: str, modifiers: set, a: str, b: str, c: str) -> str:
         return f"fused({a}, {b}, {c})"
     if kind != "f32" or how not in ({"rm"}, {"rp"}, {"rz"}):
         raise ValueError(f"modifiers {sorted(modifiers)} of {kind}")
-    return f"toward({how.pop()!r}, {a}.astype(f64) * {b} + {c}, f32)"
+    return f"toward({how.pop()!r}, {a}.astype(f64) * {b}, {c}.astype(f64))"
 
 
 def _extreme(function: str, integer: str) -> Callable:
@@ -341,7 +349,7 @@ def _not(kind: str, modifiers: set, a: str) -> str:
 
 def _rcp(kind: str, modifiers: set, a: str) -> str:
     if kind == "f64" and "approx" in modifiers:
-        return f"upper_half(1 / flushed({a}))"
+        return f"upper_half(1 / {a})"
     return _called("{kind}(1) / {0}", ("rn", "approx"))(kind, modifiers, a)
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 from ptx.instructions import SPECIAL
-from ptx.memory import Arena, Fault, Shared, stamps
+from ptx.memory import ATOMIC, CONSTANT, LOAD, STORE, Arena, Fault, Shared, placed, stamps
 from ptx.program import Unknown
-from ptx.traffic import Traffic
+from ptx.traffic import WARP, Traffic
 from ptx.translate import Code
 
 __all__ = ["Machine"]
 
-WARP = 32
 WAYS = ("bfly", "up", "down", "idx")
 #: About so many threads run side by side: a NumPy call takes as long as some thousand numbers.
 LANES = 8192
@@ -53,6 +52,11 @@ class Machine:
         return self._placed[code]
 
 
+def _unset(lanes: int, dtype) -> np.ndarray:
+    """A register that nobody has written: NaN, -1 or true."""
+    return np.full(lanes * np.dtype(dtype).itemsize, 0xFF if dtype is not np.bool_ else 1, np.uint8).view(dtype)
+
+
 class _Wave:
     """The lanes of some blocks of a launch. span: (the first block, how many)."""
 
@@ -75,14 +79,10 @@ class _Wave:
         self.epoch = np.zeros(self.blocks, np.int64)
         self.live = np.ones(self.lanes, np.bool_)
         self.shared = Shared(code.program.shared.values(), self.blocks)
-        self.places = {**self.shared.places, **constants}
-        at = 0
-        for symbol in code.program.local.values():
-            at = -(-at // symbol.align) * symbol.align
-            self.places[symbol.name] = at
-            at += symbol.nbytes
-        self.local = np.zeros((self.lanes, -(-at // 8) * 8), np.uint8)
-        self.registers = [np.zeros(self.lanes, _DTYPES[kind]) for kind in code.kinds.values()]
+        own, self.own_live = placed(code.program.local.values(), 16, 0)
+        self.places = {**self.shared.places, **constants, **own}
+        self.own = np.full((self.lanes, self.own_live.size), 0xFF, np.uint8)  # NaN, if it is read before it is written
+        self.registers = [_unset(self.lanes, _DTYPES[kind]) for kind in code.kinds.values()]
         number = self.block_of + span[0]
         special = {
             "tid": (within % block[0], within // block[0] % block[1], within // (block[0] * block[1])),
@@ -118,8 +118,6 @@ class _Wave:
             elif end.parts[0] == "bra":
                 self._jump(where, who, answer)
             elif end.parts[0] in ("ret", "exit"):
-                if answer is not None:
-                    raise Unknown(str(end))
                 self.live[who if who is not None else slice(None)] = False
             else:
                 self.waiting.setdefault(number, []).append(who)
@@ -178,7 +176,9 @@ class _Wave:
         if not moved:
             places = {str(self.code.program.blocks[n].end): self._joined(g) for n, g in self.waiting.items()}
             told = "; ".join(f"{self.lanes if w is None else w.size} threads wait at {t!r}" for t, w in places.items())
-            raise Fault(f"{told}; {int((~self.live).sum())} of {self.lanes} threads have left: they wait for ever")
+            raise Fault(
+                f"{told}; {int((~self.live).sum())} of {self.lanes} threads have left: not all wait at one place"
+            )
 
     def _barrier(self, end, lanes) -> None:
         """All threads of some blocks are there."""
@@ -212,23 +212,22 @@ class _Wave:
         other = ways.get(end.parts[2], (lane & segment) | (source & ~segment))  # else idx
         valid = other >= top if end.parts[2] == "up" else other <= top
         whence = self.first_of_warp[lanes] + np.where(valid, other, lane)
-        if (self.warp_of[np.minimum(whence, self.lanes - 1)] != self.warp_of[lanes]).any():
+        if ((whence >= self.lanes) | (self.warp_of[np.minimum(whence, self.lanes - 1)] != self.warp_of[lanes])).any():
             raise Fault(f"{end}: reads a lane that the warp does not have")
         value, _, told = to.partition("|")
-        found = self._operand(a, self.everyone)[whence]
-        self._put(value, lanes, found)
+        self._put(value, lanes, self._operand(a, self.everyone)[whence])
         if told in self.code.numbers:
             self._put(told, lanes, valid)
 
     def _operand(self, text: str, lanes) -> np.ndarray:
         if text in self.code.numbers:
-            return self.registers[self.code.numbers[text]][lanes]
+            return self.registers[self.code.numbers[text]][lanes].view(np.uint32)
         return np.full(lanes.shape, int(text, 0) % (1 << 32), np.uint32)
 
     def _put(self, name: str, lanes, values) -> None:
         number = self.code.numbers[name]
         kept = self.registers[number].copy()
-        kept[lanes] = values
+        kept[lanes] = values if values.dtype == np.bool_ else values.view(kept.dtype)
         self.registers[number] = kept
 
     # ---- what blocks of code ask for
@@ -246,7 +245,7 @@ class _Wave:
         lanes = self.everyone if who is None else who
         return lanes, np.broadcast_to(np.asarray(address, np.uint64), lanes.shape).view(np.int64)
 
-    def _elements(self, who, address, space: str, kind, count: int, stores: bool, what: str):
+    def _elements(self, who, address, space: str, kind, count: int, access: int, what: str):
         """(numbers of elements, the array they are of) for an access, which is looked at."""
         lanes, addresses = self._where(who, address)
         block = self.block_of[lanes]
@@ -254,46 +253,50 @@ class _Wave:
             self.traffic.note(addresses, self.warp_of[lanes], count * np.dtype(kind).itemsize, what)
         memory, shifts = (self.shared, block * self.shared.nbytes) if space == "shared" else (self.arena, block * 0)
         now = stamps(self.arena.runs, self.epoch[block], self.thread[lanes])
-        return memory.elements(addresses, shifts, now, self.threads, kind, count, stores, what)
+        return memory.elements(addresses, shifts, now, self.threads, kind, count, access, what)
 
-    def load(self, who, address, space: str, kind, count: int, what: str) -> list[np.ndarray]:
-        """`count` elements of global or shared memory from an address for each lane. Fault where they may not be read."""
-        first, memory = self._elements(who, address, space, kind, count, False, what)
+    def load(self, who, address, space: str, constant: bool, kind, count: int, what: str) -> list[np.ndarray]:
+        """`count` elements of global or shared memory from an address for each lane. Fault where they may not be read.
+
+        constant: nothing that runs changes them.
+        """
+        first, memory = self._elements(who, address, space, kind, count, CONSTANT if constant else LOAD, what)
         return [memory[first + i] for i in range(count)]
 
     def store(self, who, address, space: str, kind, values, what: str) -> None:
         """Elements to an address of global or shared memory for each lane. Fault where they may not be written."""
-        first, memory = self._elements(who, address, space, kind, len(values), True, what)
+        first, memory = self._elements(who, address, space, kind, len(values), STORE, what)
         for i, value in enumerate(values):
             memory[first + i] = value
 
     def compare_and_swap(self, who, address, kind, expected, new, what: str) -> np.ndarray:
         """What was there; the new value is put where that is expected, a lane after another."""
-        lanes, addresses = self._where(who, address)
-        found = np.empty(lanes.shape, kind)
-        expected, new = np.broadcast_to(expected, lanes.shape), np.broadcast_to(new, lanes.shape)
-        alone = np.full(1, -1)  # atomic accesses race with none
-        for i in range(lanes.size):
-            (at,), memory = self.arena.elements(addresses[i : i + 1], alone * 0, alone, 1, kind, 1, False, what)
+        places, memory = self._elements(who, address, "global", kind, 1, ATOMIC, what)
+        found = np.empty(places.shape, kind)
+        expected, new = np.broadcast_to(expected, places.shape), np.broadcast_to(new, places.shape)
+        for i, at in enumerate(places):
             found[i] = memory[at]
             if found[i] == expected[i]:
                 memory[at] = new[i]
         return found
 
-    def _local(self, who, address, kind, count: int, what: str):
+    def _own(self, who, address, kind, count: int, what: str):
         lanes, address = self._where(who, address)
         size = np.dtype(kind).itemsize
-        if (address % size).any() or (address < 0).any() or (address > self.local.shape[1] - size * count).any():
+        inside = (address >= 0) & (address <= self.own_live.size - size * count)
+        if not inside.all() or not (self.own_live[address] & self.own_live[address + size * count - 1]).all():
             raise Fault(f"{what}: outside of the thread's local memory")
-        return lanes, address // size, self.local.view(kind)
+        if (address % (size * count)).any():
+            raise Fault(f"{what}: on no boundary of {size * count} bytes in the thread's local memory")
+        return lanes, address // size, self.own.view(kind)
 
     def load_own(self, who, address, kind, count: int, what: str) -> list[np.ndarray]:
         """As load, of the thread's own memory."""
-        lanes, first, memory = self._local(who, address, kind, count, what)
+        lanes, first, memory = self._own(who, address, kind, count, what)
         return [memory[lanes, first + i] for i in range(count)]
 
     def store_own(self, who, address, kind, values, what: str) -> None:
         """As store, of the thread's own memory."""
-        lanes, first, memory = self._local(who, address, kind, len(values), what)
+        lanes, first, memory = self._own(who, address, kind, len(values), what)
         for i, value in enumerate(values):
             memory[lanes, first + i] = value

@@ -69,13 +69,16 @@ class Piece:
             return f"u{bits}({number % (1 << bits)}).view({kind})"
         if text.startswith("param:"):
             return f"u64(machine.parameters[{int(text[6:])}])"
-        if text in ("%SPL", "%SP"):
-            raise ValueError(f"{text} is not declared")
+        if text.startswith("%"):
+            raise ValueError(f"{text} is not known")
         return f"u64(machine.place({text!r}))"
 
     def address(self, text: str) -> str:
         inside = text.strip()[1:-1]
-        name, sign, offset = re.fullmatch(r"([^+\-]+?)\s*(?:([+\-])\s*(-?\d+))?", inside).groups()
+        found = re.fullmatch(r"([^+\-]+?)\s*(?:([+\-])\s*(-?\d+))?", inside)
+        if not found:
+            raise ValueError(text)
+        name, sign, offset = found.groups()
         base = self.value(name, "u64")
         number = int(offset or 0) * (-1 if sign == "-" else 1)
         return base if number == 0 else f"({base} + u64({number % (1 << 64)}))"

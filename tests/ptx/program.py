@@ -87,8 +87,8 @@ def read(text: str) -> Program:
     functions, entry, outside = _functions(text)
     program = Program(entry.name, entry.parameters)
     for statement in outside.split(";"):
-        shared = ".shared" in statement
-        _declare_memory(program, statement.strip(), program.shared if shared else program.constants)
+        if re.search(r"\.(global|shared|const)\b", statement):
+            _declare_memory(statement.strip(), program.shared if ".shared" in statement else program.constants)
     items: list[str | Instruction] = []
     copier = _Copier(program, functions, items)
     copier.copy(entry, {name: f"param:{i}" for i, name in enumerate(entry.parameters)}, None)
@@ -136,15 +136,15 @@ def _formal(text: str) -> list[str]:
 
 
 _MEMORY = re.compile(
-    r"\.(?:visible )?\s*\.?(?P<space>global|shared|local|const)\s+(?:\.align (?P<align>\d+) )?\.[bus](?P<bits>\d+)\s+(?P<name>[\w$]+)"
+    r"\.(?:visible )?\s*\.?(?P<space>global|shared|local|const)\s+(?:\.align (?P<align>\d+) )?\.[bufs](?P<bits>\d+)\s+(?P<name>[\w$]+)"
     r"(?:\[(?P<count>\d+)\])?(?:\s*=\s*\{(?P<content>[^}]*)\})?$"
 )
 
 
-def _declare_memory(program: Program, statement: str, into: dict[str, Symbol], name: str | None = None) -> bool:
+def _declare_memory(statement: str, into: dict[str, Symbol], name: str | None = None) -> None:
     found = _MEMORY.search(statement)
     if not found:
-        return False
+        raise Unknown(statement)
     size = int(found["count"] or 1) * int(found["bits"]) // 8
     content = None
     if found["space"] in ("global", "const"):
@@ -152,8 +152,8 @@ def _declare_memory(program: Program, statement: str, into: dict[str, Symbol], n
         if found["bits"] != "8" and numbers:
             raise Unknown(statement)
         content = bytes(numbers).ljust(size, b"\0")
-    into[name or found["name"]] = Symbol(name or found["name"], size, int(found["align"] or 1), content)
-    return True
+    align = int(found["align"] or int(found["bits"]) // 8)
+    into[name or found["name"]] = Symbol(name or found["name"], size, align, content)
 
 
 def _statements(body: str) -> Iterator[str]:
@@ -212,11 +212,11 @@ class _Copier:
                 name = re.sub(r"\[\d+\]$", "", statement.split()[-1])
                 memory[name] = f"slot:{prefix}.{self.count}.{name}"
             elif statement.startswith(".shared"):
-                _declare_memory(self.program, statement, self.program.shared)
+                _declare_memory(statement, self.program.shared)
             elif statement.startswith(".local"):
                 name = statement.split()[-1].partition("[")[0]
                 memory[name] = f"local:{prefix}.{name}"
-                _declare_memory(self.program, statement, self.program.local, memory[name])
+                _declare_memory(statement, self.program.local, memory[name])
             elif statement.startswith(".pragma"):
                 pass
             elif statement.startswith("call"):
@@ -257,7 +257,7 @@ class _Copier:
     def _instruction(
         self, statement: str, prefix: str, scopes: list, ranges: list, memory: dict, after: str | None
     ) -> None:
-        condition = None
+        condition, text = None, statement
         guarded = re.match(rf"@(!?)({_NAME})\s+(.*)", statement)
         if guarded:
             condition = (self._name(guarded[2], prefix, scopes, ranges, memory), guarded[1] == "!")
@@ -273,7 +273,7 @@ class _Copier:
                 ),
                 rest,
             )
-        self.items.append(Instruction(parts, _operands(rest), condition, f"{'@p ' if condition else ''}{statement}"))
+        self.items.append(Instruction(parts, _operands(rest), condition, text))
 
     def _call(self, statement: str, memory: dict) -> None:
         found = re.fullmatch(r"call(?:\.uni)?\s*(?:\(([^)]*)\)\s*,)?\s*([\w$]+)\s*(?:,\s*\(([^)]*)\))?", statement)
@@ -314,12 +314,14 @@ def _blocks(items: list[str | Instruction]) -> list[Block]:
         if isinstance(item, str):
             if blocks[-1].body:
                 blocks.append(Block(len(blocks), []))
+            if item[:-1] in places:
+                raise Unknown(f"the label {item[:-1]!r} twice")
             places[item[:-1]] = blocks[-1].number
+        elif item.condition is not None and item.parts[0] != "bra":
+            raise Unknown(f"a condition on what is no jump: {item}")
         elif item.parts[0] in ("bra", "ret", "exit", "bar", "barrier", "shfl"):
             blocks[-1].end = item
             blocks.append(Block(len(blocks), []))
-        elif item.condition is not None:
-            raise Unknown(f"a condition on what is no jump: {item}")
         else:
             blocks[-1].body.append(item)
     for block in blocks:

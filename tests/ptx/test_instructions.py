@@ -1,5 +1,7 @@
 """What instructions of PTX give, by themselves and in kernels."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -53,21 +55,127 @@ def test_the_smaller_and_the_larger(a, b):
 
 
 @pytest.mark.parametrize(("how", "found"), [("rni", 2), ("rzi", 2), ("rmi", 2), ("rpi", 3)])
-def test_floats_become_integers(how, found):
-    x = np.array([2.5, -1e30, 1e30, np.nan, np.inf])
-    expected = [found, -(2**31), 2**31 - 1, 0, 2**31 - 1]
-    np.testing.assert_array_equal(arithmetic.to_integer(x, np.int32, how), expected)
+@pytest.mark.parametrize(("source", "kind", "nothing"), [
+    ("f4", np.int32, 0), ("f8", np.int32, -(2**31)), ("f4", np.int64, -(2**63)), ("f4", np.uint32, 0), ("f8", np.uint64, 2**63),
+])  # fmt: skip
+def test_floats_become_integers(how, found, source, kind, nothing):
+    x = np.array([2.5, -1e30, 1e30, np.nan, np.inf], source)
+    low, high = np.iinfo(kind).min, np.iinfo(kind).max
+    np.testing.assert_array_equal(
+        arithmetic.to_integer(x, kind, how), np.array([found, low, high, nothing, high], kind)
+    )
 
 
-def test_a_fused_sum_is_rounded_once_and_others_as_asked():
+def test_a_fused_sum_is_rounded_once():
     a, c = np.float32(1 + 2**-12), np.float32(-1)
     assert arithmetic.fused(a, a, c) == np.float32(2**-11 + 2**-24)
     assert a * a + c == np.float32(2**-11)
-    exact = np.array([1 + 2**-30, -1 - 2**-30])
-    one, above = np.float32(1), np.nextafter(np.float32(1), np.float32(2))
-    assert arithmetic.toward("rm", exact, np.float32).tolist() == [one, -above]
-    assert arithmetic.toward("rp", exact, np.float32).tolist() == [above, -one]
-    assert arithmetic.toward("rz", exact, np.float32).tolist() == [one, -one]
+
+
+@pytest.mark.parametrize("small", [2.0**-30, 2.0**-80])  # seen in a sum of float64, and lost there
+def test_sums_are_rounded_as_asked(small):
+    a, b = np.array([1.0, -1.0, 1.0, -1.0, 1.0]), np.array([small, -small, -small, small, 1.0])
+    one, above, below = (
+        np.float32(1),
+        np.nextafter(np.float32(1), np.float32(2)),
+        np.nextafter(np.float32(1), np.float32(0)),
+    )
+    assert arithmetic.toward("rm", a, b).tolist() == [one, -above, below, -one, 2]
+    assert arithmetic.toward("rp", a, b).tolist() == [above, -one, one, -below, 2]
+    assert arithmetic.toward("rz", a, b).tolist() == [one, -one, below, -below, 2]
+
+
+NAN, INF, DENORMAL, TINY = float("nan"), float("inf"), 1.5 * 2.0**-127, 2.0**-149
+#: (an instruction, the values of its operands, what it gives). Registers: %p, %r, %rd, %f, %fd.
+GIVES = [
+    # comparisons of what has no order
+    *((f"setp.{how}.f32 %p0, %f1, %f2", (NAN, 1.0), how in ("ltu", "geu", "equ", "neu", "nan"))
+      for how in ("lt", "ge", "eq", "ne", "ltu", "geu", "equ", "neu", "num", "nan")),
+    *((f"setp.{how}.f64 %p0, %fd1, %fd2", (1.0, 2.0), how in ("lt", "ne", "ltu", "neu", "num"))
+      for how in ("lt", "ge", "eq", "ne", "ltu", "geu", "equ", "neu", "num", "nan")),
+    ("setp.lt.s32 %p0, %r1, %r2", (2**32 - 1, 1), True),
+    ("setp.lt.u32 %p0, %r1, %r2", (2**32 - 1, 1), False),
+    # floats at their edges
+    ("copysign.f32 %f0, %f1, %f2", (-0.0, 2.0), -2.0),
+    ("abs.f64 %fd0, %fd1", (-0.0,), 0.0),
+    ("neg.f32 %f0, %f1", (0.0,), -0.0),
+    ("min.f32 %f0, %f1, %f2", (NAN, -0.0), -0.0),
+    ("max.f64 %fd0, %fd1, %fd2", (-0.0, 0.0), 0.0),
+    ("add.f32 %f0, %f1, %f2", (DENORMAL, DENORMAL), 2 * DENORMAL),
+    ("add.ftz.f32 %f0, %f1, %f2", (DENORMAL, DENORMAL), 0.0),
+    ("add.ftz.f32 %f0, %f1, %f2", (3 * 2.0**-126, -2.5 * 2.0**-126), 0.0),
+    ("mul.ftz.f32 %f0, %f1, %f2", (2.0**-130, 2.0**100), 0.0),
+    ("mul.f32 %f0, %f1, %f2", (2.0**-130, 2.0**100), 2.0**-30),
+    ("rcp.approx.ftz.f32 %f0, %f1", (DENORMAL,), INF),
+    ("rcp.rn.f32 %f0, %f1", (DENORMAL,), float(np.float32(1 / DENORMAL))),
+    ("rcp.approx.ftz.f64 %fd0, %fd1", (3.0,), float.fromhex("0x1.55555p-2")),  # without its lower half
+    ("ex2.approx.ftz.f32 %f0, %f1", (-127.0,), 0.0),
+    ("ex2.approx.f32 %f0, %f1", (-127.0,), 2.0**-127),
+    ("lg2.approx.f32 %f0, %f1", (8.0,), 3.0),
+    ("add.sat.f32 %f0, %f1, %f2", (NAN, 1.0), 0.0),
+    ("cvt.sat.f32.f32 %f0, %f1", (1.5,), 1.0),
+    ("cvt.rn.ftz.f32.f64 %f0, %fd1", (2.0**-130,), 0.0),
+    ("cvt.rn.f32.f64 %f0, %fd1", (2.0**-130,), 2.0**-130),
+    ("cvt.f64.f32 %fd0, %f1", (TINY,), TINY),
+    ("cvt.rn.f32.s64 %f0, %rd1", (2**64 - 3,), -3.0),
+    ("cvt.rmi.f32.f32 %f0, %f1", (-0.5,), -1.0),
+    ("sqrt.rn.f64 %fd0, %fd1", (-1.0,), NAN),
+    # integers
+    ("cvt.s64.s32 %rd0, %r1", (2**32 - 2,), 2**64 - 2),
+    ("cvt.u64.u32 %rd0, %r1", (2**32 - 2,), 2**32 - 2),
+    ("cvt.u32.u64 %r0, %rd1", (2**40 + 7,), 7),
+    ("mul.hi.u32 %r0, %r1, %r2", (2**31, 6), 3),
+    ("mul.wide.s32 %rd0, %r1, %r2", (2**32 - 1, 5), 2**64 - 5),
+    ("mad.lo.s32 %r0, %r1, %r2, %r3", (7, 6, 2**32 - 2), 40),
+    ("shr.s64 %rd0, %rd1, %r2", (2**63, 63), 2**64 - 1),
+    ("max.s32 %r0, %r1, %r2", (2**32 - 1, 1), 1),
+    ("min.s64 %rd0, %rd1, %rd2", (2**64 - 1, 1), 2**64 - 1),
+    ("div.s64 %rd0, %rd1, %rd2", (2**64 - 7, 2), 2**64 - 3),
+    ("rem.s64 %rd0, %rd1, %rd2", (2**64 - 7, 2), 2**64 - 1),
+    ("bfi.b32 %r0, %r1, %r2, 4, 8", (0x5A5, 0xFFFFFFFF), 0xFFFFFA5F),
+    ("clz.b64 %r0, %rd1", (1,), 63),
+    ("selp.b32 %r0, %r1, %r2, %p3", (4, 5, False), 5),
+    ("mov.b32 %r0, %f1", (-0.0,), 2**31),
+    ("sub.cc.u32 %r3, %r1, %r2;\nsubc.u32 %r0, %r1, %r2", (1, 2), 2**32 - 2),
+    ("sub.cc.u32 %r3, %r2, %r1;\nsubc.u32 %r0, %r1, %r2", (1, 2), 2**32 - 1),
+    ("mad.lo.cc.u32 %r3, %r1, %r2, %r1;\nmadc.hi.u32 %r0, %r1, %r2, %r1", (2**32 - 1, 1), 2**32 - 1 + 1 - 2**32),
+    ("add.cc.u32 %r3, %r1, %r1;\naddc.u32 %r0, %r2, %r2", (2**31, 5), 11),
+]  # fmt: skip
+_REGISTERS = {"f": ("f32", "%f"), "fd": ("f64", "%fd"), "r": ("u32", "%r"), "rd": ("u64", "%rd"), "p": ("pred", "%p")}
+
+
+@pytest.mark.parametrize(("line", "values", "expected"), GIVES, ids=lambda item: item if isinstance(item, str) else "")
+def test_what_an_instruction_gives(arena, line, values, expected):
+    """Registers 1, 2 and 3 hold the values, number 0 of its kind takes the result."""
+    text = re.sub(r"%(fd|f|rd|r|p)([0-3])\b", lambda m: f"%{m[1]}{int(m[2]) + 5}", line)  # beside those that `run` uses
+    named = [name for name in re.findall(r"%(?:fd|f|rd|r|p)[5-8]\b", text) if name[-1] != "5"]
+    for name in sorted(set(named), key=lambda name: name[-1])[: len(values)][::-1]:
+        value, stem = values[int(name[-1]) - 6], name[1:-1]
+        kind = _REGISTERS[stem][0]
+        bits = {
+            "f32": lambda v: f"0f{np.float32(v).view(np.uint32):08X}",
+            "f64": lambda v: f"0d{np.float64(v).view(np.uint64):016X}",
+        }
+        text = f"mov.{kind} {name}, {bits.get(kind, lambda v: int(v))(value)};\n{text}"
+    stem = re.search(r"%(fd|f|rd|r|p)5\b", text)[1]
+    store = {
+        "p": "selp.u64 %rd9, 1, 0, %p5", "r": "cvt.u64.u32 %rd9, %r5", "rd": "mov.u64 %rd9, %rd5",
+        "f": "cvt.f64.f32 %fd9, %f5;\nmov.b64 %rd9, %fd9", "fd": "mov.b64 %rd9, %fd5",
+    }[stem]  # fmt: skip
+    (found,) = run(arena, f"{text};\n{store};\nst.global.u64 [%rd3], %rd9;", np.zeros(1, np.uint64), threads=1)
+    if stem in ("f", "fd"):
+        assert repr(float(found.view(np.float64)[0])) == repr(float(expected))
+    else:
+        assert int(found[0]) == int(expected)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("s8", 2**64 - 2), ("u8", 254), ("s32", 2**64 - 2), ("u32", 2**32 - 2)])
+def test_loads_fill_a_wider_register_by_their_sign(arena, kind, expected):
+    register = "%h0" if kind in ("u8", "s8") else "%rd9"
+    wide = f"cvt.{kind[0]}64.{kind[0]}16 %rd9, %h0;\n" if register == "%h0" else ""
+    body = f"ld.global.{kind} {register}, [%rd3];\n{wide}st.global.u64 [%rd3], %rd9;"
+    (found,) = run(arena, body, np.array([-2]), threads=1)
+    assert int(found.view(np.uint64)[0]) == expected
 
 
 def test_threads_that_take_different_ways(arena):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from ptx import arithmetic
 from ptx.instructions import CARRY, SPECIAL, slot_of, write
 from ptx.piece import Piece, local
-from ptx.program import Block, Instruction, Program
+from ptx.program import Block, Program, Unknown
 
 __all__ = ["Code"]
 
@@ -25,9 +25,7 @@ class Code:
     def __init__(self, program: Program):
         self.program = program
         self.kinds = dict.fromkeys(SPECIAL, "u32") | {CARRY: "pred"} | dict(program.registers)
-        for block in program.blocks:
-            for item in block.body:
-                self._slots(item)
+        self._slots(program)
         self.numbers = {name: i for i, name in enumerate(self.kinds)}
         written = [self._block(block) for block in program.blocks]
         outside = {name for piece, _, waits in written for name in (*piece.first_read, *waits)}
@@ -39,13 +37,17 @@ class Code:
         exec(compile(source, f"<{program.name}>", "exec"), scope)
         self.blocks: list[Callable] = [scope[f"block{block.number}"] for block in program.blocks]
 
-    def _slots(self, item: Instruction) -> None:
+    def _slots(self, program: Program) -> None:
         """Parameters of functions that are called are registers of their own."""
-        if item.parts[:2] in (("ld", "param"), ("st", "param")):
+        places: dict[str, set[str]] = {"ld": set(), "st": set()}
+        for item in (item for block in program.blocks for item in block.body if item.parts[1:2] == ("param",)):
             place = item.operands[1 if item.parts[0] == "ld" else 0].strip("[]")
             if place.startswith("slot:"):
                 kind = item.parts[-1]
+                places[item.parts[0]].add(slot_of(place))
                 self.kinds.setdefault(slot_of(place), kind if kind[0] == "f" else f"u{kind[1:]}")
+        if places["ld"] - places["st"]:
+            raise Unknown(f"parameters that are read and nowhere written: {sorted(places['ld'] - places['st'])}")
 
     def _block(self, block: Block) -> tuple[Piece, str, list[str]]:
         """(its lines, the source of its answer, the registers that whoever ends its waiting reads)."""

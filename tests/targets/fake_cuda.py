@@ -183,7 +183,7 @@ class FakeCuda:
         return CUresult.CUDA_SUCCESS, self.total - self._used(), self.total
 
     def _aligned(self, nbytes: int) -> np.ndarray:
-        raw = np.full(nbytes + PAGE, 0xA5, np.uint8)  # memory is not zero by itself
+        raw = np.full(nbytes + PAGE, 0xFF, np.uint8)  # memory is not zero by itself: NaN, or -1
         start = -raw.ctypes.data % PAGE
         return raw[start : start + nbytes]
 
