@@ -28,7 +28,7 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_a_step_of_training(name, dtype):
-    """Loss, weights and running statistics, relative to the largest of each; sums are taken in other orders."""
+    """Loss, weights and running statistics, relative to the largest of each, or 1; sums are taken in other orders."""
     make, shape = NETWORKS[name]
     random = np.random.default_rng(0)
     X, y = random.standard_normal(shape), random.integers(0, 10, shape[0])

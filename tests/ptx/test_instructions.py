@@ -314,10 +314,37 @@ def test_loads_and_stores_of_several_elements(arena):
 
 @pytest.mark.parametrize("first", [0, 5])
 def test_one_thread_swaps(arena, first):
-    (found,) = run(
+    """Each thread gets what it met: the first what was there, all others what it left."""
+    found, met = run(
         arena,
-        "cvt.u64.u32 %rd5, %r1;\nadd.s64 %rd5, %rd5, 100;\natom.global.cas.b64 %rd6, [%rd0], 0, %rd5;",
+        """
+        cvt.u64.u32 %rd5, %r1;
+        add.s64 %rd5, %rd5, 100;
+        atom.global.cas.b64 %rd6, [%rd0], 0, %rd5;
+        st.global.u64 [%rd4], %rd6;
+        """,
         np.array([first]),
+        np.zeros(64, np.int64),
         blocks=2,
     )
     assert found[0] == (first or 100)
+    assert met.tolist() == [first] + [first or 100] * 63
+
+
+def test_a_register_that_was_copied_keeps_its_value_where_the_copy_changes_for_some(arena):
+    (found,) = run(
+        arena,
+        """
+        cvt.u64.u32 %rd5, %r0;
+        mov.u64 %rd6, %rd5;
+        setp.gt.u32 %p0, %r0, 3;
+        @%p0 bra $after;
+        mov.u64 %rd6, 100;
+    $after:
+        mad.lo.s64 %rd7, %rd5, 1000, %rd6;
+        st.global.u64 [%rd3], %rd7;
+        """,
+        np.zeros(32, np.int64),
+    )
+    thread = np.arange(32)
+    np.testing.assert_array_equal(found, 1000 * thread + np.where(thread > 3, thread, 100))
