@@ -372,8 +372,6 @@ _SIMPLE: dict[str, Callable] = {
     "rcp": _rcp,
     "ex2": _called("approximate(np.exp2, {})", ("approx",)),
     "lg2": _called("approximate(np.log2, {})", ("approx",)),
-    "sin": _called("approximate(np.sin, {})", ("approx",)),
-    "cos": _called("approximate(np.cos, {})", ("approx",)),
     "copysign": _called("np.copysign({1}, {0})"),
 }
 

@@ -100,10 +100,20 @@ def test_no_library_no_device_and_old_ones_are_told():
         NvidiaDriver(Absent())
     with pytest.raises(DeviceError, match="no NVIDIA GPU, or CUDA_VISIBLE_DEVICES hides it"):
         NvidiaDriver(FakeCuda(count=0))
-    with pytest.raises(DeviceError, match=r"offers CUDA 12.4.*for CUDA 13.*tapeprop\[cuda12\]"):
+    with pytest.raises(
+        DeviceError, match=r"offers CUDA 12.4.*for CUDA 13; update the driver, or build with device='cpu'"
+    ):
         NvidiaDriver(FakeCuda(version=12040))
-    with pytest.raises(DeviceError, match=r"7\.0.*tapeprop\[cuda12\]"):
+    with pytest.raises(DeviceError, match=r"7\.0.*no longer serves; use a newer GPU"):
         NvidiaDriver(FakeCuda(capability=(7, 0)))
+
+
+def test_packages_whose_compiler_would_never_end_are_refused():
+    class Old(FakeCuda):
+        CUDA_VERSION = 12090
+
+    with pytest.raises(DeviceError, match=r"are for CUDA 12, .*tapeprop\[cuda\].*driver of CUDA 13, or build"):
+        NvidiaDriver(Old())
 
 
 def test_absent_bindings_are_told(monkeypatch):

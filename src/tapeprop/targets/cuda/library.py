@@ -16,7 +16,7 @@ SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 
 #: The distributions that are told in reports.
 _PARTS = ("numba-cuda", "cuda-core", "cuda-bindings", "numba", "llvmlite")
-REMEDY = 'install them with: pip install "tapeprop[cuda]" (drivers of CUDA 13; for CUDA 12: "tapeprop[cuda12]")'
+REMEDY = 'install them with: pip install "tapeprop[cuda]" (it needs a driver of CUDA 13)'
 
 
 def missing_parts() -> list[str]:

@@ -140,7 +140,12 @@ def open_device(calls: Calls, ordinal: int) -> Opened:
     if running[0] < wanted:
         raise DeviceError(
             f"NVIDIA's driver offers CUDA {running[0]}.{running[1]}, and the installed packages are for CUDA {wanted}; "
-            f'update the driver, or install those for CUDA {running[0]}: pip install "tapeprop[cuda{running[0]}]"'
+            f"update the driver, {_INSTEAD}"
+        )
+    if wanted < 13:
+        raise DeviceError(
+            f"the installed packages are for CUDA {wanted}, whose compiler does not come to an end with products of matrices "
+            f'(12.6, 12.8 and 12.9 were tried); pip install "tapeprop[cuda]" with a driver of CUDA 13, {_INSTEAD}'
         )
     count = _value(calls, bindings.cuDeviceGetCount())
     if count <= ordinal:
@@ -157,8 +162,7 @@ def open_device(calls: Calls, ordinal: int) -> Opened:
     name = _value(calls, bindings.cuDeviceGetName(256, device)).split(b"\0")[0].decode(errors="replace")
     if wanted >= 13 and (major, minor) < (7, 5):
         raise DeviceError(
-            f"{name} has compute capability {major}.{minor}, which CUDA 13 no longer serves; "
-            'pip install "tapeprop[cuda12]" instead'
+            f"{name} has compute capability {major}.{minor}, which CUDA 13 no longer serves; use a newer GPU, {_INSTEAD}"
         )
     context = _value(calls, bindings.cuDevicePrimaryCtxRetain(device))
     return Opened(device, context, name, (major, minor), running)
