@@ -4,10 +4,11 @@ import threading
 
 import numpy as np
 import pytest
+from on_device.memory_for_tests import on, read, row_of
 
 from tapeprop.errors import CompileError
 from tapeprop.ir.device import SIMULATED_DEVICE
-from tapeprop.ir.kernels import FIRST_FIELD, Kernel
+from tapeprop.ir.kernels import Kernel
 from tapeprop.targets.cuda.driver import open_driver, use_driver
 from tapeprop.targets.cuda.library import SIMULATED
 from tapeprop.targets.cuda.simulated import SimulatedDriver
@@ -20,24 +21,6 @@ ONE = ((1, 1, 1), (1, 1, 1))
 @pytest.fixture
 def driver():
     return SimulatedDriver()
-
-
-def on(driver, array):
-    """Memory of the device with a copy of `array`."""
-    allocation = driver.allocate(array.nbytes)
-    driver.upload(allocation.address, array)
-    return allocation
-
-
-def row_of(driver, address, size):
-    """A row on the device for a kernel of one array."""
-    return on(driver, np.array([0] * FIRST_FIELD + [address, size]))
-
-
-def read(driver, allocation, dtype):
-    found = np.empty(allocation.nbytes // np.dtype(dtype).itemsize, dtype)
-    driver.download(found, allocation.address)
-    return found
 
 
 def test_the_process_runs_in_the_simulator():

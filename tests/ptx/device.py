@@ -8,6 +8,7 @@ device of tests.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -104,41 +105,19 @@ class PtxCuda(FakeCuda):
         self.codes[number] = (name.decode(), Code(read(self.modules[hmod].decode())))
         return CUresult.CUDA_SUCCESS, number
 
-    def cuLaunchKernel(
-        self,
-        f,
-        gridDimX,
-        gridDimY,
-        gridDimZ,
-        blockDimX,
-        blockDimY,
-        blockDimZ,
-        sharedMemBytes,
-        hStream,
-        kernelParams,
-        extra,
-    ):
-        pointers = (ctypes.c_void_p * 2).from_address(kernelParams)
-        parameters = tuple(
-            ctypes.c_int64.from_address(pointer).value for pointer in pointers
-        )  # copied now, as CUDA does
+    def _work_of(self, f, grid, block, row, control):
         name, code = self.codes[f]
         shared = sum(symbol.nbytes for symbol in code.program.shared.values())
-        if (
-            blockDimX * blockDimY * blockDimZ > MOST_THREADS
-            or max(gridDimY, gridDimZ) > MOST_BLOCKS
-            or shared > MOST_SHARED
-        ):
-            return (CUresult.CUDA_ERROR_INVALID_VALUE,)
-        grid, block = (gridDimX, gridDimY, gridDimZ), (blockDimX, blockDimY, blockDimZ)
+        if math.prod(block) > MOST_THREADS or max(grid[1:]) > MOST_BLOCKS or shared > MOST_SHARED:
+            return None
 
         def work():
             self.clock += 1.0
             if self.machine.traffic is not None:
                 self.machine.traffic.kernel = name
             try:
-                self.machine.run(code, grid, block, parameters)
+                self.machine.run(code, grid, block, (row, control))
             except Fault as fault:
                 raise Fault(f"kernel {name}: {fault}") from None
 
-        return self._later(hStream, work)
+        return work

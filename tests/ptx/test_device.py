@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from on_device.memory_for_tests import on, read, row_of
 from ptx.device import open_ptx_device
 from ptx.memory import Fault
 from ptx.traffic import Traffic
 
-from tapeprop.errors import DeviceMemoryError
+from tapeprop.errors import DeviceError, DeviceMemoryError
 from tapeprop.ir.kernels import FIRST_FIELD, Kernel
 from tapeprop.targets.cuda.library import SIMULATED, missing_parts
 from tapeprop.targets.cuda.nvidia import NvidiaDriver
@@ -20,24 +21,6 @@ ONE = ((1, 1, 1), (32, 1, 1))
 @pytest.fixture
 def driver():
     return open_ptx_device(1 << 26)
-
-
-def on(driver, array):
-    """Memory of the device with a copy of `array`."""
-    allocation = driver.allocate(array.nbytes)
-    driver.upload(allocation.address, array)
-    return allocation
-
-
-def row_of(driver, address, size):
-    """A row on the device for a kernel of one array."""
-    return on(driver, np.array([0] * FIRST_FIELD + [address, size]))
-
-
-def read(driver, allocation, dtype):
-    found = np.empty(allocation.nbytes // np.dtype(dtype).itemsize, dtype)
-    driver.download(found, allocation.address)
-    return found
 
 
 def test_it_is_the_driver_of_a_gpu(driver):
@@ -69,6 +52,13 @@ def test_a_warp_moves_what_it_asks_for(driver):
     assert "scaled" in label
     floats = sum(counts for (_, what), counts in traffic.moved.items() if ".f32" in what)
     assert tuple(floats) == (2 * (1 << 12) * 4 // 32,) * 2  # each read once and written once
+
+
+@pytest.mark.parametrize(("grid", "block"), [((1, 1, 1), (1025, 1, 1)), ((1, 65536, 1), (32, 1, 1))])
+def test_launches_that_no_gpu_takes_are_refused(driver, grid, block):
+    kernel = Kernel.of(f"{HERE}:scaled", factor=2.0)
+    with pytest.raises(DeviceError, match="INVALID_VALUE"):
+        driver.launch(driver.load([kernel])[kernel], grid, block, driver.allocate(64).address, 0)
 
 
 @pytest.mark.parametrize("step", [1, -1])

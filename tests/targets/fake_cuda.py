@@ -275,6 +275,12 @@ class FakeCuda:
     ):
         pointers = (ctypes.c_void_p * 2).from_address(kernelParams)
         row, control = (ctypes.c_int64.from_address(pointer).value for pointer in pointers)  # copied now, as CUDA does
+        grid, block = (gridDimX, gridDimY, gridDimZ), (blockDimX, blockDimY, blockDimZ)
+        work = self._work_of(f, grid, block, row, control)
+        return (CUresult.CUDA_ERROR_INVALID_VALUE,) if work is None else self._later(hStream, work)
+
+    def _work_of(self, f: int, grid: tuple, block: tuple, row: int, control: int) -> Callable[[], Any] | None:
+        """What a launch does once its turn comes; None where it is refused."""
         symbol = self.functions[f]
 
         def work():
@@ -284,7 +290,7 @@ class FakeCuda:
             elif symbol in self.kernels:
                 self.kernels[symbol](row, control)
 
-        return self._later(hStream, work)
+        return work
 
     # ---- streams, events, graphs
 
